@@ -1,0 +1,30 @@
+"""What alignment changed, in numbers and pictures: pure functions of numpy arrays, apart from any model.
+
+scikit-learn and matplotlib are imported only inside the functions that need them; they come with
+`pip install "gmail-hf[evaluation]"`.
+"""
+
+from .alignment import alignment_metrics, centroid_distance, paired_cosine, separability
+from .readout import AffineMap, GapClosed, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
+from .retrieval import ranks_from_similarity, recall_at_k, retrieval_ranks
+from .train_on_generated import PairEmbeddings, to_markdown, train_on_generated
+
+__all__ = [
+    "AffineMap",
+    "GapClosed",
+    "PairEmbeddings",
+    "alignment_metrics",
+    "centroid_distance",
+    "coral",
+    "gap_closed",
+    "logistic_probe",
+    "mean_shift",
+    "nearest_centroid",
+    "paired_cosine",
+    "ranks_from_similarity",
+    "recall_at_k",
+    "retrieval_ranks",
+    "separability",
+    "to_markdown",
+    "train_on_generated",
+]
