@@ -56,7 +56,7 @@ def check_labels(labels: np.ndarray, n: int, name: str) -> np.ndarray:
     if labels.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), one label for each embedding, got {labels.shape}")
     if len(np.unique(labels)) < 2:
-        raise ValueError(f"{name} are all {labels[0]!r}; a readout needs two classes or more")
+        raise ValueError(f"{name} are all {labels[0]}; a readout needs two classes or more")
     return labels
 
 

@@ -54,7 +54,7 @@ def _check_readout(train, train_labels, test, test_labels):
     test_labels = check_labels(test_labels, len(test), "test_labels")
     unseen = np.setdiff1d(test_labels, train_labels)
     if len(unseen):
-        raise ValueError(f"test_labels hold {unseen[0]!r}, which train_labels never do; train on every class you test")
+        raise ValueError(f"test_labels hold {unseen[0]}, which train_labels never do; train on every class you test")
     return train, train_labels, test, test_labels
 
 

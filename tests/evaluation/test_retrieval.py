@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from gmail_hf.evaluation import ranks_from_similarity, recall_at_k, retrieval, retrieval_ranks
+
+
+def test_hand_worked_matrix():
+    similarity = np.array(
+        [
+            [0.9, 0.1, 0.3, 0.2],  # its own target is first
+            [0.8, 0.5, 0.6, 0.1],  # two others come before it
+            [0.4, 0.4, 0.4, 0.4],  # three others tie with it, all before it
+            [0.7, 0.2, 0.1, 0.7],  # one other ties with it
+        ]
+    )
+    ranks = ranks_from_similarity(similarity, np.eye(4, dtype=bool))
+    assert ranks.tolist() == [1, 3, 4, 2]
+    assert recall_at_k(ranks, (1, 2, 3, 4)) == {"R@1": 0.25, "R@2": 0.5, "R@3": 0.75, "R@4": 1.0}
+
+
+def test_several_relevant_targets_are_judged_by_the_best():
+    similarity = np.array([[0.2, 0.9, 0.5, 0.9], [0.9, 0.1, 0.8, 0.1]])
+    relevant = np.array([[True, True, False, False], [False, True, True, False]])
+    # Row 0: 0.9 ties with the wrong target 3. Row 1: 0.8 comes after one wrong target; its other answer is far behind.
+    assert ranks_from_similarity(similarity, relevant).tolist() == [2, 2]
+    # Two right answers that tie with each other are no obstacle.
+    assert ranks_from_similarity(np.array([[0.9, 0.9, 0.1]]), np.array([[True, True, False]])).tolist() == [1]
+
+
+def test_a_collapsed_model_gets_nothing():
+    collapsed = np.tile(np.random.default_rng(0).normal(size=(1, 48)), (301, 1)).astype(np.float32)
+    noise = np.random.default_rng(1).normal(scale=1e-9, size=collapsed.shape)  # below what float32 resolves
+    for embeds in (collapsed, collapsed + noise):
+        ranks = retrieval_ranks(embeds, embeds)
+        assert (ranks == 301).all()
+        assert recall_at_k(ranks)["R@10"] == 0.0
+
+
+def test_ids_and_blocks_agree_with_the_whole_matrix(monkeypatch):
+    rng = np.random.default_rng(2)
+    queries, gallery = rng.normal(size=(37, 8)), rng.normal(size=(23, 8))
+    query_ids, gallery_ids = rng.integers(0, 5, 37), np.arange(23) % 5
+    unit = [array / np.linalg.norm(array, axis=1, keepdims=True) for array in (queries, gallery)]
+    expected = ranks_from_similarity(unit[0] @ unit[1].T, query_ids[:, None] == gallery_ids[None, :])
+    monkeypatch.setattr(retrieval, "MAX_BLOCK", 23 * 4)  # four queries a block, the last one smaller
+    names = np.array(["ant", "bee", "cat", "dog", "eel"])
+    assert retrieval_ranks(queries, gallery, query_ids, gallery_ids).tolist() == expected.tolist()
+    assert retrieval_ranks(queries, gallery, names[query_ids], names[gallery_ids]).tolist() == expected.tolist()
+
+
+def test_either_of_two_ids_makes_an_entry_relevant():
+    queries = np.array([[1.0, 0.0]])
+    gallery = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    query_ids = np.array([["image 1", "caption 7"]])
+    gallery_ids = np.array([["image 2", "caption 8"], ["image 3", "caption 7"], ["image 1", "caption 9"]])
+    assert retrieval_ranks(queries, gallery, query_ids, gallery_ids).tolist() == [2]  # by its caption
+    assert retrieval_ranks(queries, gallery, query_ids[:, 0], gallery_ids[:, 0]).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: retrieval_ranks(np.ones((2, 3)), np.ones((4, 3))), "give ids for both"),
+        (lambda: retrieval_ranks(np.ones((2, 3)), np.ones((2, 4))), "differ in dimension"),
+        (lambda: retrieval_ranks(np.ones((0, 3)), np.ones((2, 3))), "queries is empty"),
+        (lambda: retrieval_ranks(np.array([[1.0, 2.0], [np.nan, 0.0]]), np.ones((2, 2))), "first is row 1"),
+        (lambda: retrieval_ranks(np.array([[1.0, 2.0], [0.0, 0.0]]), np.ones((2, 2))), "first is row 1"),
+        (lambda: retrieval_ranks(np.ones((2, 2)), np.ones((2, 2)), np.arange(2)), "or neither"),
+        (lambda: retrieval_ranks(np.ones((2, 2)), np.ones((2, 2)), np.arange(3), np.arange(2)), "query_ids must"),
+        (lambda: retrieval_ranks(np.ones((2, 2)), np.ones((2, 2)), np.arange(2), np.arange(2) + 1), "query 0 has no"),
+        (lambda: ranks_from_similarity(np.ones((2, 2)), np.eye(3)), r"\(n, m\) both"),
+        (lambda: ranks_from_similarity(np.array([[1.0], [np.inf]]), np.ones((2, 1))), "row 1"),
+        (lambda: recall_at_k(np.array([0, 1])), "ranks must be"),
+        (lambda: recall_at_k(np.array([1]), (0,)), "at least 1"),
+    ],
+)
+def test_errors_say_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
