@@ -5,6 +5,7 @@ scikit-learn and matplotlib are imported only inside the functions that need the
 """
 
 from .alignment import alignment_metrics, centroid_distance, paired_cosine, separability
+from .plots import plot_embeddings, plot_pairs
 from .readout import AffineMap, GapClosed, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
 from .retrieval import ranks_from_similarity, recall_at_k, retrieval_ranks
 from .train_on_generated import PairEmbeddings, to_markdown, train_on_generated
@@ -21,6 +22,8 @@ __all__ = [
     "mean_shift",
     "nearest_centroid",
     "paired_cosine",
+    "plot_embeddings",
+    "plot_pairs",
     "ranks_from_similarity",
     "recall_at_k",
     "retrieval_ranks",
