@@ -1,0 +1,37 @@
+"""GMAIL (Mo & Yun, ICML 2025) for the Hugging Face ecosystem: generated images as a modality of their own."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPProcessor,
+    CLIPTokenizer,
+)
+
+from .configuration_gmail import GmailConfig, GmailVisionConfig
+from .losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss
+from .modeling_gmail import GmailCLIPModel, GmailOutput, GmailVisionModel
+
+__version__ = "0.1.0"
+
+AutoConfig.register("gmail_clip", GmailConfig)
+AutoConfig.register("gmail_clip_vision_model", GmailVisionConfig)
+AutoModel.register(GmailConfig, GmailCLIPModel)
+AutoModel.register(GmailVisionConfig, GmailVisionModel)
+AutoModelForZeroShotImageClassification.register(GmailConfig, GmailCLIPModel)
+AutoProcessor.register(GmailConfig, CLIPProcessor)
+AutoTokenizer.register(GmailConfig, CLIPTokenizer)
+
+__all__ = [
+    "GmailCLIPModel",
+    "GmailConfig",
+    "GmailLossConfig",
+    "GmailOutput",
+    "GmailVisionConfig",
+    "GmailVisionModel",
+    "alignment_loss",
+    "consistency_loss",
+    "contrastive_loss",
+]

@@ -1,0 +1,309 @@
+"""How a two-branch CLIP is made, stored and exported: CLIP checkpoints in, PEFT folders in and out, plain CLIPs out."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel
+from transformers.utils import cached_file
+
+from .configuration_gmail import ADAPTER_FIELDS, TEXT_ADAPTER, GmailConfig
+from .layers import ModalityLoRALinear
+
+PEFT_PREFIX = "base_model.model."
+PROJECTION = "visual_projection"
+# A few numbers of the base CLIP, stored with each adapter: they tell another base, at any precision.
+SIGNATURE = "gmail_base_signature"
+SIGNATURE_SIZE = 16
+
+
+class AdapterMixin:
+    """The part of [`GmailCLIPModel`] that reads and writes checkpoints."""
+
+    @classmethod
+    def from_clip(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
+        """
+        Put fresh adapters on a pretrained CLIP; every branch then equals that CLIP bit for bit.
+
+        Args:
+            pretrained_model_name_or_path: a Hub id or folder of any `CLIPModel`.
+            kwargs: fields of [`GmailConfig`], such as `lora_rank`; anything else goes to
+                `CLIPModel.from_pretrained`, such as `revision`, `dtype`, `attn_implementation`.
+
+        Raises:
+            ValueError: an invalid field, or a checkpoint that lacks weights of a `CLIPModel`.
+        """
+        own = set(GmailConfig.__dataclass_fields__) - set(CLIPConfig.__dataclass_fields__)
+        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in own}
+        fields.setdefault("base_model_name_or_path", str(pretrained_model_name_or_path))
+        fields.setdefault("base_model_revision", kwargs.get("revision"))
+        GmailConfig(**fields)  # a wrong field is told before the download
+        clip, info = CLIPModel.from_pretrained(
+            pretrained_model_name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
+        )
+        if info["missing_keys"]:
+            raise ValueError(
+                f"'{pretrained_model_name_or_path}' is no complete CLIPModel; it lacks {_some(info['missing_keys'])}."
+            )
+        config = GmailConfig.from_clip_config(clip.config, **fields)
+        model = cls._from_config(config, dtype=clip.dtype, attn_implementation=clip.config._attn_implementation)
+        model.load_state_dict(clip.state_dict(), strict=False)  # the keys not in it are the adapters'
+        model.visual_projection.reset_branches()
+        return model.to(clip.device).eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """
+        Load a checkpoint that [`~GmailCLIPModel.save_pretrained`] wrote; arguments as in `PreTrainedModel`.
+
+        Raises:
+            ValueError: the checkpoint's weights are not exactly this model's; nothing is made up at random.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
+        )
+        check_nothing_missing(pretrained_model_name_or_path, info["missing_keys"])
+        if info["unexpected_keys"]:
+            raise ValueError(
+                f"'{pretrained_model_name_or_path}' holds weights that this configuration has no place for: "
+                f"{_some(info['unexpected_keys'])}. Check `trainable_modalities`, `lora_targets` and `text_lora`."
+            )
+        model.freeze_base()
+        return (model, info) if with_info else model
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """
+        Write the whole checkpoint and, beside it, each branch as a PEFT folder.
+
+        `CLIPModel.from_pretrained(save_directory)` gives the shared CLIP, which is the `real` branch unless that one
+        was trained; `PeftModel.from_pretrained(clip, save_directory, subfolder="gen")` gives the `gen` branch.
+        Arguments are those of `PreTrainedModel.save_pretrained`.
+        """
+        hub = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "create_pr") if key in kwargs}
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if not is_main_process:
+            return
+        self.save_adapters(save_directory)
+        if push_to_hub:
+            # transformers would upload before the adapters are written.
+            api = HfApi(token=kwargs.get("token"))
+            repo_id = hub.pop("repo_id", Path(save_directory).name)
+            repo_id = api.create_repo(repo_id, private=hub.pop("private", None), exist_ok=True).repo_id
+            api.upload_folder(repo_id=repo_id, folder_path=save_directory, **hub)
+
+    def save_adapters(self, save_directory: str | os.PathLike) -> None:
+        """
+        Write each branch, and the `text` adapter if there is one, as a PEFT folder `save_directory/<name>`.
+
+        A branch without an adapter is written as one that changes nothing.
+        """
+        from peft import LoraConfig
+
+        signature = {"format": "pt", SIGNATURE: json.dumps(self._base_signature())}
+        for name in self._adapter_folders():
+            folder = Path(save_directory, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            tower = "text_model" if name == TEXT_ADAPTER else "vision_model"
+            LoraConfig(
+                r=self.config.lora_rank,
+                lora_alpha=self.config.lora_alpha,
+                lora_dropout=self.config.lora_dropout,
+                target_modules=rf"{tower}\.encoder\.layers\.\d+\.\w+\.({'|'.join(self.config.lora_targets)})",
+                modules_to_save=None if name == TEXT_ADAPTER else [PROJECTION],
+                base_model_name_or_path=self.config.base_model_name_or_path,
+                revision=self.config.base_model_revision,
+                inference_mode=True,
+            ).save_pretrained(folder)
+            weights = {key: tensor.detach().contiguous() for key, tensor in self._peft_tensors(name).items()}
+            # Written beside and renamed: an interrupted save leaves the old file whole.
+            partial = folder / "adapter_model.safetensors.part"
+            save_file(weights, partial, metadata=signature)
+            os.replace(partial, folder / "adapter_model.safetensors")
+
+    def load_adapters(
+        self, pretrained_model_name_or_path: str | os.PathLike, modality: str | None = None, **hub_kwargs: Any
+    ) -> None:
+        """
+        Load PEFT folders into this model's branches. Everything is checked before a weight changes.
+
+        Args:
+            pretrained_model_name_or_path: a Hub id or folder with a PEFT folder for each branch, as
+                [`~GmailCLIPModel.save_adapters`] writes it; with `modality`, also a PEFT folder itself.
+            modality (`str`, *optional*): load this branch (or `"text"`) alone.
+            hub_kwargs: `revision`, `token`, `cache_dir` and the like.
+
+        Raises:
+            ValueError: unknown modality; an adapter of another base, rank or scale; missing or unexpected keys; a
+                trained branch in the folder that this model has no adapter for.
+            OSError: a file is missing or damaged.
+        """
+        source = pretrained_model_name_or_path
+        if modality is not None and modality not in self._adapter_folders():
+            raise ValueError(f"Unknown modality '{modality}'; this model's adapters are {self._adapter_folders()}.")
+        folders = [modality] if modality else [*self.config.modalities, TEXT_ADAPTER]
+        loaded: dict[str, dict[str, torch.Tensor]] = {}
+        for name in folders:
+            files = _adapter_files(source, name, **hub_kwargs)
+            if files is None and modality:
+                files = _adapter_files(source, "", **hub_kwargs)
+            if files is not None:
+                loaded[name] = self._read_adapter(name, *files)
+            elif modality or name in self.config.trainable_modalities or (name == TEXT_ADAPTER and self.config.text_lora):
+                raise OSError(
+                    f"'{source}' holds no adapter '{name}': expected {name}/adapter_config.json and "
+                    f"{name}/adapter_model.safetensors."
+                )
+        with torch.no_grad():
+            for name, tensors in loaded.items():
+                for key, parameter in self._peft_tensors(name).items():
+                    parameter.copy_(tensors.get(key, self.visual_projection.weight))
+
+    def to_clip(self, modality: str) -> CLIPModel:
+        """
+        One branch as a plain `transformers.CLIPModel`, its adapter merged into the weights (with `text`'s, if any).
+
+        Raises:
+            ValueError: unknown modality.
+        """
+        self.vision_model._check_modalities([modality])
+        config = {key: value for key, value in self.config.to_dict().items() if key in CLIPConfig.__dataclass_fields__}
+        config["vision_config"] = {
+            key: value
+            for key, value in self.config.vision_config.to_dict().items()
+            if key not in [*ADAPTER_FIELDS, "model_type"]
+        }
+        for key in ("architectures", "transformers_version"):
+            config.pop(key, None)
+        attention = self.config._attn_implementation
+        clip = CLIPModel._from_config(CLIPConfig(**config), dtype=self.dtype, attn_implementation=attention)
+        weights = self.state_dict()
+        for name, linear in self._lora_linears():
+            adapter = next((key for key in (modality, TEXT_ADAPTER) if key in linear.adapters), None)
+            if adapter is not None:
+                lora = linear.adapters[adapter]
+                update = lora.lora_B.float() @ lora.lora_A.float() * linear.scaling
+                weights[f"{name}.weight"] = (linear.weight.float() + update).to(linear.weight.dtype)
+        weights[f"{PROJECTION}.weight"] = self.visual_projection.branches.get(modality, self.visual_projection.weight)
+        clip.load_state_dict({key: weights[key] for key in clip.state_dict()})
+        return clip.to(self.device).eval()
+
+    def _adapter_folders(self) -> list[str]:
+        return [*self.config.modalities, *([TEXT_ADAPTER] if self.config.text_lora else [])]
+
+    def _lora_linears(self) -> Iterator[tuple[str, ModalityLoRALinear]]:
+        for name, module in self.named_modules():
+            if isinstance(module, ModalityLoRALinear):
+                yield name, module
+
+    def _peft_tensors(self, adapter: str) -> dict[str, torch.Tensor]:
+        """The adapter's weights under PEFT's names; zeros and CLIP's projection for a branch that has none."""
+        tensors = {}
+        tower = "text_model." if adapter == TEXT_ADAPTER else "vision_model."
+        for name, linear in self._lora_linears():
+            if not name.startswith(tower) or name.rpartition(".")[-1] not in self.config.lora_targets:
+                continue
+            if adapter in linear.adapters:
+                lora_A, lora_B = linear.adapters[adapter].lora_A, linear.adapters[adapter].lora_B
+            else:
+                lora_A = linear.weight.new_zeros(linear.rank, linear.in_features)
+                lora_B = linear.weight.new_zeros(linear.out_features, linear.rank)
+            tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = lora_A
+            tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = lora_B
+        if adapter != TEXT_ADAPTER:
+            branches = self.visual_projection.branches
+            own = branches[adapter] if adapter in branches else self.visual_projection.weight
+            tensors[f"{PEFT_PREFIX}{PROJECTION}.weight"] = own
+        return tensors
+
+    def _base_signature(self) -> list[float]:
+        return self.vision_model.embeddings.class_embedding.detach().float()[:SIGNATURE_SIZE].tolist()
+
+    def _read_adapter(self, name: str, config_file: str, weights_file: str) -> dict[str, torch.Tensor]:
+        """Read one PEFT folder and check that it fits the adapter `name` of this model."""
+        with open(config_file, encoding="utf-8") as file:
+            peft_config = json.load(file)
+        try:
+            with safe_open(weights_file, framework="pt") as file:
+                signature = json.loads((file.metadata() or {}).get(SIGNATURE, "null"))
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise OSError(f"{weights_file} is damaged ({error}); download or save it again.") from error
+        self._check_base(weights_file, peft_config.get("base_model_name_or_path"), signature)
+        for key, ours in (("r", self.config.lora_rank), ("lora_alpha", self.config.lora_alpha)):
+            if peft_config.get(key) != ours:
+                field = "lora_rank" if key == "r" else key
+                raise ValueError(
+                    f"Adapter '{name}' of {config_file} has {key}={peft_config.get(key)}, this model {field}={ours}; "
+                    f"build the model with `{field}={peft_config.get(key)}`."
+                )
+        expected = self._peft_tensors(name)
+        missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+        if PROJECTION not in (peft_config.get("modules_to_save") or []):
+            missing.discard(f"{PEFT_PREFIX}{PROJECTION}.weight")  # the adapter kept CLIP's own projection
+        if missing or unexpected:
+            raise ValueError(
+                f"Adapter '{name}' of {weights_file} does not fit this model's `lora_targets` "
+                f"{self.config.lora_targets}: missing {_some(missing)}, unexpected {_some(unexpected)}."
+            )
+        for key, tensor in tensors.items():
+            if tensor.shape != expected[key].shape:
+                raise ValueError(
+                    f"{key} of {weights_file} has shape {tuple(tensor.shape)}, this model {tuple(expected[key].shape)}: "
+                    f"the adapter belongs to another base model."
+                )
+        has_adapter = name == TEXT_ADAPTER and self.config.text_lora or name in self.config.trainable_modalities
+        if not has_adapter and any(
+            not torch.allclose(tensor, expected[key].to(tensor), atol=1e-3)
+            for key, tensor in tensors.items()
+            if not key.endswith("lora_A.weight")
+        ):
+            remedy = "`text_lora=True`" if name == TEXT_ADAPTER else f"'{name}' in `trainable_modalities`"
+            raise ValueError(
+                f"Adapter '{name}' of {weights_file} was trained, but this model has none of that name; build the "
+                f"model with {remedy}."
+            )
+        return tensors
+
+    def _check_base(self, source: str, name: str | None, signature: list[float] | None) -> None:
+        ours = self.config.base_model_name_or_path
+        if signature is not None:
+            same = torch.allclose(torch.tensor(signature), torch.tensor(self._base_signature()), rtol=0.02, atol=1e-3)
+        else:
+            same = name is None or ours is None or name == ours
+        if not same:
+            raise ValueError(f"{source} adapts '{name}', but this model's base is '{ours}' with other weights.")
+
+
+def _adapter_files(source: str | os.PathLike, subfolder: str, **hub_kwargs: Any) -> tuple[str, str] | None:
+    """Paths of a PEFT folder's two files, downloaded if need be; None if there is no such folder."""
+    lenient = {"_raise_exceptions_for_missing_entries": False}
+    config_file = cached_file(source, "adapter_config.json", subfolder=subfolder, **lenient, **hub_kwargs)
+    if config_file is None:
+        return None
+    return config_file, cached_file(source, "adapter_model.safetensors", subfolder=subfolder, **hub_kwargs)
+
+
+def check_nothing_missing(source: str | os.PathLike, missing: set[str]) -> None:
+    """transformers fills missing weights at random with a warning; here they are an error."""
+    if missing:
+        adapters_only = all(".adapters." in key or ".branches." in key for key in missing)
+        remedy = (
+            "If it is a plain CLIP, put fresh adapters on it with `GmailCLIPModel.from_clip`."
+            if adapters_only
+            else "The files are incomplete: download or save them again."
+        )
+        raise ValueError(f"'{source}' lacks {_some(missing)}. {remedy}")
+
+
+def _some(keys: Any, limit: int = 3) -> str:
+    keys = sorted(keys)
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "") or "none"

@@ -1,0 +1,225 @@
+"""
+The losses of GMAIL: pure functions of L2-normalised embeddings. The model embeds, these functions score.
+
+Every function takes the pairs of one batch, row `i` of each argument belonging to pair `i`. Two pairs that share an
+image id or a caption id are no negatives of each other: COCO has five captions an image, class-like captions many
+images each, and telling such pairs apart is not what the loss is for.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True)
+class GmailLossConfig:
+    """
+    Temperature and weights of the losses; the defaults are the paper's recipe, Eq. 1 alone.
+
+    Args:
+        temperature (`float`): tau of Eq. 1.
+        align_weight (`float`): weight of [`alignment_loss`].
+        consistency_weight (`float`): weight of [`consistency_loss`].
+        gen_text_weight, real_text_weight (`float`): weights of [`contrastive_loss`] between captions and generated or
+            real images.
+        symmetric (`bool`): add the direction real -> generated to Eq. 1.
+        gather_negatives (`bool`): in distributed training, draw the negatives from all processes.
+        mini_batch_size (`int`, *optional*): see [`GmailCLIPModel.embed_images`].
+
+    Raises:
+        ValueError: a value is out of range, or every weight is zero.
+    """
+
+    temperature: float = 0.07
+    align_weight: float = 1.0
+    consistency_weight: float = 0.0
+    gen_text_weight: float = 0.0
+    real_text_weight: float = 0.0
+    symmetric: bool = False
+    gather_negatives: bool = True
+    mini_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"The contrastive mini-batch size must be at least 1, got {self.mini_batch_size}.")
+        weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
+        if any(value < 0 for value in weights.values()) or not any(weights.values()):
+            raise ValueError(f"Loss weights must not be negative, nor all zero, got {weights}.")
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a loss compares images with captions."""
+        return self.gen_text_weight > 0 or self.real_text_weight > 0
+
+
+def same_pair_mask(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> torch.Tensor | None:
+    """
+    Which pairs are no negatives of each other, `(pairs, pairs)` boolean: those that share an id. The diagonal is False.
+
+    Args:
+        image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): equal numbers mean the same real
+            image, the same caption.
+    """
+    masks = [ids.unsqueeze(0) == ids.unsqueeze(1) for ids in (image_ids, caption_ids) if ids is not None]
+    if not masks:
+        return None
+    mask = masks[0] | masks[-1]
+    return mask.fill_diagonal_(False)
+
+
+def _info_nce(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Cross-entropy of each row `(pairs, pairs)` against its diagonal, masked entries left out."""
+    if mask is not None:
+        logits = logits.masked_fill(mask, float("-inf"))
+    return nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def alignment_loss(
+    gen_embeds: torch.Tensor,
+    real_embeds: torch.Tensor,
+    image_ids: torch.Tensor | None = None,
+    caption_ids: torch.Tensor | None = None,
+    temperature: float = 0.07,
+    symmetric: bool = False,
+) -> torch.Tensor:
+    """
+    Eq. 1 of GMAIL: each generated image finds its real partner among the real images of the batch.
+
+        L = -1/|B| sum_i log( exp(g_i . r_i / tau) / sum_j exp(g_i . r_j / tau) )
+
+    with `j` over the partner and its negatives, see [`same_pair_mask`]. Eq. 1 ranks; it does not by itself bring
+    embeddings together: [`consistency_loss`] does.
+
+    Args:
+        gen_embeds (`torch.FloatTensor` of shape `(pairs, dim)`): `f_g` of the generated images, L2-normalised.
+        real_embeds (same shape): `f_r` of their real partners, L2-normalised.
+        image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): see [`same_pair_mask`].
+        temperature (`float`): tau.
+        symmetric (`bool`): average with the direction real -> generated. The paper has one direction.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`, in nats.
+    """
+    logits = gen_embeds @ real_embeds.t() / temperature  # (generated, real)
+    mask = same_pair_mask(image_ids, caption_ids)
+    loss = _info_nce(logits, mask)
+    return (loss + _info_nce(logits.t(), mask)) / 2 if symmetric else loss
+
+
+def consistency_loss(gen_embeds: torch.Tensor, real_embeds: torch.Tensor) -> torch.Tensor:
+    """
+    Mean of `1 - cos` over the pairs, in [0, 2]. Not in the paper; it closes the distance that Eq. 1 leaves open.
+
+    Args:
+        gen_embeds, real_embeds (`torch.FloatTensor` of shape `(pairs, dim)`): L2-normalised.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`.
+    """
+    return (1 - (gen_embeds * real_embeds).sum(dim=-1)).mean()
+
+
+def contrastive_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    image_ids: torch.Tensor | None = None,
+    caption_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    CLIP's image-text loss (Radford et al., 2021, Figure 3), without negatives that share an id.
+
+    Args:
+        image_embeds (`torch.FloatTensor` of shape `(pairs, dim)`): L2-normalised.
+        text_embeds (same shape): L2-normalised embeddings of the captions.
+        logit_scale (`float` or `torch.FloatTensor` of shape `()`): inverse temperature, `model.logit_scale.exp()`.
+        image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): see [`same_pair_mask`].
+
+    Returns:
+        `torch.FloatTensor` of shape `()`, in nats: the mean of both directions.
+    """
+    logits = image_embeds @ text_embeds.t() * logit_scale  # (images, texts)
+    mask = same_pair_mask(image_ids, caption_ids)
+    return (_info_nce(logits, mask) + _info_nce(logits.t(), mask)) / 2
+
+
+class _AllGather(torch.autograd.Function):
+    """Tensors of equal shape from all processes, `(processes, ...)`; the gradient is summed over them."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[dist.get_rank()]
+
+
+def gather(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """
+    The rows of all processes in the order of their ranks, with gradient; the tensor itself in a single process.
+
+    A loss computed on gathered rows is the same in every process. Its gradient reaches a row once from each process,
+    which is the factor that DDP's average over processes takes out again: the result is the gradient of one process
+    that holds the whole batch.
+
+    Args:
+        tensor (`torch.Tensor` of shape `(rows, ...)`, *optional*): processes may hold different numbers of rows.
+    """
+    if tensor is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    counts = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device))
+    counts = [int(count) for count in counts]
+    padding = tensor.new_zeros(max(counts) - len(tensor), *tensor.shape[1:])
+    parts = _AllGather.apply(torch.cat([tensor, padding]))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gmail_loss(
+    gen_embeds: torch.Tensor,
+    real_embeds: torch.Tensor,
+    text_embeds: torch.Tensor | None,
+    logit_scale: torch.Tensor | float,
+    image_ids: torch.Tensor | None,
+    caption_ids: torch.Tensor | None,
+    config: GmailLossConfig,
+) -> dict[str, torch.Tensor]:
+    """
+    All losses of a batch of pairs in float32: the terms by name, unweighted, and their weighted sum as `loss`.
+
+    Args:
+        gen_embeds, real_embeds, text_embeds (`torch.FloatTensor` of shape `(pairs, dim)`): L2-normalised;
+            `text_embeds` may be None if `config.needs_text` is False.
+        logit_scale (`float` or `torch.FloatTensor` of shape `()`): see [`contrastive_loss`].
+        image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): see [`same_pair_mask`].
+        config ([`GmailLossConfig`]): weights and temperature.
+    """
+    # Similarities in bf16 are off by 0.004, and the temperature divides them by 0.07.
+    with torch.autocast(gen_embeds.device.type, enabled=False):
+        gen_embeds, real_embeds = gen_embeds.float(), real_embeds.float()
+        text_embeds = text_embeds.float() if text_embeds is not None else None
+        if config.gather_negatives:
+            gen_embeds, real_embeds, text_embeds = gather(gen_embeds), gather(real_embeds), gather(text_embeds)
+            image_ids, caption_ids = gather(image_ids), gather(caption_ids)
+        losses = {}
+        if config.align_weight > 0:
+            losses["align"] = alignment_loss(
+                gen_embeds, real_embeds, image_ids, caption_ids, config.temperature, config.symmetric
+            )
+        if config.consistency_weight > 0:
+            losses["consistency"] = consistency_loss(gen_embeds, real_embeds)
+        if config.gen_text_weight > 0:
+            losses["gen_text"] = contrastive_loss(gen_embeds, text_embeds, logit_scale, image_ids, caption_ids)
+        if config.real_text_weight > 0:
+            losses["real_text"] = contrastive_loss(real_embeds, text_embeds, logit_scale, image_ids, caption_ids)
+        total = sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items())
+        return {"loss": total, **losses}

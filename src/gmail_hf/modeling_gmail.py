@@ -1,0 +1,448 @@
+"""
+The two-branch CLIP of GMAIL (Mo & Yun, ICML 2025, section 3).
+
+One frozen CLIP serves every image modality. A branch adds a low-rank update to each linear layer of the vision
+encoder and a visual projection of its own. Which branch an image takes is an argument, `modality`, that travels from
+the model's methods down to each linear layer as a `route`; no module remembers it.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionModel
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import PrefixChange
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .adapters import AdapterMixin, check_nothing_missing
+from .configuration_gmail import TEXT_ADAPTER, GmailConfig, GmailVisionConfig
+from .layers import LoRAAdapter, ModalityProjection, Route, encoder_layers
+from .losses import GmailLossConfig, gmail_loss
+
+Modality = str | Sequence[str]
+
+# The tower alone loads from a whole checkpoint, and from the layout of transformers 4, as CLIPVisionModel does.
+register_checkpoint_conversion_mapping("GmailVisionModel", [PrefixChange(prefix_to_remove="vision_model")])
+
+
+@dataclass
+class GmailOutput(ModelOutput):
+    """
+    What [`GmailCLIPModel`] returns for a batch of pairs; the embeddings are this process's own, L2-normalised.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`): the weighted sum of `losses`.
+        losses (`dict[str, torch.FloatTensor]`): the terms by name, unweighted: `align`, `consistency`, `gen_text`,
+            `real_text`, those whose weight is not zero.
+        gen_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`): generated images through `gen`.
+        real_embeds (same shape): real images through `real`.
+        text_embeds (same shape, *optional*): captions, if a loss asked for them.
+    """
+
+    loss: torch.FloatTensor | None = None
+    losses: dict[str, torch.FloatTensor] | None = None
+    gen_embeds: torch.FloatTensor | None = None
+    real_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+
+
+def _reject_unknown(method: str, kwargs: dict[str, Any]) -> None:
+    """CLIP swallows keywords it does not know; here `modalty="gen"` must not pass for the default branch."""
+    known = {*TransformersKwargs.__annotations__, "return_dict", "is_causal"}
+    unknown = [key for key in kwargs if key not in known]
+    if unknown:
+        raise TypeError(f"{method} got unexpected keyword argument(s) {unknown}.")
+
+
+class GmailVisionModel(CLIPVisionModel):
+    """
+    The vision encoder of [`GmailCLIPModel`] on its own, without visual projections.
+
+    Args:
+        config ([`GmailVisionConfig`]): the encoder's configuration.
+    """
+
+    config: GmailVisionConfig
+    # Loaded from a whole checkpoint, these are left behind.
+    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
+    _no_split_modules = [*CLIPVisionModel._no_split_modules, "GmailEncoderLayer"]
+
+    def __init__(self, config: GmailVisionConfig):
+        super().__init__(config)
+        self.encoder.layers = encoder_layers(config, config, config.trainable_modalities)
+        self.modality = config.default_modality
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """
+        Load the tower from its own checkpoint or from a [`GmailCLIPModel`]'s; arguments as in `PreTrainedModel`.
+
+        Raises:
+            ValueError: weights are missing; nothing is made up at random.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
+        )
+        check_nothing_missing(pretrained_model_name_or_path, info["missing_keys"])
+        return (model, info) if with_info else model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LoRAAdapter):
+            module.reset_parameters()
+
+    @property
+    def modality(self) -> str:
+        """The branch used where a call names none."""
+        return self._modality
+
+    @modality.setter
+    def modality(self, value: str) -> None:
+        self._check_modalities([value])
+        self._modality = value
+
+    @contextmanager
+    def using(self, modality: str) -> Iterator[None]:
+        """Make `modality` the default branch inside a `with` block."""
+        previous, self.modality = self.modality, modality
+        try:
+            yield
+        finally:
+            self.modality = previous
+
+    def _check_modalities(self, names: Sequence[str]) -> None:
+        unknown = sorted({str(name) for name in names if name not in self.config.modalities})
+        if unknown:
+            raise ValueError(f"Unknown modality {unknown}; this model's branches are {self.config.modalities}.")
+
+    def route(self, modality: Modality | None, images: torch.Tensor) -> Route:
+        """
+        What `modality` means to the linear layers, for a batch of `images` of shape `(batch, ...)`.
+
+        Raises:
+            ValueError: a name is no branch of this model, or a list has not one name for each image.
+        """
+        if modality is None:
+            modality = self.modality
+        names = [modality] if isinstance(modality, str) else list(modality)
+        self._check_modalities(names)
+        if not isinstance(modality, str) and len(names) != len(images):
+            raise ValueError(f"`modality` lists {len(names)} branches for a batch of {len(images)} images.")
+        adapters = self.config.trainable_modalities
+        if len(set(names)) == 1:
+            return names[0] if names[0] in adapters else None
+        gates = [[float(name == adapter) for adapter in adapters] for name in names]
+        return torch.tensor(gates, dtype=self.dtype, device=images.device)  # (batch, adapters)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        modality: Modality | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Encode images, each through the branch of its modality, in one pass.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
+            interpolate_pos_encoding (`bool`): allow other image sizes than the pretrained one.
+            modality (`str` or a list of `batch` of them, *optional*): the branch of all, or of each; default
+                `self.modality`.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `last_hidden_state` `(batch, tokens, hidden)`, `pooler_output` `(batch, hidden)`.
+
+        Raises:
+            ValueError: unknown modality, a list of another length than the batch, images of another size.
+            TypeError: an unknown keyword.
+        """
+        _reject_unknown("GmailVisionModel.forward()", kwargs)
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values.")
+        return super().forward(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            route=self.route(modality, pixel_values),
+            **kwargs,
+        )
+
+
+class GmailTextModel(CLIPTextModel):
+    """CLIP's text encoder with a LoRA adapter that is always on: the `text` adapter of stage 2."""
+
+    def __init__(self, config: CLIPTextConfig, lora: GmailConfig):
+        super().__init__(config)
+        self.encoder.layers = encoder_layers(config, lora, [TEXT_ADAPTER])
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LoRAAdapter):
+            module.reset_parameters()
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
+        return super().forward(*args, route=TEXT_ADAPTER, **kwargs)
+
+
+class GmailCLIPModel(AdapterMixin, CLIPModel):
+    """
+    A CLIP with one image branch for real images and one for generated images (GMAIL, section 3.1 and Figure 2).
+
+    Make one from a pretrained CLIP with [`~GmailCLIPModel.from_clip`]; load a trained one with `from_pretrained`.
+    At first every branch equals the pretrained CLIP bit for bit.
+
+    Args:
+        config ([`GmailConfig`]): the model's configuration; the weights are random.
+    """
+
+    config: GmailConfig
+    # The loss is a mean over the pairs of a batch, so the trainer divides it among accumulated batches.
+    accepts_loss_kwargs = False
+    _no_split_modules = [*CLIPModel._no_split_modules, "GmailEncoderLayer"]
+
+    def __init__(self, config: GmailConfig):
+        super().__init__(config)
+        # `from_pretrained(..., lora_rank=8)` sets fields on the finished config.
+        config.validate_lora()
+        config.validate_modalities()
+        config.share_adapter_fields()
+        self.vision_model = GmailVisionModel._from_config(config.vision_config)
+        if config.text_lora:
+            self.text_model = GmailTextModel._from_config(config.text_config, lora=config)
+        self.visual_projection = ModalityProjection(
+            self.vision_embed_dim, self.projection_dim, config.trainable_modalities
+        )
+        self.post_init()
+        self.freeze_base()
+
+    def initialize_weights(self) -> None:
+        # Called on a new model (by CLIPModel's constructor too, before there are branches) and after loading. A
+        # projection that no checkpoint filled starts as CLIP's own, which is in place only after everything else.
+        branches = getattr(self.visual_projection, "branches", {})
+        fresh = [name for name in branches if not getattr(branches[name], "_is_hf_initialized", False)]
+        super().initialize_weights()
+        with torch.no_grad():
+            for name in fresh:
+                branches[name].copy_(self.visual_projection.weight)
+
+    @property
+    def modality(self) -> str:
+        """The branch used where a call names none; `config.default_modality` at first."""
+        return self.vision_model.modality
+
+    @modality.setter
+    def modality(self, value: str) -> None:
+        self.vision_model.modality = value
+
+    def using(self, modality: str):
+        """Make `modality` the default branch inside a `with` block."""
+        return self.vision_model.using(modality)
+
+    def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of all adapters: LoRA weights and the branches' projections."""
+        for name, parameter in self.named_parameters():
+            if ".adapters." in name or ".branches." in name:
+                yield name, parameter
+
+    def freeze_base(self) -> None:
+        """Let only the adapters train, as Algorithm 1 of the paper asks."""
+        self.requires_grad_(False)
+        for _, parameter in self.adapter_parameters():
+            parameter.requires_grad_(True)
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        modality: Modality | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Image embeddings, each image through the branch of its modality.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
+            interpolate_pos_encoding (`bool`): allow other image sizes than the pretrained one.
+            modality (`str` or a list of `batch` of them, *optional*): default `self.modality`.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` `(batch, projection_dim)` holds the embeddings, not
+            normalised, as in `CLIPModel`.
+
+        Raises:
+            ValueError, TypeError: as [`GmailVisionModel.forward`].
+        """
+        outputs = self.vision_model(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, modality=modality, **kwargs
+        )
+        route = self.vision_model.route(modality, pixel_values)
+        outputs.pooler_output = self.visual_projection(outputs.pooler_output, route)
+        return outputs
+
+    def embed_images(
+        self, pixel_values: torch.Tensor, modality: Modality | None = None, mini_batch_size: int | None = None
+    ) -> torch.Tensor:
+        """
+        L2-normalised image embeddings of shape `(batch, projection_dim)`.
+
+        With `mini_batch_size`, images pass in mini-batches whose activations are dropped and computed again in the
+        backward pass: a contrastive loss then sees the whole batch at the memory of a mini-batch, with the same
+        gradient (the gradient caching of Gao et al., 2021, as activation checkpointing).
+        """
+
+        def embed(images: torch.Tensor, names: Modality | None) -> torch.Tensor:
+            return nn.functional.normalize(self.get_image_features(images, modality=names).pooler_output, dim=-1)
+
+        if mini_batch_size is None or mini_batch_size >= len(pixel_values):
+            return embed(pixel_values, modality)
+        embeds = []
+        for start in range(0, len(pixel_values), mini_batch_size):
+            chunk = slice(start, start + mini_batch_size)
+            names = modality if modality is None or isinstance(modality, str) else modality[chunk]
+            embeds.append(torch.utils.checkpoint.checkpoint(embed, pixel_values[chunk], names, use_reentrant=False))
+        return torch.cat(embeds)
+
+    def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """L2-normalised text embeddings of shape `(batch, projection_dim)`."""
+        features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return nn.functional.normalize(features.pooler_output, dim=-1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        return_loss: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        modality: Modality | None = None,
+        generated_pixel_values: torch.FloatTensor | None = None,
+        real_pixel_values: torch.FloatTensor | None = None,
+        real_embeds: torch.FloatTensor | None = None,
+        image_ids: torch.LongTensor | None = None,
+        caption_ids: torch.LongTensor | None = None,
+        loss_config: GmailLossConfig | None = None,
+        **kwargs: Any,
+    ) -> CLIPOutput | GmailOutput:
+        """
+        CLIP's forward with a branch, or, given `generated_pixel_values`, the losses of GMAIL on a batch of pairs.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(texts, tokens)`), attention_mask (same shape), position_ids: as in
+                `CLIPModel`; on pairs only the text losses need them, one caption a pair.
+            pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`): as in `CLIPModel`.
+            return_loss (`bool`): add CLIP's loss; it is always returned on pairs.
+            modality (`str` or a list of one an image, *optional*): the branch of `pixel_values`; default
+                `self.modality`. On pairs the branches are given: `gen` for generated, `real` for real images.
+            generated_pixel_values (`torch.FloatTensor` of shape `(pairs, channels, height, width)`): generated images.
+            real_pixel_values (same shape): their real partners; or
+            real_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`): embeddings of these partners by the
+                `real` branch, computed before, if that branch is frozen.
+            image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`): pairs that share one are no negatives.
+            loss_config ([`GmailLossConfig`], *optional*): weights and temperature of the losses.
+
+        Returns:
+            `CLIPOutput`, or on pairs [`GmailOutput`] with `loss`, the named `losses` and the embeddings.
+
+        Raises:
+            ValueError: missing or contradicting inputs, unknown modality, images of another size.
+            TypeError: an unknown keyword.
+        """
+        _reject_unknown("GmailCLIPModel.forward()", kwargs)
+        if generated_pixel_values is not None:
+            if pixel_values is not None or modality is not None:
+                raise ValueError("Pairs take no `pixel_values` or `modality`: their branches are `gen` and `real`.")
+            return self._forward_pairs(
+                generated_pixel_values,
+                real_pixel_values=real_pixel_values,
+                real_embeds=real_embeds,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                image_ids=image_ids,
+                caption_ids=caption_ids,
+                loss_config=loss_config or GmailLossConfig(),
+            )
+        if real_pixel_values is not None or real_embeds is not None:
+            raise ValueError("`real_pixel_values` and `real_embeds` are partners of `generated_pixel_values`, missing here.")
+        if pixel_values is None or input_ids is None:
+            raise ValueError("Specify `input_ids` and `pixel_values`, or `generated_pixel_values` for a batch of pairs.")
+        vision_outputs = self.get_image_features(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, modality=modality, **kwargs
+        )
+        text_outputs = self.get_text_features(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+        )
+        # CLIPModel's own arithmetic, so that an untrained branch gives its scores bit for bit.
+        image_embeds = vision_outputs.pooler_output / vision_outputs.pooler_output.square().sum(-1, keepdim=True).sqrt()
+        text_embeds = text_outputs.pooler_output / text_outputs.pooler_output.square().sum(-1, keepdim=True).sqrt()
+        logits_per_text = text_embeds @ image_embeds.t() * self.logit_scale.exp()  # (texts, images)
+        return CLIPOutput(
+            loss=image_text_contrastive_loss(logits_per_text) if return_loss else None,
+            logits_per_image=logits_per_text.t(),
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            text_model_output=text_outputs,
+            vision_model_output=vision_outputs,
+        )
+
+    def _forward_pairs(
+        self,
+        generated_pixel_values: torch.Tensor,
+        real_pixel_values: torch.Tensor | None,
+        real_embeds: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        image_ids: torch.Tensor | None,
+        caption_ids: torch.Tensor | None,
+        loss_config: GmailLossConfig,
+    ) -> GmailOutput:
+        if (real_pixel_values is None) == (real_embeds is None):
+            raise ValueError("A batch of pairs needs either `real_pixel_values` or `real_embeds`.")
+        if loss_config.needs_text and input_ids is None:
+            raise ValueError("`gen_text_weight` and `real_text_weight` need the captions: pass `input_ids`.")
+        partners = real_pixel_values if real_embeds is None else real_embeds
+        if len(partners) != len(generated_pixel_values):
+            raise ValueError(f"{len(generated_pixel_values)} generated images, but {len(partners)} real partners.")
+        mini_batch_size = loss_config.mini_batch_size
+        gen_embeds = self.embed_images(generated_pixel_values, "gen", mini_batch_size)
+        if real_embeds is not None:
+            if "real" in self.config.trainable_modalities:
+                raise ValueError("`real_embeds` are of no use while the `real` branch trains: pass `real_pixel_values`.")
+            real_embeds = nn.functional.normalize(real_embeds.to(gen_embeds.dtype), dim=-1)
+        else:
+            trains = torch.is_grad_enabled() and "real" in self.config.trainable_modalities
+            with torch.set_grad_enabled(trains):
+                real_embeds = self.embed_images(real_pixel_values, "real", mini_batch_size)
+        text_embeds = self.embed_text(input_ids, attention_mask) if loss_config.needs_text else None
+        losses = gmail_loss(
+            gen_embeds,
+            real_embeds,
+            text_embeds,
+            logit_scale=self.logit_scale.exp(),
+            image_ids=image_ids,
+            caption_ids=caption_ids,
+            config=loss_config,
+        )
+        return GmailOutput(
+            loss=losses.pop("loss"),
+            losses=losses,
+            gen_embeds=gen_embeds,
+            real_embeds=real_embeds,
+            text_embeds=text_embeds,
+        )
