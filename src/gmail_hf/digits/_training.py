@@ -62,3 +62,8 @@ def save_half(model: PreTrainedModel | ModelMixin, folder: Path) -> None:
     """Saves float16 weights under a config that says float32: half the size, loaded at full precision."""
     model.half().save_pretrained(folder)
     model.float()
+    config_path = folder / "config.json"
+    config = json.loads(config_path.read_text())
+    if "dtype" in config:  # transformers' models; those of diffusers load as float32 unless asked otherwise
+        config["dtype"] = "float32"
+        config_path.write_text(json.dumps(config, indent=2) + "\n")
