@@ -11,8 +11,10 @@ from transformers import (
 )
 
 from .configuration_gmail import GmailConfig, GmailVisionConfig
+from .embeddings import embed_images
 from .losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss
 from .modeling_gmail import GmailCLIPModel, GmailOutput, GmailVisionModel
+from .trainer import GmailTrainer, GmailTrainingArguments
 
 __version__ = "0.1.0"
 
@@ -29,9 +31,12 @@ __all__ = [
     "GmailConfig",
     "GmailLossConfig",
     "GmailOutput",
+    "GmailTrainer",
+    "GmailTrainingArguments",
     "GmailVisionConfig",
     "GmailVisionModel",
     "alignment_loss",
     "consistency_loss",
     "contrastive_loss",
+    "embed_images",
 ]

@@ -1,4 +1,4 @@
-"""How a two-branch CLIP is made, stored and exported: CLIP checkpoints in, PEFT folders in and out, plain CLIPs out."""
+"""How a two-branch CLIP is made, stored and exported: from CLIP checkpoints, as PEFT folders, to plain CLIPs."""
 
 import json
 import os
@@ -157,7 +157,7 @@ class AdapterMixin:
                 files = _adapter_files(source, "", **hub_kwargs)
             if files is not None:
                 loaded[name] = self._read_adapter(name, *files)
-            elif modality or name in self.config.trainable_modalities or (name == TEXT_ADAPTER and self.config.text_lora):
+            elif modality or self._has_adapter(name):
                 raise OSError(
                     f"'{source}' holds no adapter '{name}': expected {name}/adapter_config.json and "
                     f"{name}/adapter_model.safetensors."
@@ -198,6 +198,9 @@ class AdapterMixin:
 
     def _adapter_folders(self) -> list[str]:
         return [*self.config.modalities, *([TEXT_ADAPTER] if self.config.text_lora else [])]
+
+    def _has_adapter(self, name: str) -> bool:
+        return self.config.text_lora if name == TEXT_ADAPTER else name in self.config.trainable_modalities
 
     def _lora_linears(self) -> Iterator[tuple[str, ModalityLoRALinear]]:
         for name, module in self.named_modules():
@@ -257,11 +260,10 @@ class AdapterMixin:
         for key, tensor in tensors.items():
             if tensor.shape != expected[key].shape:
                 raise ValueError(
-                    f"{key} of {weights_file} has shape {tuple(tensor.shape)}, this model {tuple(expected[key].shape)}: "
-                    f"the adapter belongs to another base model."
+                    f"{key} of {weights_file} has shape {tuple(tensor.shape)}, this model "
+                    f"{tuple(expected[key].shape)}: the adapter belongs to another base model."
                 )
-        has_adapter = name == TEXT_ADAPTER and self.config.text_lora or name in self.config.trainable_modalities
-        if not has_adapter and any(
+        if not self._has_adapter(name) and any(
             not torch.allclose(tensor, expected[key].to(tensor), atol=1e-3)
             for key, tensor in tensors.items()
             if not key.endswith("lora_A.weight")

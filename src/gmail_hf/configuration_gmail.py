@@ -33,7 +33,9 @@ class AdapterFields:
             self.trainable_modalities = ["gen"]
         typos = [key for key in kwargs if key.startswith("lora") or "modalit" in key]
         if typos:
-            raise ValueError(f"Unknown {type(self).__name__} field(s) {typos}; the adapter fields are {ADAPTER_FIELDS}.")
+            raise ValueError(
+                f"Unknown {type(self).__name__} field(s) {typos}; the adapter fields are {ADAPTER_FIELDS}."
+            )
         super().__post_init__(**kwargs)
 
     def validate_lora(self) -> None:
@@ -86,7 +88,7 @@ class GmailConfig(AdapterFields, CLIPConfig):
     Configuration of a [`GmailCLIPModel`]: a `CLIPConfig` plus the fields below.
 
     Args:
-        lora_rank (`int`, defaults to 4): rank of every LoRA update (GMAIL, Table 8 of the paper: 4 is best of 2, 4, 6).
+        lora_rank (`int`, defaults to 4): rank of every LoRA update (the paper's ablation: 4 is best of 2, 4, 6).
         lora_alpha (`int` or `float`, defaults to 8): updates are scaled by `lora_alpha / lora_rank`.
         lora_dropout (`float`, defaults to 0.0): dropout on the input of the LoRA updates, in training.
         lora_targets (`list[str]`, *optional*): linear layers of the vision encoder that get a LoRA update; default all

@@ -57,7 +57,9 @@ class ModalityLoRALinear(nn.Linear):
             # All adapters in one product; the gate then closes the ranks that are not the sample's own.
             lora_A = torch.cat([adapter.lora_A for adapter in self.adapters.values()])  # (adapters * rank, in)
             lora_B = torch.cat([adapter.lora_B for adapter in self.adapters.values()], dim=1)  # (out, adapters * rank)
-            scale = route.repeat_interleave(self.rank, dim=1).unsqueeze(1) * self.scaling  # (batch, 1, adapters * rank)
+            scale = (
+                route.repeat_interleave(self.rank, dim=1).unsqueeze(1) * self.scaling
+            )  # (batch, 1, adapters * rank)
         low_rank = nn.functional.linear(self.dropout(hidden_states), lora_A)
         return output + nn.functional.linear(low_rank * scale, lora_B)
 
@@ -95,7 +97,11 @@ class GmailAttention(CLIPAttention):
         route_linears(self, ATTENTION_LINEARS, lora, adapters)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, route: Route = None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        route: Route = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         queries = self.q_proj(hidden_states, route).view(heads).transpose(1, 2)  # (batch, heads, tokens, head_dim)
@@ -129,7 +135,11 @@ class GmailEncoderLayer(CLIPEncoderLayer):
         self.mlp = GmailMLP(config, lora, adapters)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, route: Route = None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        route: Route = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         residual = hidden_states
         hidden_states, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, route, **kwargs)

@@ -58,7 +58,7 @@ class GmailLossConfig:
 
 def same_pair_mask(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> torch.Tensor | None:
     """
-    Which pairs are no negatives of each other, `(pairs, pairs)` boolean: those that share an id. The diagonal is False.
+    Which pairs are no negatives of each other, `(pairs, pairs)` boolean: those that share an id, not the diagonal.
 
     Args:
         image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): equal numbers mean the same real

@@ -162,7 +162,8 @@ class GmailVisionModel(CLIPVisionModel):
                 `self.modality`.
 
         Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` `(batch, tokens, hidden)`, `pooler_output` `(batch, hidden)`.
+            `BaseModelOutputWithPooling`: `last_hidden_state` `(batch, tokens, hidden)`, `pooler_output`
+            `(batch, hidden)`.
 
         Raises:
             ValueError: unknown modality, a list of another length than the batch, images of another size.
@@ -378,9 +379,13 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
                 loss_config=loss_config or GmailLossConfig(),
             )
         if real_pixel_values is not None or real_embeds is not None:
-            raise ValueError("`real_pixel_values` and `real_embeds` are partners of `generated_pixel_values`, missing here.")
+            raise ValueError(
+                "`real_pixel_values` and `real_embeds` are partners of `generated_pixel_values`, missing here."
+            )
         if pixel_values is None or input_ids is None:
-            raise ValueError("Specify `input_ids` and `pixel_values`, or `generated_pixel_values` for a batch of pairs.")
+            raise ValueError(
+                "Specify `input_ids` and `pixel_values`, or `generated_pixel_values` for a batch of pairs."
+            )
         vision_outputs = self.get_image_features(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, modality=modality, **kwargs
         )
@@ -388,7 +393,9 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
         # CLIPModel's own arithmetic, so that an untrained branch gives its scores bit for bit.
-        image_embeds = vision_outputs.pooler_output / vision_outputs.pooler_output.square().sum(-1, keepdim=True).sqrt()
+        image_embeds = (
+            vision_outputs.pooler_output / vision_outputs.pooler_output.square().sum(-1, keepdim=True).sqrt()
+        )
         text_embeds = text_outputs.pooler_output / text_outputs.pooler_output.square().sum(-1, keepdim=True).sqrt()
         logits_per_text = text_embeds @ image_embeds.t() * self.logit_scale.exp()  # (texts, images)
         return CLIPOutput(
@@ -423,7 +430,9 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         gen_embeds = self.embed_images(generated_pixel_values, "gen", mini_batch_size)
         if real_embeds is not None:
             if "real" in self.config.trainable_modalities:
-                raise ValueError("`real_embeds` are of no use while the `real` branch trains: pass `real_pixel_values`.")
+                raise ValueError(
+                    "`real_embeds` are of no use while the `real` branch trains: pass `real_pixel_values`."
+                )
             real_embeds = nn.functional.normalize(real_embeds.to(gen_embeds.dtype), dim=-1)
         else:
             trains = torch.is_grad_enabled() and "real" in self.config.trainable_modalities

@@ -1,0 +1,182 @@
+"""
+Pairs of a real and a generated image: the column schema, the checks before training, the collator.
+
+A data set of pairs has the columns `real_image` and `generated_image` (`datasets.Image`), `caption` (string) and
+`image_id` (string or integer, the same for all pairs of one real image).
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Image, IterableDataset
+from PIL import Image as PILImage
+from transformers.utils import logging
+
+PAIR_COLUMNS = ("real_image", "generated_image", "caption", "image_id")
+
+logger = logging.get_logger(__name__)
+
+
+class BadImageError(ValueError):
+    """An image that cannot be read."""
+
+
+def decode_image(cell: Any) -> PILImage.Image:
+    """
+    An RGB image from a cell of an image column: a `PIL.Image`, or `{"bytes", "path"}` of `Image(decode=False)`.
+
+    Raises:
+        BadImageError: the image is missing, truncated or in no known format.
+    """
+    if isinstance(cell, PILImage.Image):
+        return cell.convert("RGB")
+    if not isinstance(cell, dict) or (cell.get("bytes") is None and cell.get("path") is None):
+        raise BadImageError("no image in this cell")
+    try:
+        with PILImage.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]) as image:
+            return image.convert("RGB")
+    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
+        raise BadImageError(f"{cell.get('path') or 'image'} cannot be read ({error})") from error
+
+
+def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """The data set with raw image columns, so that a damaged image fails where it can be named, not while loading."""
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, Image) and feature.decode:
+            dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
+
+
+def check_pairs(
+    dataset: Dataset | IterableDataset, name: str = "train_dataset", on_bad_image: str = "skip", sample: int = 8
+) -> None:
+    """
+    Check columns and types of a data set of pairs and decode a sample of its images, before hours of work start.
+
+    Raises:
+        ValueError: the data set is empty, a column is missing or of another type, none of the sampled pairs can be
+            read (or, under `on_bad_image="error"`, one of them cannot).
+    """
+    if isinstance(dataset, Dataset) and len(dataset) == 0:
+        raise ValueError(f"{name} is empty.")
+    columns = dataset.column_names or list(next(iter(dataset)))
+    missing = [column for column in PAIR_COLUMNS if column not in columns]
+    if missing:
+        raise ValueError(
+            f"{name} lacks the column(s) {missing}; it has {columns}. Pairs need {list(PAIR_COLUMNS)}: rename yours "
+            f"with `dataset.rename_column(old, new)`, or name them by the --*_column flags of examples/train_gmail.py."
+        )
+    for column in ("real_image", "generated_image"):
+        feature = (dataset.features or {}).get(column)
+        if feature is not None and not isinstance(feature, Image):
+            raise ValueError(
+                f"Column '{column}' of {name} is {feature}, not an image; cast it with "
+                f"`dataset.cast_column('{column}', datasets.Image())`."
+            )
+    rows = list(_sample_rows(undecoded(dataset), sample))
+    failures = []
+    for row in rows:
+        if not isinstance(row["caption"], str):
+            raise ValueError(f"Column 'caption' of {name} holds {type(row['caption']).__name__}, not text.")
+        try:
+            decode_image(row["real_image"]), decode_image(row["generated_image"])
+        except BadImageError as error:
+            failures.append(f"the pair with image_id {row['image_id']}: {error}")
+    if len(failures) == len(rows) or (failures and on_bad_image == "error"):
+        raise ValueError(
+            f"{len(failures)} of {len(rows)} sampled pairs of {name} cannot be read, first {failures[0]}."
+        )
+
+
+def _sample_rows(dataset: Dataset | IterableDataset, sample: int) -> Iterable[dict]:
+    if isinstance(dataset, IterableDataset):
+        return dataset.take(sample)
+    indices = np.unique(np.linspace(0, len(dataset) - 1, sample).astype(int))
+    return dataset.select(indices)
+
+
+def stable_id(value: str | int) -> int:
+    """A number of 63 bits for an image id or a caption, the same in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "little") >> 1
+
+
+class GmailCollator:
+    """
+    Rows of a data set of pairs to the arguments of [`GmailCLIPModel.forward`].
+
+    Args:
+        processor: a `CLIPProcessor`, or an image processor alone if `with_text` is False.
+        with_text (`bool`): tokenise the captions too; the text losses need them.
+        on_bad_image (`str`): `"skip"` leaves the pair of an unreadable image out, with a warning that names it, and
+            counts it in `skipped_pairs`; `"error"` raises.
+
+    Returns of a call:
+        `generated_pixel_values` `(pairs, channels, height, width)`, `real_pixel_values` of that shape or, where the
+        rows hold them, `real_embeds` `(pairs, dim)`, all float32; `image_ids`, `caption_ids` `(pairs,)` int64;
+        `input_ids`, `attention_mask` `(pairs, tokens)` int64 with text; `skipped_pairs` `()` int64.
+
+    Raises:
+        ValueError: a bad image under `"error"`, or a batch without one readable pair.
+    """
+
+    def __init__(self, processor: Any, with_text: bool = False, on_bad_image: str = "skip"):
+        if on_bad_image not in ("skip", "error"):
+            raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{on_bad_image}'.")
+        self.image_processor = image_processor_of(processor)
+        self.tokenizer = getattr(processor, "tokenizer", None)
+        if with_text and self.tokenizer is None:
+            raise ValueError("The text losses need a processor with a tokenizer, such as CLIPProcessor.")
+        self.with_text = with_text
+        self.on_bad_image = on_bad_image
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        kept, generated, real = [], [], []
+        for row in rows:
+            try:
+                images = decode_image(row["generated_image"]), self._partner(row)
+            except BadImageError as error:
+                if self.on_bad_image == "error":
+                    raise ValueError(f"Pair with image_id {row['image_id']}: {error}.") from error
+                logger.warning(f"Pair with image_id {row['image_id']} is skipped: {error}.")
+                continue
+            kept.append(row)
+            generated.append(images[0])
+            real.append(images[1])
+        if not kept:
+            raise ValueError(
+                f"No pair of this batch of {len(rows)} can be read; its image_ids begin with "
+                f"{[row['image_id'] for row in rows[:3]]}."
+            )
+        batch = {
+            "generated_pixel_values": self._pixels(generated),
+            "image_ids": torch.tensor([stable_id(row["image_id"]) for row in kept]),
+            "caption_ids": torch.tensor([stable_id(row["caption"]) for row in kept]),
+            "skipped_pairs": torch.tensor(len(rows) - len(kept)),
+        }
+        if "real_embeds" in kept[0]:
+            batch["real_embeds"] = torch.tensor(np.stack(real), dtype=torch.float32)
+        else:
+            batch["real_pixel_values"] = self._pixels(real)
+        if self.with_text:
+            captions = [row["caption"] for row in kept]
+            batch.update(self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt"))
+        return batch
+
+    def _partner(self, row: dict[str, Any]) -> Any:
+        if "real_embeds" not in row:
+            return decode_image(row["real_image"])
+        if row["real_embeds"] is None:
+            raise BadImageError("its real image could not be read when the embeddings were cached")
+        return row["real_embeds"]
+
+    def _pixels(self, images: list[PILImage.Image]) -> torch.Tensor:
+        return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+
+
+def image_processor_of(processor: Any) -> Any:
+    """The image processor inside a `CLIPProcessor`, or the one given."""
+    return getattr(processor, "image_processor", processor)

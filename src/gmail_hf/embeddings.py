@@ -1,0 +1,240 @@
+"""Image embeddings of whole data sets, and the cache of those that the frozen real branch gives."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image as PILImage
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from .data import BadImageError, decode_image, image_processor_of, undecoded
+
+# Rows of one file of the cache: the unit that an interrupted run computes again.
+CACHE_SHARD_ROWS = 8192
+
+logger = logging.get_logger(__name__)
+
+
+@torch.no_grad()
+def embed_images(
+    model: Any,
+    processor: Any,
+    images: Iterable[Any],
+    modality: str = "real",
+    batch_size: int = 64,
+    desc: str | None = None,
+) -> np.ndarray:
+    """
+    L2-normalised embeddings of images through one branch.
+
+    Args:
+        model ([`GmailCLIPModel`]): the model; it is used in evaluation mode.
+        processor: a `CLIPProcessor` or an image processor.
+        images: a sized iterable of images, such as a column of a data set; see [`decode_image`].
+        modality (`str`): the branch.
+        batch_size (`int`): images a forward pass.
+        desc (`str`, *optional*): title of the progress bar; without one there is no bar.
+
+    Returns:
+        `np.ndarray` of shape `(images, projection_dim)`, float32.
+
+    Raises:
+        ValueError: an image cannot be read; the message tells its index. Unknown modality.
+    """
+    embeds = []
+    total = len(images) if hasattr(images, "__len__") else None
+    with tqdm(total=total, desc=desc, disable=desc is None, unit="image") as bar, _evaluating(model):
+        for batch in _batches(images, batch_size):
+            decoded = []
+            for image in batch:
+                try:
+                    decoded.append(decode_image(image))
+                except BadImageError as error:
+                    raise ValueError(f"Image {bar.n + len(decoded)}: {error}.") from error
+            embeds.append(_embed(model, image_processor_of(processor), decoded, modality))
+            bar.update(len(batch))
+    return np.concatenate(embeds) if embeds else np.zeros((0, model.config.projection_dim), np.float32)
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _embed(model: Any, image_processor: Any, images: list[PILImage.Image], modality: str) -> np.ndarray:
+    pixel_values = image_processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
+    return model.embed_images(pixel_values, modality).float().cpu().numpy()
+
+
+class _evaluating:
+    """Evaluation mode for a block."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.was_training = self.model.training
+        self.model.eval()
+
+    def __exit__(self, *error: Any) -> None:
+        self.model.train(self.was_training)
+
+
+def cached_embeds(
+    dataset: Dataset,
+    column: str,
+    model: Any,
+    processor: Any,
+    batch_size: int = 64,
+    on_bad_image: str = "skip",
+    barrier: Callable[[], None] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Dataset:
+    """
+    The embeddings of an image column by the frozen `real` branch, computed once and kept on disk as Arrow files.
+
+    The files lie in the cache folder of `datasets` under a key of the branch's weights, the image processor and the
+    data, so that a change of any of them makes new files. They are memory-mapped, written shard by shard (an
+    interrupted run goes on with the next shard), and shared by the processes of a distributed run, each of which
+    computes its part.
+
+    Args:
+        dataset (`datasets.Dataset`): rows with an image column.
+        column (`str`): that column.
+        model ([`GmailCLIPModel`]), processor: as in [`embed_images`].
+        batch_size (`int`): images a forward pass.
+        on_bad_image (`str`): `"skip"` stores None for an unreadable image, with a warning; `"error"` raises.
+        barrier, rank, world_size: how the processes of a distributed run meet.
+
+    Returns:
+        `datasets.Dataset` with the column `real_embeds`: float32 lists of `projection_dim`, L2-normalised, or None.
+    """
+    dataset = undecoded(dataset.select_columns([column]))
+    key = cache_key(dataset, column, model, processor)
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf", key)
+    folder.mkdir(parents=True, exist_ok=True)
+    image_processor = image_processor_of(processor)
+    dim = model.config.projection_dim
+    features = datasets.Features({"real_embeds": datasets.List(datasets.Value("float32"), length=dim)})
+
+    def embed_batch(batch: dict[str, list]) -> dict[str, list]:
+        images, rows = [], []
+        for row, cell in enumerate(batch[column]):
+            try:
+                images.append(decode_image(cell))
+                rows.append(row)
+            except BadImageError as error:
+                if on_bad_image == "error":
+                    raise ValueError(f"Column '{column}': {error}.") from error
+                logger.warning(f"Column '{column}': {error}; its pairs will be skipped.")
+        embeds: list = [None] * len(batch[column])
+        if images:
+            for row, embed in zip(rows, _embed(model, image_processor, images, "real"), strict=True):
+                embeds[row] = embed
+        return {"real_embeds": embeds}
+
+    def load_or_compute(shard: int) -> Dataset:
+        rows = range(shard * CACHE_SHARD_ROWS, min((shard + 1) * CACHE_SHARD_ROWS, len(dataset)))
+        name = f"{shard:05d}"
+        return dataset.select(rows).map(
+            embed_batch,
+            batched=True,
+            batch_size=batch_size,
+            remove_columns=[column],
+            features=features,
+            cache_file_name=str(folder / f"{name}.arrow"),
+            load_from_cache_file=True,
+            new_fingerprint=f"{key}-{name}",
+            desc=f"Embedding {column} ({shard + 1}/{shards})",
+        )
+
+    shards = -(-len(dataset) // CACHE_SHARD_ROWS)
+    with torch.no_grad(), _evaluating(model):
+        for shard in range(rank, shards, world_size):
+            load_or_compute(shard)
+        if barrier is not None:
+            barrier()
+        # Where the processes share no folder, this computes what the others did not leave here.
+        return datasets.concatenate_datasets([load_or_compute(shard) for shard in range(shards)])
+
+
+def embeds_array(embeds: Dataset) -> np.ndarray:
+    """The column `real_embeds` of [`cached_embeds`] as float32 `(rows, dim)`; NaN where there is none."""
+    dim = embeds.features["real_embeds"].length
+    column = embeds.data.column("real_embeds").combine_chunks()
+    array = np.full((len(embeds), dim), np.nan, np.float32)
+    array[column.is_valid().to_numpy(zero_copy_only=False)] = column.drop_null().flatten().to_numpy().reshape(-1, dim)
+    return array
+
+
+class EmbeddedPairs(torch.utils.data.Dataset):
+    """
+    Pairs whose real images are replaced by their cached embeddings, without copying a row of either.
+
+    Args:
+        pairs (`datasets.Dataset`): see [`check_pairs`].
+        embeds (`datasets.Dataset`): row by row what [`cached_embeds`] made of the pairs' real images.
+        partners (`np.ndarray` of shape `(pairs,)`, *optional*): the row whose real image each generated image gets.
+    """
+
+    def __init__(self, pairs: Dataset, embeds: Dataset, partners: np.ndarray | None = None):
+        self.pairs = undecoded(pairs.select_columns(["generated_image", "caption"]))
+        self.image_ids = pairs.select_columns(["image_id"])
+        self.embeds = embeds
+        self.partners = np.arange(len(pairs)) if partners is None else partners
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        partners = self.partners[indices].tolist()
+        ids, embeds = self.image_ids[partners]["image_id"], self.embeds[partners]["real_embeds"]
+        rows = self.pairs.__getitems__(indices)
+        return [
+            {**row, "image_id": image_id, "real_embeds": embed}
+            for row, image_id, embed in zip(rows, ids, embeds, strict=True)
+        ]
+
+
+def cache_key(dataset: Dataset, column: str, model: Any, processor: Any) -> str:
+    """A hash of all that decides the cached embeddings: base weights, image processor, data."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(("vision_model.", "visual_projection.")) and ".adapters." not in name:
+            if ".branches." not in name:
+                digest.update(name.encode() + str(tensor.dtype).encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    settings = json.loads(image_processor_of(processor).to_json_string())
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    digest.update(f"{column} {len(dataset)} {dataset._fingerprint}".encode())
+    # Images kept as paths can change without the data set's fingerprint noticing.
+    for path in _paths(dataset, column):
+        stat = os.stat(path) if os.path.exists(path) else None
+        digest.update(f"{path} {(stat.st_mtime_ns, stat.st_size) if stat else None}".encode())
+    return digest.hexdigest()
+
+
+def _paths(dataset: Dataset, column: str) -> Iterator[str]:
+    """Paths of the images that the data set refers to without holding their bytes."""
+    for chunk in dataset.data.column(column).chunks:
+        for path, held in zip(chunk.field("path"), chunk.field("bytes").is_valid(), strict=True):
+            if not held.as_py() and path.is_valid:
+                yield path.as_py()

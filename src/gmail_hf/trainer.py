@@ -1,0 +1,281 @@
+"""`GmailTrainer`: the Hugging Face Trainer on pairs of generated and real images."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils import logging
+
+from .configuration_gmail import TEXT_ADAPTER
+from .data import GmailCollator, check_pairs, undecoded
+from .embeddings import EmbeddedPairs, cached_embeds, embeds_array
+from .evaluation import alignment_metrics
+from .losses import GmailLossConfig
+from .modeling_gmail import GmailCLIPModel
+from .pairing import optimal_pairing
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class GmailTrainingArguments(TrainingArguments):
+    """
+    `TrainingArguments` with the paper's settings as defaults (GMAIL, section 4.1), and the losses of GMAIL.
+
+    Changed defaults: `learning_rate=1e-4`, `weight_decay=0.01`, `per_device_train_batch_size=256`,
+    `max_steps=50_000` (unless `num_train_epochs` is given), `lr_scheduler_type="cosine_with_restarts"` with 5 cycles,
+    `logging_steps=50`, `remove_unused_columns=False`.
+
+    Args:
+        temperature, align_weight, consistency_weight, gen_text_weight, real_text_weight, symmetric, gather_negatives:
+            see [`GmailLossConfig`].
+        contrastive_mini_batch_size (`int`, *optional*): contrast the whole batch at the memory of this many pairs;
+            see [`GmailCLIPModel.embed_images`].
+        pairing (`str`): `"caption"` keeps the data set's pairs; `"optimal"` re-pairs within each caption, see
+            [`optimal_pairing`]; it needs `cache_real_embeds`.
+        cache_real_embeds (`bool`): embed the real images once, if the real branch is frozen; see [`cached_embeds`].
+        on_bad_image (`str`): `"skip"` or `"error"`, see [`GmailCollator`].
+
+    Raises:
+        ValueError: an option is out of range or contradicts another.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    per_device_train_batch_size: int = field(default=256, metadata={"help": "Pairs a device and step."})
+    max_steps: int = field(
+        default=50_000, metadata={"help": "Steps to train; -1, or --num_train_epochs, to train by epochs."}
+    )
+    lr_scheduler_type: str = field(default="cosine_with_restarts", metadata={"help": "The learning rate schedule."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two entries of the log."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator needs the columns."}
+    )
+    temperature: float = field(default=0.07, metadata={"help": "Temperature tau of the alignment loss (Eq. 1)."})
+    align_weight: float = field(default=1.0, metadata={"help": "Weight of the alignment loss (Eq. 1)."})
+    consistency_weight: float = field(default=0.0, metadata={"help": "Weight of 1 - cos of each pair."})
+    gen_text_weight: float = field(default=0.0, metadata={"help": "Weight of the generated image-caption loss."})
+    real_text_weight: float = field(default=0.0, metadata={"help": "Weight of the real image-caption loss."})
+    symmetric: bool = field(default=False, metadata={"help": "Add the direction real -> generated to Eq. 1."})
+    gather_negatives: bool = field(default=True, metadata={"help": "Draw negatives from all processes."})
+    contrastive_mini_batch_size: int | None = field(
+        default=None, metadata={"help": "Contrast the whole batch at the memory of this many pairs."}
+    )
+    pairing: str = field(
+        default="caption", metadata={"help": "'caption': the data set's pairs; 'optimal': re-paired within a caption."}
+    )
+    cache_real_embeds: bool = field(
+        default=True, metadata={"help": "Embed the real images once, if the real branch is frozen."}
+    )
+    on_bad_image: str = field(
+        default="skip", metadata={"help": "'skip' pairs with an unreadable image, or raise an 'error'."}
+    )
+
+    def __post_init__(self) -> None:
+        epochs_given = self.num_train_epochs != TrainingArguments.num_train_epochs
+        if epochs_given and self.max_steps == GmailTrainingArguments.max_steps:
+            self.max_steps = -1
+        if self.lr_scheduler_type == "cosine_with_restarts" and not self.lr_scheduler_kwargs:
+            self.lr_scheduler_kwargs = {"num_cycles": 5}
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must stay False: the collator needs the data set's columns.")
+        if self.pairing not in ("caption", "optimal"):
+            raise ValueError(f"`pairing` is 'caption' or 'optimal', got '{self.pairing}'.")
+        if self.pairing == "optimal" and not self.cache_real_embeds:
+            raise ValueError('`pairing="optimal"` needs `cache_real_embeds=True`.')
+        if self.on_bad_image not in ("skip", "error"):
+            raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{self.on_bad_image}'.")
+        self.loss_config()
+
+    def loss_config(self) -> GmailLossConfig:
+        """The losses these arguments ask for."""
+        return GmailLossConfig(
+            temperature=self.temperature,
+            align_weight=self.align_weight,
+            consistency_weight=self.consistency_weight,
+            gen_text_weight=self.gen_text_weight,
+            real_text_weight=self.real_text_weight,
+            symmetric=self.symmetric,
+            gather_negatives=self.gather_negatives,
+            mini_batch_size=self.contrastive_mini_batch_size,
+        )
+
+
+def compute_alignment_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """[`evaluation.alignment_metrics`] of what [`GmailTrainer`] predicts: both embeddings, and the ids as labels."""
+    gen_embeds, real_embeds = prediction.predictions
+    caption_ids, image_ids = prediction.label_ids
+    return alignment_metrics(gen_embeds, real_embeds, caption_ids, image_ids)
+
+
+class GmailTrainer(Trainer):
+    """
+    Train the branches of a [`GmailCLIPModel`] (Algorithm 1 of the paper, stage 1, and the text losses of stage 2).
+
+    Arguments as in `Trainer`; the data sets hold pairs, see [`data`](data.py). The base stays frozen: the image
+    adapters train if a loss aligns images, the `text` adapter if a loss compares with captions.
+
+    Args:
+        model ([`GmailCLIPModel`]): the model.
+        args ([`GmailTrainingArguments`]): the settings.
+        train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, or for evaluation a `dict` of
+            them): pairs.
+        processing_class (`CLIPProcessor`): or an image processor alone if no loss needs captions.
+
+    Raises:
+        TypeError: `model` or `args` of another class.
+        ValueError: a data set that [`check_pairs`] refuses; options that leave nothing to train.
+    """
+
+    # The loss is a mean over the pairs of a batch: accumulated batches are averaged by the Trainer.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: GmailCLIPModel,
+        args: GmailTrainingArguments,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(model, GmailCLIPModel):
+            raise TypeError(f"GmailTrainer trains a GmailCLIPModel, got {type(model).__name__}; see `from_clip`.")
+        if not isinstance(args, GmailTrainingArguments):
+            raise TypeError(f"GmailTrainer takes GmailTrainingArguments, got {type(args).__name__}.")
+        if processing_class is None:
+            raise ValueError("GmailTrainer needs `processing_class`, the model's processor.")
+        self.loss_config = args.loss_config()
+        _choose_trainable(model, self.loss_config)
+        named = {"train_dataset": train_dataset}
+        named.update(eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset})
+        for name, dataset in named.items():
+            if dataset is not None:
+                check_pairs(dataset, name, args.on_bad_image)
+        kwargs.setdefault(
+            "data_collator", GmailCollator(processing_class, self.loss_config.needs_text, args.on_bad_image)
+        )
+        kwargs.setdefault("compute_metrics", compute_alignment_metrics)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.train_dataset = self._prepare(train_dataset, args.pairing)
+        if isinstance(eval_dataset, dict):
+            self.eval_dataset = {name: self._prepare(dataset) for name, dataset in eval_dataset.items()}
+        else:
+            self.eval_dataset = self._prepare(eval_dataset)
+        self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.skipped_pairs = 0
+
+    def _prepare(self, dataset: Dataset | IterableDataset | None, pairing: str = "caption") -> Any:
+        """Replace the real images by their embeddings, where the real branch is frozen."""
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            return dataset
+        frozen = "real" not in self.model.config.trainable_modalities
+        if not (self.args.cache_real_embeds and frozen and isinstance(dataset, Dataset)):
+            if pairing == "optimal":
+                raise ValueError('`pairing="optimal"` needs a frozen real branch and a data set that is not streamed.')
+            return undecoded(dataset)
+        real = self._embed_column(dataset, "real_image")
+        partners = self._optimal_partners(dataset, real) if pairing == "optimal" else None
+        return EmbeddedPairs(dataset, real, partners)
+
+    def _embed_column(self, dataset: Dataset, column: str) -> Dataset:
+        return cached_embeds(
+            dataset,
+            column,
+            self.model,
+            self.processing_class,
+            batch_size=self.args.per_device_eval_batch_size,
+            on_bad_image=self.args.on_bad_image,
+            barrier=self.accelerator.wait_for_everyone,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+
+    def _optimal_partners(self, dataset: Dataset, real: Dataset) -> np.ndarray:
+        generated = embeds_array(self._embed_column(dataset, "generated_image"))
+        real = embeds_array(real)
+        rows = np.flatnonzero(np.isfinite(generated).all(axis=1) & np.isfinite(real).all(axis=1))  # readable pairs
+        captions = np.asarray(dataset["caption"][:])[rows].tolist()
+        partners = np.arange(len(dataset))
+        partners[rows] = rows[optimal_pairing(generated[rows], real[rows], captions, seed=self.args.seed)]
+        return partners
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if isinstance(eval_dataset, (Dataset, IterableDataset)):
+            check_pairs(eval_dataset, "eval_dataset", self.args.on_bad_image)
+            eval_dataset = self._prepare(eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        inputs = dict(inputs)
+        skipped = inputs.pop("skipped_pairs", None)
+        outputs = model(**inputs, loss_config=self.loss_config)
+        if model.training:
+            self.skipped_pairs += int(skipped) if skipped is not None else 0
+            for name, loss in outputs.losses.items():
+                self._terms[f"{name}_loss"].append(loss.detach())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        embeds = (outputs.gen_embeds.float().detach(), outputs.real_embeds.float().detach())
+        return loss.detach(), embeds, (inputs["caption_ids"], inputs["image_ids"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # Every process logs at the same steps, so the terms can be averaged over them.
+        if "loss" in logs:
+            for name, values in self._terms.items():
+                logs[name] = self.accelerator.gather(torch.stack(values).mean()).mean().item()
+            self._terms.clear()
+            skipped = self.accelerator.gather(torch.tensor(self.skipped_pairs, device=self.args.device)).sum().item()
+            if skipped:
+                logs["skipped_pairs"] = skipped
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # The Trainer leaves its arguments as a pickle, which nobody should have to trust.
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / "training_args.json").write_text(json.dumps(self.args.to_sanitized_dict(), indent=2) + "\n")
+
+
+def _choose_trainable(model: GmailCLIPModel, losses: GmailLossConfig) -> None:
+    """Let train what a loss reaches: unused parameters would stop DDP."""
+    model.freeze_base()
+    aligns = losses.align_weight > 0 or losses.consistency_weight > 0
+    for name, parameter in model.adapter_parameters():
+        is_text = f".adapters.{TEXT_ADAPTER}." in name
+        parameter.requires_grad_(losses.needs_text if is_text else aligns)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if trained == 0:
+        raise ValueError(
+            "Nothing to train: text losses alone train the text adapter (`text_lora=True`), alignment the branches in "
+            "`trainable_modalities`."
+        )
+    total = sum(parameter.numel() for parameter in model.parameters())
+    logger.info(f"Training {trained:,} of {total:,} parameters ({trained / total:.2%}).")
