@@ -1,0 +1,248 @@
+"""Makes the generator of `gmail_hf.digits` from nothing: a latent diffusion model of the real train scenes.
+
+python -m gmail_hf.digits.train_generator --output_dir generator
+
+First the autoencoder (32x32x3 <-> 8x8x4), then the denoiser on its latents, conditioned on the frozen text tower of
+the base CLIP. A run that was interrupted goes on where its last saved state left it.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer, HfArgumentParser
+
+from . import clip_path
+from ._training import learning_rate, load_state, save_half, save_state
+from .scenes import IMAGE_SIZE, draw_scenes
+
+
+NUM_TRAIN_TIMESTEPS = 1_000
+LATENT_SIZE = IMAGE_SIZE // 4
+
+
+@dataclass
+class GeneratorArguments:
+    output_dir: str
+    clip: str = clip_path()
+    vae_steps: int = 2_000
+    vae_batch_size: int = 64
+    vae_learning_rate: float = 2e-3
+    kl_weight: float = 5e-4
+    num_scenes: int = 40_000
+    unet_steps: int = 8_000
+    unet_batch_size: int = 96
+    unet_learning_rate: float = 1.5e-3
+    caption_dropout: float = 0.1
+    ema_decay: float = 0.998
+    warmup_steps: int = 200
+    save_steps: int = 250
+    seed: int = 0
+    mixed_precision: str = "bf16"
+
+
+def build_vae() -> AutoencoderKL:
+    """0.4 million parameters."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 48),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=IMAGE_SIZE,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+
+
+def build_unet(text_width: int) -> UNet2DConditionModel:
+    """1.4 million parameters; the caption enters at 4x4, where a digit covers about two cells by two."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=text_width,
+        attention_head_dim=4,
+        use_linear_projection=True,
+    )
+
+
+def build_scheduler() -> DPMSolverMultistepScheduler:
+    """Stable Diffusion's noise schedule with v-prediction; serves training and sampling."""
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        steps_offset=1,
+    )
+
+
+def to_pixel_values(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """uint8 `(n, 32, 32, 3)` to float32 in [-1, 1], `(n, 3, 32, 32)`."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def train_vae(args: GeneratorArguments, accelerator: Accelerator) -> AutoencoderKL:
+    """Autoencoder of fresh train scenes: absolute error and a light pull of the latents to a standard normal."""
+    set_seed(args.seed)
+    vae = build_vae()
+    optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=1e-4, betas=(0.9, 0.98))
+    vae, optimizer = accelerator.prepare(vae, optimizer)
+    state_folder = Path(args.output_dir, "training_state", "vae")
+    first_step = load_state(state_folder, {"vae": vae}, optimizer)
+    progress = tqdm(range(first_step, args.vae_steps), initial=first_step, total=args.vae_steps, desc="train VAE")
+    for step in progress:
+        scenes = draw_scenes("train", args.vae_batch_size, np.random.default_rng([args.seed, 1, step]))
+        pixel_values = to_pixel_values(scenes["images"], accelerator.device)
+        with accelerator.autocast():
+            posterior = vae.encode(pixel_values).latent_dist
+            reconstruction = vae.decode(posterior.sample()).sample
+        error = (reconstruction.float() - pixel_values).abs().mean()
+        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+        set_learning_rate(optimizer, learning_rate(step, args.vae_steps, args.vae_learning_rate, args.warmup_steps))
+        optimizer.zero_grad()
+        accelerator.backward(error + args.kl_weight * kl)
+        accelerator.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        progress.set_postfix(error=f"{error.item():.4f}", kl=f"{kl.item():.2f}")
+        if (step + 1) % args.save_steps == 0 or step + 1 == args.vae_steps:
+            save_state(state_folder, step + 1, {"vae": vae}, optimizer)
+    return accelerator.unwrap_model(vae).eval()
+
+
+@torch.no_grad()
+def encode_scenes(
+    args: GeneratorArguments, accelerator: Accelerator, vae: AutoencoderKL
+) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Means and standard deviations of the latents of `num_scenes` train scenes, `(n, 4, 8, 8)`, and the captions.
+
+    Sets the autoencoder's scaling factor, by which latents have unit variance.
+    """
+    means, deviations, captions = [], [], []
+    for start in tqdm(range(0, args.num_scenes, 500), desc="encode scenes"):
+        scenes = draw_scenes("train", 500, np.random.default_rng([args.seed, 2, start]))
+        posterior = vae.encode(to_pixel_values(scenes["images"], accelerator.device)).latent_dist
+        means.append(posterior.mean)
+        deviations.append(posterior.std)
+        captions += scenes["captions"]
+    mean, deviation = torch.cat(means), torch.cat(deviations)
+    variance = mean.var() + deviation.square().mean()
+    vae.register_to_config(scaling_factor=variance.rsqrt().item())
+    return mean * vae.config.scaling_factor, deviation * vae.config.scaling_factor, captions
+
+
+@torch.no_grad()
+def embed_captions(
+    captions: list[str], tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token states `(distinct captions + 1, 16, width)`, the empty caption first, and each scene's row, `(n,)`."""
+    distinct, index = np.unique(captions, return_inverse=True)
+    tokens = tokenizer(["", *distinct], padding="max_length", return_tensors="pt").input_ids
+    states = [text_encoder(ids)[0] for ids in tokens.split(500)]
+    return torch.cat(states).to(device), torch.from_numpy(index + 1).to(device)
+
+
+def train_unet(
+    args: GeneratorArguments,
+    accelerator: Accelerator,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+) -> UNet2DConditionModel:
+    """Denoiser of the latents; returns the moving average of its weights."""
+    mean, deviation, captions = encode_scenes(args, accelerator, vae)
+    text_states, caption_index = embed_captions(captions, tokenizer, text_encoder, accelerator.device)
+    set_seed(args.seed)
+    unet = build_unet(text_encoder.config.hidden_size)
+    # The fused attention of CPUs is several times slower backward in bfloat16; a loaded model uses its own default.
+    unet.set_attn_processor(AttnProcessor())
+    optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=1e-2, betas=(0.9, 0.98))
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    average = AveragedModel(accelerator.unwrap_model(unet), multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
+    modules = {"unet": unet, "average": average}
+    state_folder = Path(args.output_dir, "training_state", "unet")
+    first_step = load_state(state_folder, modules, optimizer)
+    alphas = build_scheduler().alphas_cumprod.to(accelerator.device)
+    progress = tqdm(range(first_step, args.unet_steps), initial=first_step, total=args.unet_steps, desc="train UNet")
+    for step in progress:
+        random = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
+        chosen = torch.randint(len(mean), (args.unet_batch_size,), generator=random)
+        jitter, noise = torch.randn(2, args.unet_batch_size, *mean.shape[1:], generator=random).to(accelerator.device)
+        timesteps = torch.randint(NUM_TRAIN_TIMESTEPS, chosen.shape, generator=random).to(accelerator.device)
+        dropped = torch.rand(chosen.shape, generator=random) < args.caption_dropout
+        rows = caption_index[chosen].masked_fill(dropped.to(accelerator.device), 0)  # 0 is the empty caption
+        latents = mean[chosen] + deviation[chosen] * jitter
+        signal = alphas[timesteps].sqrt()[:, None, None, None]
+        spread = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
+        with accelerator.autocast():
+            velocity = unet(signal * latents + spread * noise, timesteps, text_states[rows]).sample
+        loss = (velocity.float() - (signal * noise - spread * latents)).square().mean()
+        set_learning_rate(optimizer, learning_rate(step, args.unet_steps, args.unet_learning_rate, args.warmup_steps))
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(accelerator.unwrap_model(unet))
+        if step % 10 == 0:
+            progress.set_postfix(loss=f"{loss.item():.4f}")
+        if (step + 1) % args.save_steps == 0 or step + 1 == args.unet_steps:
+            save_state(state_folder, step + 1, modules, optimizer)
+    return average.module
+
+
+def save_pipeline(
+    folder: Path,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+) -> None:
+    """Writes the folder that `StableDiffusionPipeline.from_pretrained` loads, with float16 weights."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    for name in ("vae", "text_encoder", "unet"):
+        save_half(getattr(pipeline, name), folder / name)
+
+
+def main() -> None:
+    args = HfArgumentParser(GeneratorArguments).parse_args_into_dataclasses()[0]
+    start = time.perf_counter()
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    tokenizer = CLIPTokenizer.from_pretrained(args.clip)
+    text_encoder = CLIPTextModel.from_pretrained(args.clip)
+    vae = train_vae(args, accelerator)
+    unet = train_unet(args, accelerator, vae, tokenizer, text_encoder)
+    save_pipeline(Path(args.output_dir), vae.cpu(), unet.cpu(), tokenizer, text_encoder)
+    print(f"{unet.num_parameters():,} + {vae.num_parameters():,} parameters, {(time.perf_counter() - start) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
