@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPVisionConfig
+from transformers.configuration_utils import SubConfigSpec
 
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP_LINEARS = ("fc1", "fc2")
@@ -107,7 +108,10 @@ class GmailConfig(AdapterFields, CLIPConfig):
     """
 
     model_type = "gmail_clip"
-    sub_configs_defaults = {**CLIPConfig.sub_configs, "vision_config": GmailVisionConfig}
+    sub_configs_defaults = {
+        **CLIPConfig.sub_configs_defaults,
+        "vision_config": SubConfigSpec(config_class=GmailVisionConfig),
+    }
 
     vision_config: dict | GmailVisionConfig | None = None
     text_lora: bool = False

@@ -1,0 +1,35 @@
+# Everything here needs only Python, make and git; the first target that runs sets up .venv.
+PYTHON ?= python3
+# The torch requirement to install, e.g. TORCH=torch==2.13.0 for one particular build.
+TORCH ?= torch
+BIN := .venv/bin
+
+.PHONY: demo test quality style clean
+.DELETE_ON_ERROR:
+
+# From a fresh clone: generate images, align, and show what it changed on held-out real images.
+demo: .venv/installed
+	$(BIN)/python examples/demo.py --output_dir outputs/demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+quality: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+style: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Installed when missing or older than pyproject.toml.
+.venv/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "gmail-hf needs Python 3.10 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache build dist outputs src/*.egg-info

@@ -1,0 +1,179 @@
+"""
+Align generated images with real ones: GMAIL, stage 1.
+
+The embedded default, in minutes and without a download (needs `pip install "gmail-hf[digits]"`):
+
+    accelerate launch examples/train_gmail.py
+
+COCO with the paper's settings on 8 GPUs, 32 pairs each:
+
+    accelerate launch --multi_gpu --num_processes 8 examples/train_gmail.py \\
+        --config examples/configs/coco.yaml --dataset_name org/coco-sd2 --output_dir gmail-coco
+
+Settings come from `--config`, a YAML file of the options below, and then from the command line, which wins. Without
+`--config` and `--dataset_name` the file is examples/configs/digits.yaml; all other defaults are the paper's. An
+interrupted run goes on with `--resume_from_checkpoint true`.
+"""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CONFIGS = Path(__file__).with_name("configs")
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(
+        default="digits",
+        metadata={"help": "A CLIP or a GmailCLIPModel, by Hub id or folder, or 'digits', the CLIP that comes along."},
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
+    lora_rank: int = field(default=4, metadata={"help": "Rank of the LoRA updates."})
+    lora_alpha: float = field(default=8, metadata={"help": "They are scaled by lora_alpha / lora_rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on their input."})
+    train_real: bool = field(default=False, metadata={"help": "Train the real branch too; the paper freezes it."})
+    text_lora: bool = field(default=False, metadata={"help": "Put a LoRA adapter on the text encoder."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "'sdpa', 'eager', 'flash_attention_2'."})
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str = field(
+        default="digits",
+        metadata={
+            "help": "Pairs: a Hub id, a folder saved by datasets, parquet files, an imagefolder, or 'digits', which "
+            "come along and are generated on first use."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Its revision."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "The split to evaluate on; none by default."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many pairs."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many pairs."})
+    real_image_column: str = field(default="real_image", metadata={"help": "The column of real images."})
+    generated_image_column: str = field(default="generated_image", metadata={"help": "Of generated images."})
+    caption_column: str = field(default="caption", metadata={"help": "Of captions."})
+    image_id_column: str = field(default="image_id", metadata={"help": "Of ids of the real images."})
+
+
+def parse_args(argv: list[str]):
+    """`(ModelArguments, DataArguments, GmailTrainingArguments)` of a command line and its `--config`."""
+    import yaml
+    from transformers import HfArgumentParser
+
+    from gmail_hf import GmailTrainingArguments
+
+    parser = HfArgumentParser((ModelArguments, DataArguments, GmailTrainingArguments), description=__doc__)
+    parser.add_argument("--config", help="A YAML file of these options.")
+    config, _ = parser.parse_known_args(argv)
+    path = config.config
+    if path is None and not any(arg.split("=")[0] == "--dataset_name" for arg in argv):
+        path = CONFIGS / "digits.yaml"
+    if path is not None:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file) or {}
+        known = {action.dest for action in parser._actions}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            parser.error(f"{path} has unknown options {unknown}")
+        parser.set_defaults(**values)
+    model_args, data_args, training_args, _ = parser.parse_args_into_dataclasses(argv)
+    return model_args, data_args, training_args
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    model_args, data_args, training_args = parse_args(sys.argv[1:] if argv is None else argv)
+
+    import datasets
+    from transformers import AutoConfig, AutoProcessor, set_seed
+
+    from gmail_hf import GmailCLIPModel, GmailTrainer
+    from gmail_hf.data import check_pairs
+    from gmail_hf.loading import check_free_disk, check_output_dir, load_pairs
+
+    logging.basicConfig(format="%(message)s")
+    logger = logging.getLogger("gmail_hf")
+    logger.setLevel(logging.INFO if training_args.should_log else logging.ERROR)
+    checkpoint = check_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    set_seed(training_args.seed)
+
+    def load(split: str, max_samples: int | None) -> datasets.Dataset:
+        with training_args.main_process_first(desc="loading pairs"):
+            dataset = load_pairs(
+                data_args.dataset_name,
+                split,
+                config_name=data_args.dataset_config_name,
+                revision=data_args.dataset_revision,
+                columns={
+                    "real_image": data_args.real_image_column,
+                    "generated_image": data_args.generated_image_column,
+                    "caption": data_args.caption_column,
+                    "image_id": data_args.image_id_column,
+                },
+                max_samples=max_samples,
+            )
+        check_pairs(dataset, f"Split '{split}' of '{data_args.dataset_name}'", training_args.on_bad_image)
+        return dataset
+
+    train_dataset = load(data_args.train_split, data_args.max_train_samples)
+    eval_dataset = load(data_args.eval_split, data_args.max_eval_samples) if data_args.eval_split else None
+
+    name = model_args.model_name_or_path
+    if name == "digits":
+        from gmail_hf.digits import clip_path
+
+        name = clip_path()
+    hub = {"revision": model_args.model_revision} if model_args.model_revision else {}
+    processor = AutoProcessor.from_pretrained(name, **hub)
+    if model_args.attn_implementation:
+        hub["attn_implementation"] = model_args.attn_implementation
+    if AutoConfig.from_pretrained(name, **hub).model_type == "gmail_clip":
+        model = GmailCLIPModel.from_pretrained(name, **hub)
+    else:
+        model = GmailCLIPModel.from_clip(
+            name,
+            lora_rank=model_args.lora_rank,
+            lora_alpha=model_args.lora_alpha,
+            lora_dropout=model_args.lora_dropout,
+            trainable_modalities=["real", "gen"] if model_args.train_real else ["gen"],
+            text_lora=model_args.text_lora,
+            **hub,
+        )
+    check_free_disk(training_args.output_dir, _bytes_of_checkpoints(model, training_args))
+    check_free_disk(datasets.config.HF_DATASETS_CACHE, len(train_dataset) * model.config.projection_dim * 4)
+
+    trainer = GmailTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+    )
+    before = trainer.evaluate(metric_key_prefix="before") if eval_dataset is not None and checkpoint is None else {}
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    after = trainer.evaluate() if eval_dataset is not None else {}
+    trainer.log_metrics("before training", before) if before else None
+    trainer.log_metrics("eval", after) if after else None
+    if trainer.skipped_pairs:
+        logger.warning(f"{trainer.skipped_pairs} times a pair was skipped because an image could not be read.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset=data_args.dataset_name, tags=["gmail", "clip"])
+    logger.info(f"The model and its adapters are in {training_args.output_dir}.")
+    return after
+
+
+def _bytes_of_checkpoints(model, training_args) -> int:
+    """What the run will write: the model with two moments of each trained parameter, for each checkpoint kept."""
+    trained = sum(parameter.numel() for _, parameter in model.adapter_parameters())
+    size = model.num_parameters() * model.dtype.itemsize + 2 * trained * 4
+    kept = training_args.save_total_limit or 10
+    return size * (kept + 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Data sets of pairs from wherever they lie, and what an example checks before hours of work start."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .data import PAIR_COLUMNS
+
+NUM_DIGITS_PAIRS = {"train": 4000, "validation": 500, "test": 500}
+
+
+def load_pairs(
+    name: str,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    columns: dict[str, str] | None = None,
+    max_samples: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """
+    A data set of pairs with the columns of [`data.PAIR_COLUMNS`].
+
+    Args:
+        name: a Hub id; a folder that `save_to_disk` wrote; a parquet file, a glob of them or a folder that holds some;
+            a folder of images with a metadata file (`datasets`' imagefolder, columns `real_image_file_name` and
+            `generated_image_file_name`); or `digits`, the embedded default, whose generated images are made once.
+        split: the split; a source without splits is `train`.
+        config_name, revision: of a data set on the Hub.
+        columns: the data set's names for those of [`data.PAIR_COLUMNS`] that it calls otherwise.
+        max_samples: keep the first so many pairs.
+        seed: of the digits' generated images.
+
+    Raises:
+        FileNotFoundError: `name` looks like a path, and nothing is there.
+        ValueError: an unknown split, or a column that is not there.
+    """
+    if name == "digits":
+        dataset = _digits_pairs(split, max_samples, seed)
+    else:
+        dataset = _load(name, split, config_name, revision)
+        if isinstance(dataset, DatasetDict):
+            if split not in dataset:
+                raise ValueError(f"'{name}' has no split '{split}'; it has {list(dataset)}.")
+            dataset = dataset[split]
+    renames = {theirs: ours for ours, theirs in (columns or {}).items() if theirs != ours}
+    missing = [theirs for theirs in renames if theirs not in dataset.column_names]
+    if missing:
+        raise ValueError(f"'{name}' has no column(s) {missing}; it has {dataset.column_names}.")
+    # A column that stands in the way of a renamed one is not the one that was asked for.
+    dataset = dataset.remove_columns([ours for ours in renames.values() if ours in dataset.column_names])
+    dataset = dataset.rename_columns(renames)
+    if max_samples is not None:
+        dataset = dataset.select(range(min(max_samples, len(dataset))))
+    return dataset
+
+
+def _load(name: str, split: str, config_name: str | None, revision: str | None) -> Dataset | DatasetDict:
+    path = Path(name)
+    if path.is_dir():
+        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            return load_from_disk(name)
+        if any(path.rglob("*.parquet")):
+            return load_dataset("parquet", data_files=str(path / "**/*.parquet"))
+        return load_dataset("imagefolder", data_dir=name)
+    if name.endswith(".parquet"):
+        return load_dataset("parquet", data_files=name)
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise FileNotFoundError(f"No data set at '{name}'.")
+    available = datasets.get_dataset_split_names(name, config_name, revision=revision)
+    if split not in available:
+        raise ValueError(f"'{name}' has no split '{split}'; it has {available}.")
+    return load_dataset(name, config_name, split=split, revision=revision)
+
+
+def _digits_pairs(split: str, num_pairs: int | None, seed: int) -> Dataset:
+    """Digits scenes with generated partners, kept in the cache folder of `datasets` once they are made."""
+    from .digits import generate_pairs, generator_path, load_digits
+
+    num_pairs = num_pairs or NUM_DIGITS_PAIRS.get(split)
+    scenes = load_digits(split, num_pairs, seed=seed)
+    digest = hashlib.blake2b(digest_size=8)
+    for weights in sorted(Path(generator_path()).rglob("*.safetensors")):
+        digest.update(weights.read_bytes())
+    key = f"{split}-{num_pairs}-{seed}-{digest.hexdigest()}"
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf", f"digits-{key}")
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.part{os.getpid()}")
+        generate_pairs(scenes, seed=seed).save_to_disk(partial)
+        partial.rename(folder)
+    return load_from_disk(folder)
+
+
+def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None = None) -> str | None:
+    """
+    Refuse to mix two runs in one folder, and find the checkpoint to go on from.
+
+    Args:
+        output_dir: where the run will write.
+        resume_from_checkpoint: a checkpoint folder; True or `"true"` for the last one of `output_dir`; None or False
+            for a new run.
+
+    Returns:
+        The checkpoint to resume from, or None for a new run.
+
+    Raises:
+        FileExistsError: a new run, but `output_dir` holds another one.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    folder = Path(output_dir)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    resume = str(resume_from_checkpoint or "")
+    if resume.lower() in ("", "false"):
+        if last or (folder / SAFE_WEIGHTS_NAME).exists():
+            raise FileExistsError(
+                f"'{folder}' holds another run. Go on with it by --resume_from_checkpoint true, or choose another "
+                f"--output_dir."
+            )
+        return None
+    if resume.lower() == "true":
+        if last is None:
+            raise FileNotFoundError(f"'{folder}' holds no checkpoint to resume from.")
+        return last
+    if not Path(resume, "trainer_state.json").exists():
+        raise FileNotFoundError(f"'{resume}' is no checkpoint of a run: it has no trainer_state.json.")
+    return resume
+
+
+def check_free_disk(path: str | os.PathLike, needed: int) -> None:
+    """
+    Refuse to start what would fill the disk.
+
+    Args:
+        path: a file or folder to be, on the disk in question.
+        needed: bytes.
+
+    Raises:
+        OSError: less than that is free.
+    """
+    existing = next(parent for parent in [Path(path).absolute(), *Path(path).absolute().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            f"{needed / 1e9:.1f} GB are needed at '{path}', {free / 1e9:.1f} GB are free. Free some, choose another "
+            f"folder, or keep fewer checkpoints (--save_total_limit)."
+        )
+
+
+__all__ = ["PAIR_COLUMNS", "check_free_disk", "check_output_dir", "load_pairs"]
