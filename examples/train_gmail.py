@@ -157,8 +157,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer.save_model()
     trainer.save_state()
     after = trainer.evaluate() if eval_dataset is not None else {}
-    trainer.log_metrics("before training", before) if before else None
-    trainer.log_metrics("eval", after) if after else None
+    for name, metrics in (("before", before), ("eval", after)):
+        if metrics:
+            trainer.log_metrics(name, metrics)
+            trainer.save_metrics(name, metrics)
     if trainer.skipped_pairs:
         logger.warning(f"{trainer.skipped_pairs} times a pair was skipped because an image could not be read.")
     if training_args.push_to_hub:

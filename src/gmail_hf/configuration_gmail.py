@@ -104,7 +104,8 @@ class GmailConfig(AdapterFields, CLIPConfig):
         base_model_revision (`str`, *optional*): its revision.
 
     Raises:
-        ValueError: a field is out of range, or unknown and named like one of these.
+        huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range.
+        ValueError: a field is unknown and named like one of these.
     """
 
     model_type = "gmail_clip"
