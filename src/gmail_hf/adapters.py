@@ -53,7 +53,7 @@ class AdapterMixin:
             )
         config = GmailConfig.from_clip_config(clip.config, **fields)
         model = cls._from_config(config, dtype=clip.dtype, attn_implementation=clip.config._attn_implementation)
-        model.load_state_dict(clip.state_dict(), strict=False)  # the keys not in it are the adapters'
+        model.load_state_dict({**model.state_dict(), **clip.state_dict()})
         model.visual_projection.reset_branches()
         return model.to(clip.device).eval()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange
@@ -314,7 +315,7 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         for start in range(0, len(pixel_values), mini_batch_size):
             chunk = slice(start, start + mini_batch_size)
             names = modality if modality is None or isinstance(modality, str) else modality[chunk]
-            embeds.append(torch.utils.checkpoint.checkpoint(embed, pixel_values[chunk], names, use_reentrant=False))
+            embeds.append(checkpoint(embed, pixel_values[chunk], names, use_reentrant=False))
         return torch.cat(embeds)
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
