@@ -69,6 +69,7 @@ class ModalityProjection(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, adapters: Sequence[str]):
         super().__init__(in_features, out_features, bias=False)
+        self.names = tuple(adapters)  # in the order of a route's columns; ParameterDict sorts its keys
         self.branches = nn.ParameterDict({name: torch.empty_like(self.weight) for name in adapters})
         self.reset_branches()
 
@@ -83,7 +84,7 @@ class ModalityProjection(nn.Linear):
         output = super().forward(pooled)
         if route is None:
             return output
-        for name, gate in zip(self.branches, route.unbind(dim=1), strict=True):
+        for name, gate in zip(self.names, route.unbind(dim=1), strict=True):
             branch = nn.functional.linear(pooled, self.branches[name])
             output = torch.where(gate.unsqueeze(1) > 0, branch, output)
         return output
