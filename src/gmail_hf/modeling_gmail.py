@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionModel
+from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -230,15 +231,15 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         self.post_init()
         self.freeze_base()
 
-    def initialize_weights(self) -> None:
-        # Called on a new model (by CLIPModel's constructor too, before there are branches) and after loading. A
-        # projection that no checkpoint filled starts as CLIP's own, which is in place only after everything else.
-        branches = getattr(self.visual_projection, "branches", {})
-        fresh = [name for name in branches if not getattr(branches[name], "_is_hf_initialized", False)]
-        super().initialize_weights()
-        with torch.no_grad():
-            for name in fresh:
-                branches[name].copy_(self.visual_projection.weight)
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # A projection that no checkpoint filled starts as CLIP's own, so it is copied again whenever that may have been
+        # drawn anew. Inside another model no method but this is called on loading.
+        branches = getattr(self.visual_projection, "branches", {})  # CLIPModel's constructor comes before branches
+        if module in (branches, self.visual_projection, self):
+            for weight in branches.values():
+                init.copy_(weight, self.visual_projection.weight)  # leaves loaded weights alone
 
     @property
     def modality(self) -> str:
