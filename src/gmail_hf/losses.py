@@ -42,12 +42,12 @@ class GmailLossConfig:
     mini_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not self.temperature > 0:  # so written that NaN is refused too
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
         if self.mini_batch_size is not None and self.mini_batch_size < 1:
             raise ValueError(f"The contrastive mini-batch size must be at least 1, got {self.mini_batch_size}.")
         weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
-        if any(value < 0 for value in weights.values()) or not any(weights.values()):
+        if not all(value >= 0 for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"Loss weights must not be negative, nor all zero, got {weights}.")
 
     @property
