@@ -234,8 +234,8 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # A projection that no checkpoint filled starts as CLIP's own, so it is copied again whenever that may have been
-        # drawn anew. Inside another model no method but this is called on loading.
+        # A projection that no checkpoint filled starts as CLIP's own, so it is copied again whenever that may have
+        # been drawn anew. Inside another model no method but this is called on loading.
         branches = getattr(self.visual_projection, "branches", {})  # CLIPModel's constructor comes before branches
         if module in (branches, self.visual_projection, self):
             for weight in branches.values():
