@@ -37,7 +37,7 @@ class AdapterMixin:
                 `CLIPModel.from_pretrained`, such as `revision`, `dtype`, `attn_implementation`.
 
         Raises:
-            ValueError: an invalid field, or a checkpoint that lacks weights of a `CLIPModel`.
+            ValueError: an invalid field, a checkpoint that lacks weights of a `CLIPModel` or has adapters already.
         """
         own = set(GmailConfig.__dataclass_fields__) - set(CLIPConfig.__dataclass_fields__)
         fields = {key: kwargs.pop(key) for key in list(kwargs) if key in own}
@@ -50,6 +50,11 @@ class AdapterMixin:
         if info["missing_keys"]:
             raise ValueError(
                 f"'{pretrained_model_name_or_path}' is no complete CLIPModel; it lacks {_some(info['missing_keys'])}."
+            )
+        if hasattr(clip.config, "trainable_modalities"):
+            raise ValueError(
+                f"'{pretrained_model_name_or_path}' has adapters already; load it with "
+                "`GmailCLIPModel.from_pretrained`, or name the CLIP that it was made from."
             )
         config = GmailConfig.from_clip_config(clip.config, **fields)
         model = cls._from_config(config, dtype=clip.dtype, attn_implementation=clip.config._attn_implementation)
@@ -164,6 +169,8 @@ class AdapterMixin:
                 )
         with torch.no_grad():
             for name, tensors in loaded.items():
+                if not self._has_adapter(name):
+                    continue  # the folder stands for the base, maybe at another precision
                 for key, parameter in self._peft_tensors(name).items():
                     parameter.copy_(tensors.get(key, self.visual_projection.weight))
 
@@ -181,7 +188,7 @@ class AdapterMixin:
             for key, value in self.config.vision_config.to_dict().items()
             if key not in [*ADAPTER_FIELDS, "model_type"]
         }
-        for key in ("architectures", "transformers_version"):
+        for key in ("model_type", "architectures", "transformers_version"):
             config.pop(key, None)
         attention = self.config._attn_implementation
         clip = CLIPModel._from_config(CLIPConfig(**config), dtype=self.dtype, attn_implementation=attention)
@@ -232,8 +239,10 @@ class AdapterMixin:
 
     def _read_adapter(self, name: str, config_file: str, weights_file: str) -> dict[str, torch.Tensor]:
         """Read one PEFT folder and check that it fits the adapter `name` of this model."""
-        with open(config_file, encoding="utf-8") as file:
-            peft_config = json.load(file)
+        try:
+            peft_config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OSError(f"{config_file} is damaged ({error}); download or save it again.") from error
         try:
             with safe_open(weights_file, framework="pt") as file:
                 signature = json.loads((file.metadata() or {}).get(SIGNATURE, "null"))
@@ -248,6 +257,20 @@ class AdapterMixin:
                     f"Adapter '{name}' of {config_file} has {key}={peft_config.get(key)}, this model {field}={ours}; "
                     f"build the model with `{field}={peft_config.get(key)}`."
                 )
+        for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+            if peft_config.get(key):
+                raise ValueError(
+                    f"Adapter '{name}' of {config_file} has {key}={peft_config[key]}; this model knows only LoRA with "
+                    "one rank and one alpha for all layers. Merge the adapter into its CLIP with PEFT instead."
+                )
+        if not self._has_adapter(name):
+            if not self._changes_base(tensors):
+                return {}
+            remedy = "`text_lora=True`" if name == TEXT_ADAPTER else f"'{name}' in `trainable_modalities`"
+            raise ValueError(
+                f"Adapter '{name}' of {weights_file} was trained, but this model has none of that name; build the "
+                f"model with {remedy}."
+            )
         expected = self._peft_tensors(name)
         missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
         if PROJECTION not in (peft_config.get("modules_to_save") or []):
@@ -263,17 +286,15 @@ class AdapterMixin:
                     f"{key} of {weights_file} has shape {tuple(tensor.shape)}, this model "
                     f"{tuple(expected[key].shape)}: the adapter belongs to another base model."
                 )
-        if not self._has_adapter(name) and any(
-            not torch.allclose(tensor, expected[key].to(tensor), atol=1e-3)
-            for key, tensor in tensors.items()
-            if not key.endswith("lora_A.weight")
-        ):
-            remedy = "`text_lora=True`" if name == TEXT_ADAPTER else f"'{name}' in `trainable_modalities`"
-            raise ValueError(
-                f"Adapter '{name}' of {weights_file} was trained, but this model has none of that name; build the "
-                f"model with {remedy}."
-            )
         return tensors
+
+    def _changes_base(self, tensors: dict[str, torch.Tensor]) -> bool:
+        """Whether an adapter is more than what `save_adapters` writes for a branch without one, at any precision."""
+        base = self.visual_projection.weight.cpu().float()
+        projection = tensors.get(f"{PEFT_PREFIX}{PROJECTION}.weight", base).float()
+        if projection.shape != base.shape or not torch.allclose(projection, base, rtol=0.01, atol=1e-3):
+            return True
+        return any(tensor.any() for key, tensor in tensors.items() if key.endswith("lora_B.weight"))
 
     def _check_base(self, source: str, name: str | None, signature: list[float] | None) -> None:
         ours = self.config.base_model_name_or_path
