@@ -188,7 +188,7 @@ def test_mini_batches_give_the_plain_gradient(clip_folder, trainable, size):
 
 
 def test_mini_batches_draw_dropout_once(clip_folder):
-    """The recomputed mini-batch sees the dropout masks of its first pass: the gradient is that of the loss returned."""
+    """A mini-batch computed again sees its first pass's dropout: the gradient belongs to the loss returned."""
     model = make_model(clip_folder, lora_dropout=0.5).train()
     config = GmailLossConfig(mini_batch_size=4)
     batch = pair_batch(text=False)
