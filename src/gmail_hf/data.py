@@ -32,15 +32,17 @@ def decode_image(cell: Any) -> PILImage.Image:
     Raises:
         BadImageError: the image is missing, truncated or in no known format.
     """
-    if isinstance(cell, PILImage.Image):
-        return cell.convert("RGB")
-    if not isinstance(cell, dict) or (cell.get("bytes") is None and cell.get("path") is None):
+    opened = isinstance(cell, PILImage.Image)
+    if not opened and (not isinstance(cell, dict) or (cell.get("bytes") is None and cell.get("path") is None)):
         raise BadImageError("no image in this cell")
     try:
+        if opened:
+            return cell.convert("RGB")  # an opened file is read only now
         with PILImage.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]) as image:
             return image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
-        raise BadImageError(f"{cell.get('path') or 'image'} cannot be read ({error})") from error
+        name = getattr(cell, "filename", None) if opened else cell.get("path")
+        raise BadImageError(f"{name or 'image'} cannot be read ({error})") from error
 
 
 def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
@@ -61,9 +63,10 @@ def check_pairs(
         ValueError: the data set is empty, a column is missing or of another type, none of the sampled pairs can be
             read (or, under `on_bad_image="error"`, one of them cannot).
     """
-    if isinstance(dataset, Dataset) and len(dataset) == 0:
+    first = next(iter(_sample_rows(undecoded(dataset), 1)), None)
+    if first is None:
         raise ValueError(f"{name} is empty.")
-    columns = dataset.column_names or list(next(iter(dataset)))
+    columns = dataset.column_names or list(first)
     missing = [column for column in PAIR_COLUMNS if column not in columns]
     if missing:
         raise ValueError(
@@ -95,6 +98,8 @@ def check_pairs(
 def _sample_rows(dataset: Dataset | IterableDataset, sample: int) -> Iterable[dict]:
     if isinstance(dataset, IterableDataset):
         return dataset.take(sample)
+    if len(dataset) == 0:
+        return []
     indices = np.unique(np.linspace(0, len(dataset) - 1, sample).astype(int))
     return dataset.select(indices)
 
