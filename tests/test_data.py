@@ -12,7 +12,6 @@ from tiny import IMAGE_SIZE, make_pairs, make_processor, picture, png
 
 from gmail_hf.data import BadImageError, GmailCollator, check_pairs, decode_image, stable_id, undecoded
 
-
 # check_pairs
 
 
