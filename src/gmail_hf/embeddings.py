@@ -49,7 +49,8 @@ def embed_images(
     Raises:
         ValueError: an image cannot be read; the message tells its index. Unknown modality.
     """
-    embeds = []
+    embeds: list[np.ndarray] = []
+    done = 0
     total = len(images) if hasattr(images, "__len__") else None
     with tqdm(total=total, desc=desc, disable=desc is None, unit="image") as bar, _evaluating(model):
         for batch in _batches(images, batch_size):
@@ -58,8 +59,9 @@ def embed_images(
                 try:
                     decoded.append(decode_image(image))
                 except BadImageError as error:
-                    raise ValueError(f"Image {bar.n + len(decoded)}: {error}.") from error
+                    raise ValueError(f"Image {done + len(decoded)}: {error}.") from error
             embeds.append(_embed(model, image_processor_of(processor), decoded, modality))
+            done += len(batch)
             bar.update(len(batch))
     return np.concatenate(embeds) if embeds else np.zeros((0, model.config.projection_dim), np.float32)
 
@@ -132,16 +134,17 @@ def cached_embeds(
     dim = model.config.projection_dim
     features = datasets.Features({"real_embeds": datasets.List(datasets.Value("float32"), length=dim)})
 
-    def embed_batch(batch: dict[str, list]) -> dict[str, list]:
+    def embed_batch(batch: dict[str, list], indices: list[int], first_row: int) -> dict[str, list]:
         images, rows = [], []
         for row, cell in enumerate(batch[column]):
             try:
                 images.append(decode_image(cell))
                 rows.append(row)
             except BadImageError as error:
+                where = f"Column '{column}', row {first_row + indices[row]}"
                 if on_bad_image == "error":
-                    raise ValueError(f"Column '{column}': {error}.") from error
-                logger.warning(f"Column '{column}': {error}; its pairs will be skipped.")
+                    raise ValueError(f"{where}: {error}.") from error
+                logger.warning(f"{where}: {error}; the pair will be skipped.")
         embeds: list = [None] * len(batch[column])
         if images:
             for row, embed in zip(rows, _embed(model, image_processor, images, "real"), strict=True):
@@ -153,6 +156,8 @@ def cached_embeds(
         name = f"{shard:05d}"
         return dataset.select(rows).map(
             embed_batch,
+            with_indices=True,
+            fn_kwargs={"first_row": rows.start},
             batched=True,
             batch_size=batch_size,
             remove_columns=[column],
@@ -215,13 +220,16 @@ class EmbeddedPairs(torch.utils.data.Dataset):
 
 
 def cache_key(dataset: Dataset, column: str, model: Any, processor: Any) -> str:
-    """A hash of all that decides the cached embeddings: base weights, image processor, data."""
+    """A hash of all that decides the cached embeddings: base weights and their use, image processor, data."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         if name.startswith(("vision_model.", "visual_projection.")) and ".adapters." not in name:
             if ".branches." not in name:
                 digest.update(name.encode() + str(tensor.dtype).encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    vision_config = model.config.vision_config
+    shape = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size")  # what the weights do not tell
+    digest.update(str([getattr(vision_config, name) for name in shape]).encode())
     settings = json.loads(image_processor_of(processor).to_json_string())
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update(f"{column} {len(dataset)} {dataset._fingerprint}".encode())
