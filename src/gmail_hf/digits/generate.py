@@ -3,7 +3,7 @@
 import hashlib
 
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset, Features, Image, concatenate_datasets
 from tqdm.auto import tqdm
 
 
@@ -50,16 +50,18 @@ def generate_pairs(
     if pipeline is None:
         pipeline = _load_generator()
     pipeline.set_progress_bar_config(disable=True)
+    prompts = dataset.select_columns(["caption", "image_id"])
     images = []
-    for start in tqdm(range(0, len(dataset), batch_size), desc="generate", unit="batch"):
-        rows = dataset[start : start + batch_size]
+    for start in tqdm(range(0, len(prompts), batch_size), desc="generate", unit="batch"):
+        rows = prompts[start : start + batch_size]
         images += pipeline(
             rows["caption"],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             generator=[row_generator(seed, image_id) for image_id in rows["image_id"]],
         ).images
-    return dataset.add_column("generated_image", images, feature=Image())
+    generated = Dataset.from_dict({"generated_image": images}, features=Features(generated_image=Image()))
+    return concatenate_datasets([dataset, generated], axis=1)
 
 
 def _load_generator():
