@@ -5,7 +5,6 @@ from pathlib import Path
 from .generate import generate_pairs
 from .scenes import load_digits
 
-
 __all__ = ["clip_path", "generate_pairs", "generator_path", "load_digits"]
 
 

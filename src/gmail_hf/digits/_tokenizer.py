@@ -7,7 +7,6 @@ from transformers import CLIPTokenizer
 
 from .scenes import COLOR_NAMES, DIGIT_NAMES
 
-
 MAX_LENGTH = 16  # a caption takes 9 tokens: seven words, start and end
 
 

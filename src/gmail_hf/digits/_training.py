@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 
 import torch
+from diffusers import ModelMixin
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from diffusers import ModelMixin
 from transformers import PreTrainedModel
 
 
@@ -18,12 +18,11 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int) -> 
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (num_steps - warmup_steps)))
 
 
-def save_state(
-    folder: Path, step: int, modules: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer
-) -> None:
-    """Writes what a resumed run needs to go on as if it had never stopped.
+def save_state(folder: Path, step: int, modules: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    """Writes what a resumed run needs to go on.
 
-    The recipes derive the randomness of a step from its number, so no random state has to be kept.
+    No random state is kept: the recipes derive a step's scenes and the denoiser's noise from the step's number. Only
+    the autoencoder's sampling noise is another after a resumption.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {

@@ -6,7 +6,6 @@ import torch
 from datasets import Dataset, Features, Image, concatenate_datasets
 from tqdm.auto import tqdm
 
-
 # Where the shipped generator is both legible and quick; its card has the scores.
 NUM_INFERENCE_STEPS = 20
 GUIDANCE_SCALE = 2.0

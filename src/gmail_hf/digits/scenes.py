@@ -14,7 +14,6 @@ from datasets import List as ListFeature
 from PIL import Image as PILImage
 from torch.nn.functional import affine_grid, grid_sample
 
-
 IMAGE_SIZE = 32
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLORS = {

@@ -146,7 +146,8 @@ def main() -> None:
         scenes = load_digits(split, 1_000)
         print(split, "image to caption:", caption_recall(model, processor, scenes))
         images = embed_images(model, processor, scenes["real_image"][:])
-        print(split, "digit probe, left and right:", probe_accuracy(embeds, probed["digits"], images, scenes["digits"]))
+        accuracy = probe_accuracy(embeds, probed["digits"], images, scenes["digits"])
+        print(split, "digit probe, left and right:", accuracy)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from . import clip_path
 from ._training import learning_rate, load_state, save_half, save_state
 from .scenes import IMAGE_SIZE, draw_scenes
 
-
 NUM_TRAIN_TIMESTEPS = 1_000
 LATENT_SIZE = IMAGE_SIZE // 4
 
@@ -241,7 +240,8 @@ def main() -> None:
     vae = train_vae(args, accelerator)
     unet = train_unet(args, accelerator, vae, tokenizer, text_encoder)
     save_pipeline(Path(args.output_dir), vae.cpu(), unet.cpu(), tokenizer, text_encoder)
-    print(f"{unet.num_parameters():,} + {vae.num_parameters():,} parameters, {(time.perf_counter() - start) / 60:.1f} minutes")
+    minutes = (time.perf_counter() - start) / 60
+    print(f"{unet.num_parameters():,} + {vae.num_parameters():,} parameters, {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":
