@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from .configuration_gmail import TEXT_ADAPTER
@@ -50,6 +51,9 @@ class GmailTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Pairs a device and step."})
+    num_train_epochs: float = field(
+        default=-1, metadata={"help": "Epochs to train; -1 to train --max_steps, or 3 if that is -1 too."}
+    )
     max_steps: int = field(
         default=50_000, metadata={"help": "Steps to train; -1, or --num_train_epochs, to train by epochs."}
     )
@@ -79,12 +83,17 @@ class GmailTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        epochs_given = self.num_train_epochs != TrainingArguments.num_train_epochs
-        if epochs_given and self.max_steps == GmailTrainingArguments.max_steps:
+        if self.num_train_epochs >= 0 and self.max_steps == GmailTrainingArguments.max_steps:
             self.max_steps = -1
+        if self.num_train_epochs < 0 and self.max_steps < 0:
+            self.num_train_epochs = TrainingArguments.num_train_epochs
         if self.lr_scheduler_type == "cosine_with_restarts" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"num_cycles": 5}
         super().__post_init__()
+        # Of a streamed data set the main process would hand out slices of one batch, which a skipped pair or captions
+        # of another length make impossible: each process reads its own.
+        if self.accelerator_config.dispatch_batches is None:
+            self.accelerator_config.dispatch_batches = False
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must stay False: the collator needs the data set's columns.")
         if self.pairing not in ("caption", "optimal"):
@@ -216,10 +225,16 @@ class GmailTrainer(Trainer):
         return partners
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        if isinstance(eval_dataset, (Dataset, IterableDataset)):
-            check_pairs(eval_dataset, "eval_dataset", self.args.on_bad_image)
-            eval_dataset = self._prepare(eval_dataset)
-        return super().evaluate(eval_dataset, *args, **kwargs)
+        return super().evaluate(self._checked(eval_dataset, "eval_dataset"), *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
+        return super().predict(self._checked(test_dataset, "test_dataset"), *args, **kwargs)
+
+    def _checked(self, dataset: Any, name: str) -> Any:
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            return dataset
+        check_pairs(dataset, name, self.args.on_bad_image)
+        return self._prepare(dataset)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
