@@ -22,6 +22,8 @@ from .losses import GmailLossConfig
 from .modeling_gmail import GmailCLIPModel
 from .pairing import optimal_pairing
 
+NO_PAIR = -1  # the caption id of rows that only fill a batch; ids are not negative
+
 logger = logging.get_logger(__name__)
 
 
@@ -122,7 +124,8 @@ def compute_alignment_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """[`evaluation.alignment_metrics`] of what [`GmailTrainer`] predicts: both embeddings, and the ids as labels."""
     gen_embeds, real_embeds = prediction.predictions
     caption_ids, image_ids = prediction.label_ids
-    return alignment_metrics(gen_embeds, real_embeds, caption_ids, image_ids)
+    pairs = caption_ids != NO_PAIR
+    return alignment_metrics(gen_embeds[pairs], real_embeds[pairs], caption_ids[pairs], image_ids[pairs])
 
 
 class GmailTrainer(Trainer):
@@ -256,8 +259,10 @@ class GmailTrainer(Trainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
+        # The Trainer gathers rows as they are, but a process that skipped a pair has one row less than the others.
+        pad = self.accelerator.pad_across_processes
         embeds = (outputs.gen_embeds.float().detach(), outputs.real_embeds.float().detach())
-        return loss.detach(), embeds, (inputs["caption_ids"], inputs["image_ids"])
+        return loss.detach(), pad(embeds), pad((inputs["caption_ids"], inputs["image_ids"]), pad_index=NO_PAIR)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # Every process logs at the same steps, so the terms can be averaged over them.
