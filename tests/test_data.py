@@ -1,5 +1,6 @@
 """The checks before training and the collator: what is refused, what is skipped, what comes out."""
 
+import os
 import subprocess
 import sys
 
@@ -96,7 +97,8 @@ def test_unreadable_images_are_named(tmp_path):
 
 def test_stable_id_is_the_same_in_every_process():
     code = "from gmail_hf.data import stable_id; print(stable_id('a cat'), stable_id(17))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONHASHSEED": "5"})
+    environment = {**os.environ, "PYTHONHASHSEED": "5"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert result.stdout.split() == [str(stable_id("a cat")), str(stable_id(17))], result.stderr
     ids = [stable_id(i) for i in range(1000)]
     assert len(set(ids)) == 1000 and all(0 <= value < 2**63 for value in ids)

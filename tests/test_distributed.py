@@ -22,22 +22,27 @@ def free_port() -> int:
 
 
 def launcher(name: str) -> list[str]:
-    port = str(free_port())
+    address = ["127.0.0.1", str(free_port())]
     if name == "torchrun":
-        return ["torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    # Without --multi_gpu or a config file, `--cpu --num_processes 2` starts a single process and says nothing.
-    return [
-        "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
-        "--dynamo_backend=no", "--main_process_ip=127.0.0.1", f"--main_process_port={port}", "--num_cpu_threads_per_process=1",
-    ]  # fmt: skip
+        return [
+            "torch.distributed.run",
+            "--nproc-per-node=2",
+            "--master-addr",
+            address[0],
+            "--master-port",
+            address[1],
+        ]
+    # `--cpu --num_processes 2` starts a single process and says nothing; this with ACCELERATE_USE_CPU starts two.
+    options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    return ["accelerate.commands.launch", *options, "--main_process_ip", address[0], "--main_process_port", address[1]]
 
 
-@pytest.fixture(scope="module", params=["torchrun"])
+@pytest.fixture(scope="module", params=["torchrun", "accelerate"])
 def results(request, tmp_path_factory, clip_folder):
     """What each of the two processes found."""
     output = tmp_path_factory.mktemp(request.param)
     command = [sys.executable, "-m", *launcher(request.param), str(SCRIPT), str(output), str(clip_folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert run.returncode == 0, run.stderr[-4000:]
     ranks = [
