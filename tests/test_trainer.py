@@ -356,6 +356,8 @@ def test_wrong_model_or_arguments_are_refused(clip, arguments, clip_folder):
         GmailTrainer(clip, arguments(), make_pairs(4), processing_class=make_processor())
     with pytest.raises(TypeError, match="GmailTrainingArguments"):
         GmailTrainer(make_model(clip_folder), TrainingArguments(output_dir="x"), make_pairs(4))
+    with pytest.raises(TypeError, match="train_dataset must be a data set .* got list"):
+        GmailTrainer(make_model(clip_folder), arguments(), list(make_pairs(4)), processing_class=make_processor())
     with pytest.raises(ValueError, match="processing_class"):
         GmailTrainer(make_model(clip_folder), arguments(), make_pairs(4))
     with pytest.raises(ValueError, match="train_dataset lacks"):

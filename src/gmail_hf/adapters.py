@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 from transformers.utils import cached_file
 
-from .configuration_gmail import ADAPTER_FIELDS, TEXT_ADAPTER, GmailConfig
+from .configuration_gmail import ADAPTER_FIELDS, TEXT_ADAPTER, GmailConfig, is_adapter_like
 from .layers import ModalityLoRALinear
 
 PEFT_PREFIX = "base_model.model."
@@ -40,7 +40,8 @@ class AdapterMixin:
             ValueError: an invalid field, a checkpoint that lacks weights of a `CLIPModel` or has adapters already.
         """
         own = set(GmailConfig.__dataclass_fields__) - set(CLIPConfig.__dataclass_fields__)
-        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in own}
+        # A field that is ours but for a typing error goes to GmailConfig too, which knows to refuse it.
+        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in own or is_adapter_like(key)}
         fields.setdefault("base_model_name_or_path", str(pretrained_model_name_or_path))
         fields.setdefault("base_model_revision", kwargs.get("revision"))
         GmailConfig(**fields)  # a wrong field is told before the download

@@ -12,6 +12,11 @@ MLP_LINEARS = ("fc1", "fc2")
 TEXT_ADAPTER = "text"
 
 
+def is_adapter_like(key: str) -> bool:
+    """Whether a keyword looks meant for an adapter field."""
+    return key.startswith("lora") or "modalit" in key
+
+
 @dataclass(kw_only=True)
 class AdapterFields:
     """The adapter settings that [`GmailConfig`] and [`GmailVisionConfig`] share; see [`GmailConfig`]."""
@@ -32,7 +37,7 @@ class AdapterFields:
             self.modalities = ["real", "gen"]
         if self.trainable_modalities is None:
             self.trainable_modalities = ["gen"]
-        typos = [key for key in kwargs if key.startswith("lora") or "modalit" in key]
+        typos = [key for key in kwargs if is_adapter_like(key)]
         if typos:
             raise ValueError(
                 f"Unknown {type(self).__name__} field(s) {typos}; the adapter fields are {ADAPTER_FIELDS}."

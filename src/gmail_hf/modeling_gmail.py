@@ -134,9 +134,12 @@ class GmailVisionModel(CLIPVisionModel):
 
         Raises:
             ValueError: a name is no branch of this model, or a list has not one name for each image.
+            TypeError: neither a name nor a list of names.
         """
         if modality is None:
             modality = self.modality
+        if not isinstance(modality, Sequence):
+            raise TypeError(f"`modality` is a name or a list of one name an image, got {modality!r}.")
         names = [modality] if isinstance(modality, str) else list(modality)
         self._check_modalities(names)
         if not isinstance(modality, str) and len(names) != len(images):
@@ -425,9 +428,22 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
             raise ValueError("A batch of pairs needs either `real_pixel_values` or `real_embeds`.")
         if loss_config.needs_text and input_ids is None:
             raise ValueError("`gen_text_weight` and `real_text_weight` need the captions: pass `input_ids`.")
-        partners = real_pixel_values if real_embeds is None else real_embeds
-        if len(partners) != len(generated_pixel_values):
-            raise ValueError(f"{len(generated_pixel_values)} generated images, but {len(partners)} real partners.")
+        rows = {
+            "real_pixel_values": real_pixel_values,
+            "real_embeds": real_embeds,
+            "input_ids": input_ids,
+            "image_ids": image_ids,
+            "caption_ids": caption_ids,
+        }
+        for name, values in rows.items():
+            if values is not None and len(values) != len(generated_pixel_values):
+                raise ValueError(
+                    f"{len(generated_pixel_values)} generated images, but {len(values)} rows of `{name}`."
+                )
+        if real_embeds is not None and real_embeds.shape[1:] != (self.projection_dim,):
+            raise ValueError(
+                f"`real_embeds` have shape {tuple(real_embeds.shape)}; the model's dimension is {self.projection_dim}."
+            )
         mini_batch_size = loss_config.mini_batch_size
         gen_embeds = self.embed_images(generated_pixel_values, "gen", mini_batch_size)
         if real_embeds is not None:

@@ -143,7 +143,7 @@ class GmailTrainer(Trainer):
         processing_class (`CLIPProcessor`): or an image processor alone if no loss needs captions.
 
     Raises:
-        TypeError: `model` or `args` of another class.
+        TypeError: `model`, `args` or a data set of another class.
         ValueError: a data set that [`check_pairs`] refuses; options that leave nothing to train.
     """
 
@@ -170,6 +170,8 @@ class GmailTrainer(Trainer):
         named = {"train_dataset": train_dataset}
         named.update(eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset})
         for name, dataset in named.items():
+            if dataset is not None and not isinstance(dataset, (Dataset, IterableDataset)):
+                raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
             if dataset is not None:
                 check_pairs(dataset, name, args.on_bad_image)
         kwargs.setdefault(

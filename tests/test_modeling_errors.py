@@ -1,0 +1,97 @@
+"""What the two-branch model refuses, and that it names the thing and the remedy."""
+
+import pytest
+import torch
+from tiny import make_model, pixels, tokens
+
+from gmail_hf import GmailCLIPModel
+
+PAIRS = {"generated_pixel_values": pixels(2), "real_pixel_values": pixels(2)}
+
+
+def use_setter(model):
+    model.modality = "generated"
+
+
+def use_using(model):
+    with model.using("generated"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model(input_ids=tokens(2), pixel_values=pixels(2), modality="generated"),
+        lambda model: model.get_image_features(pixels(2), modality="generated"),
+        lambda model: model.get_image_features(pixels(2), modality=["gen", "generated"]),
+        lambda model: model.vision_model(pixels(2), modality="generated"),
+        lambda model: model.embed_images(pixels(2), "generated"),
+        lambda model: model.to_clip("generated"),
+        lambda model: model.load_adapters("somewhere", modality="generated"),
+        use_setter,
+        use_using,
+    ],
+)
+def test_unknown_modality_is_refused_everywhere(model, call):
+    with pytest.raises(ValueError, match="Unknown modality.*generated.*real.*gen"):
+        call(model)
+    assert model.modality == "real"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model(input_ids=tokens(2), pixel_values=pixels(2), modalty="gen"),
+        lambda model: model.get_image_features(pixels(2), modalty="gen"),
+        lambda model: model.vision_model(pixels(2), modalty="gen"),
+        lambda model: model(generated_pixel_values=pixels(2), real_pixel_values=pixels(2), image_id=torch.arange(2)),
+    ],
+)
+def test_misspelt_keyword_is_refused(model, call):
+    with pytest.raises(TypeError, match="modalty|image_id"):
+        call(model)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"pixel_values": pixels(3), "input_ids": tokens(3), "modality": ["gen"]}, "1 branches for a batch of 3"),
+        ({"pixel_values": pixels(3), "input_ids": tokens(3), "modality": ["gen"] * 4}, "4 branches.*3"),
+        ({"pixel_values": pixels(3)}, "input_ids"),
+        ({"pixel_values": pixels(3)[..., :8], "input_ids": tokens(3)}, r"8.*16"),
+        ({"generated_pixel_values": pixels(2)}, "real_pixel_values.*real_embeds"),
+        (
+            {"generated_pixel_values": pixels(2), "real_pixel_values": pixels(2), "real_embeds": torch.ones(2, 24)},
+            "either",
+        ),
+        ({"generated_pixel_values": pixels(2), "real_pixel_values": pixels(3)}, "2 generated images, but 3 rows of"),
+        ({**PAIRS, "image_ids": torch.zeros(1, dtype=torch.long)}, "1 rows of `image_ids`"),
+        ({**PAIRS, "caption_ids": torch.zeros(3, dtype=torch.long)}, "3 rows of `caption_ids`"),
+        ({**PAIRS, "input_ids": tokens(1)}, "1 rows of `input_ids`"),
+        ({"generated_pixel_values": pixels(2), "real_embeds": torch.ones(2, 8)}, "dimension is 24"),
+        ({"generated_pixel_values": pixels(2), "pixel_values": pixels(2)}, "Pairs take no"),
+        ({"generated_pixel_values": pixels(2), "real_embeds": torch.ones(2, 24), "modality": "gen"}, "Pairs take no"),
+        ({"real_embeds": torch.ones(2, 24)}, "generated_pixel_values"),
+    ],
+)
+def test_contradicting_inputs_are_refused(model, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        model(**inputs)
+
+
+def test_real_embeds_are_refused_while_the_real_branch_trains(clip_folder):
+    model = make_model(clip_folder, trainable_modalities=["real", "gen"])
+    with pytest.raises(ValueError, match="real_pixel_values"):
+        model(generated_pixel_values=pixels(2), real_embeds=torch.ones(2, 24))
+
+
+@pytest.mark.parametrize("modality", [5, torch.zeros(2), {"gen"}], ids=str)
+def test_modality_of_another_type_is_refused(model, modality):
+    with pytest.raises(TypeError, match="`modality` is a name or a list"):
+        model.get_image_features(pixels(2), modality=modality)
+
+
+@pytest.mark.parametrize("field", ["lora_rnk", "trainable_modality"])
+def test_misspelt_field_is_refused_before_the_checkpoint_is_read(field):
+    with pytest.raises(ValueError, match=field):
+        GmailCLIPModel.from_clip("no/such-clip", **{field: 2})
