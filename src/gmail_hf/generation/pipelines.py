@@ -1,0 +1,168 @@
+"""Any text-to-image pipeline of diffusers by id: what it takes is checked before its weights are loaded."""
+
+import hashlib
+import inspect
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .arguments import DEFAULT_STEPS, SynthesisArguments
+
+PIECE = 1 << 20
+
+
+@dataclass
+class Generator:
+    """
+    A pipeline of diffusers as [`describe_generator`] found it, not loaded yet.
+
+    Attributes:
+        name: the id that the user gave.
+        path: what `from_pretrained` takes.
+        revision: the commit on the Hub, or a digest of a local folder's files.
+        pipeline_class: of diffusers.
+        scheduler: class name of the scheduler that will be used.
+        dtype: of the weights, by name.
+        call: the keyword arguments of each call, without prompts and random generators.
+        guidance_scale: that call's, or the pipeline's default; None if it has none.
+    """
+
+    name: str
+    path: str
+    revision: str
+    pipeline_class: type
+    scheduler: str
+    dtype: str
+    call: dict[str, Any]
+    guidance_scale: float | None
+
+    def load(self, args: SynthesisArguments, device: torch.device) -> Any:
+        """The pipeline on its device, ready to be called."""
+        import diffusers
+
+        # A convolution's algorithm must not depend on what else ran on the GPU, nor a sum on the number of threads.
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        hub = {} if os.path.isdir(self.path) else {"revision": self.revision}
+        pipeline = self.pipeline_class.from_pretrained(
+            self.path, dtype=getattr(torch, self.dtype), use_safetensors=True, **hub
+        )
+        if args.scheduler:
+            pipeline.scheduler = getattr(diffusers, args.scheduler).from_config(pipeline.scheduler.config)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline = pipeline.to(device)
+        if args.compile:
+            denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+            denoiser.compile()
+        return pipeline
+
+
+def describe_generator(args: SynthesisArguments) -> Generator:
+    """
+    Read the pipeline's `model_index.json` and check that it takes what `args` ask for. No weights are loaded.
+
+    Raises:
+        OSError: there is no such pipeline.
+        ValueError: it is not a text-to-image pipeline of diffusers; an option that it does not take; an unknown
+            scheduler, or one that its own cannot be exchanged for.
+    """
+    import diffusers
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
+
+    path, steps, guidance_scale = args.generator, args.num_inference_steps or DEFAULT_STEPS, args.guidance_scale
+    if args.generator == "digits":
+        from ..digits import generate, generator_path
+
+        path = generator_path()
+        steps = args.num_inference_steps or generate.NUM_INFERENCE_STEPS
+        guidance_scale = generate.GUIDANCE_SCALE if guidance_scale is None else guidance_scale
+    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "model_index.json")):
+        raise OSError(f"'{path}' holds no pipeline of diffusers: it has no model_index.json.")
+    index, commit = diffusers.DiffusionPipeline.load_config(
+        path, revision=args.generator_revision, return_commit_hash=True
+    )
+    pipeline_class = getattr(diffusers, index.get("_class_name", ""), None)
+    if pipeline_class is None:
+        raise ValueError(f"'{args.generator}' is a {index.get('_class_name')}, which this diffusers does not have.")
+    takes = inspect.signature(pipeline_class.__call__).parameters
+    text_to_image = "prompt" in takes and (
+        "image" not in takes or pipeline_class in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()
+    )
+    if not text_to_image:
+        raise ValueError(f"'{args.generator}' is a {pipeline_class.__name__}, which makes no images from text alone.")
+    call = {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": args.negative_prompt,
+        "height": args.image_size,
+        "width": args.image_size,
+    }
+    call = {name: value for name, value in call.items() if value is not None}
+    refused = [name for name in call if name not in takes]
+    if refused:
+        raise ValueError(f"{pipeline_class.__name__} of '{args.generator}' does not take {refused}.")
+    if guidance_scale is None and "guidance_scale" in takes:
+        guidance_scale = takes["guidance_scale"].default
+    own = index.get("scheduler", (None, None))[1]
+    if args.scheduler:
+        _check_scheduler(args.scheduler, own)
+    dtype = args.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    return Generator(
+        name=args.generator,
+        path=path,
+        revision=_digest(Path(path)) if os.path.isdir(path) else commit or args.generator_revision or "main",
+        pipeline_class=pipeline_class,
+        scheduler=args.scheduler or own,
+        dtype=dtype,
+        call=call,
+        guidance_scale=guidance_scale,
+    )
+
+
+def device_of_process() -> torch.device:
+    """The device of this process: under accelerate launch and torchrun the GPU of its local rank."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def native_size(pipeline: Any) -> int:
+    """Height and width, pixels, of the images that a pipeline makes when it is not told; 512 if it does not say."""
+    unet = getattr(pipeline, "unet", None)
+    latents = getattr(pipeline, "default_sample_size", None) or (unet.config.sample_size if unet is not None else None)
+    return latents * pipeline.vae_scale_factor if isinstance(latents, int) else 512
+
+
+def _check_scheduler(name: str, own: str | None) -> None:
+    import diffusers
+
+    scheduler_class = getattr(diffusers, name, None)
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
+        raise ValueError(
+            f"diffusers has no scheduler '{name}'; it has DDIMScheduler, EulerDiscreteScheduler and others."
+        )
+    own_class = getattr(diffusers, own or "", None)
+    compatible = [own, *getattr(own_class, "_compatibles", [])]
+    if own_class is not None and name not in compatible:
+        raise ValueError(f"The pipeline's {own} cannot be exchanged for {name}; for {sorted(compatible)} it can.")
+
+
+def _digest(folder: Path) -> str:
+    """Tells two local pipelines apart: names, sizes, and both ends of every file, not all the gigabytes between."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.rglob("*")):
+        if path.suffix not in (".json", ".safetensors", ".txt", ".model"):
+            continue
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{path.relative_to(folder).as_posix()} {size}".encode())
+            for start in (0, max(0, size - PIECE)):
+                file.seek(start)
+                digest.update(file.read(PIECE))
+    return digest.hexdigest()

@@ -1,0 +1,171 @@
+"""The images of one shard: a function of its rows and the settings alone."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import torch
+from datasets import Features, Image, Value
+from PIL import Image as PILImage
+from transformers.utils import logging
+
+from .captions import Captions
+
+ENCODER_THREADS = 4
+SAVE_OPTIONS = {"png": {}, "jpeg": {"quality": 95, "subsampling": 0}}
+
+logger = logging.get_logger(__name__)
+
+
+def row_seed(seed: int, caption_id: str, index: int) -> int:
+    """63 bits from the run's seed, a caption's id and the number of its image: the same wherever the row is made."""
+    digest = hashlib.blake2b(f"{seed}/{caption_id}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def shard_features(with_real: bool) -> Features:
+    """
+    Columns of a shard: those of a pair, see [`data.PAIR_COLUMNS`], and where each generated image comes from.
+
+    `index` numbers the images of a caption; `batch_size` is that of the batch which made the row; `truncated` says
+    that the pipeline's tokenizer cut the caption; `nsfw` is the safety checker's verdict, None without one.
+    """
+    features = {"real_image": Image()} if with_real else {}
+    text, number = Value("string"), Value("int32")
+    features |= {"generated_image": Image(), "caption": text, "image_id": text, "caption_id": text, "index": number}
+    features |= {"seed": Value("int64"), "generator": text, "generator_revision": text, "scheduler": text}
+    features |= {"num_inference_steps": number, "guidance_scale": Value("float32"), "negative_prompt": text}
+    features |= {"height": number, "width": number, "dtype": text, "batch_size": number}
+    features |= {"truncated": Value("bool"), "nsfw": Value("bool"), "gmail_hf_version": text}
+    return Features(features)
+
+
+def generate_shard(
+    pipeline: Any,
+    captions: Captions,
+    rows: range,
+    settings: dict[str, Any],
+    call: dict[str, Any],
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> pa.Table:
+    """
+    Make the images of one shard.
+
+    Every image has a random generator of its own, seeded by [`row_seed`], and the batches are cut from `rows` alone,
+    so the result does not depend on which process made the shard, when, or what it made before. A batch that does not
+    fit into memory is halved for the rest of the shard; the column `batch_size` tells.
+
+    Args:
+        pipeline: a text-to-image pipeline of diffusers.
+        captions ([`Captions`]): all captions.
+        rows (`range`): the shard's rows; row r is image `r % images_per_caption` of caption `r // images_per_caption`.
+        settings (`dict`): as in the manifest, see [`shards.settings_of`].
+        call (`dict`): keyword arguments of the pipeline's call.
+        on_batch (`Callable`): called after every batch with the number of its images.
+
+    Returns:
+        `pyarrow.Table` of [`shard_features`].
+
+    Raises:
+        torch.OutOfMemoryError: one image alone does not fit.
+    """
+    per_caption = settings["images_per_caption"]
+    features = shard_features(captions.images is not None)
+    columns: dict[str, list] = {name: [] for name in features}
+    usable, truncated = _usable(pipeline, captions, rows, per_caption)
+    constants = {name: settings[name] for name in set(columns) & set(settings) - {"seed", "batch_size"}}
+    batch_size, start = settings["batch_size"], 0
+    with ThreadPoolExecutor(ENCODER_THREADS) as encoders:
+        while start < len(usable):
+            batch = usable[start : start + batch_size]
+            seeds = [
+                row_seed(settings["seed"], captions.caption_ids[r // per_caption], r % per_caption) for r in batch
+            ]
+            try:
+                output = pipeline(
+                    [captions.captions[row // per_caption] for row in batch],
+                    generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                    **_repeated(call, len(batch)),
+                )
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise
+                batch_size = max(1, min(batch_size, len(batch)) // 2)
+                torch.cuda.empty_cache()
+                logger.warning(
+                    f"Out of memory: the rest of this shard is made in batches of {batch_size} instead of "
+                    f"{settings['batch_size']}. Other batches change images by rounding error."
+                )
+                continue
+            verdicts = getattr(output, "nsfw_content_detected", None) or [None] * len(batch)
+            for row, seed, image, nsfw in zip(batch, seeds, output.images, verdicts, strict=True):
+                if nsfw and settings["safety_policy"] == "drop":
+                    continue
+                index, image_index = divmod(row, per_caption)
+                if captions.images is not None:
+                    columns["real_image"].append(captions.real_image(index))
+                columns["generated_image"].append(encoders.submit(_encode, image, settings["image_format"]))
+                columns["caption"].append(captions.captions[index])
+                columns["image_id"].append(captions.image_ids[index])
+                columns["caption_id"].append(captions.caption_ids[index])
+                columns["index"].append(image_index)
+                columns["seed"].append(seed)
+                columns["height"].append(image.height)
+                columns["width"].append(image.width)
+                columns["batch_size"].append(len(batch))
+                columns["truncated"].append(index in truncated)
+                columns["nsfw"].append(None if nsfw is None else bool(nsfw))
+            on_batch(len(batch))
+            start += len(batch)
+        columns["generated_image"] = [
+            {"bytes": future.result(), "path": None} for future in columns["generated_image"]
+        ]
+    for name, value in constants.items():
+        columns[name] = [value] * len(columns["seed"])
+    return pa.Table.from_pydict(columns, schema=features.arrow_schema)
+
+
+def _repeated(call: dict[str, Any], count: int) -> dict[str, Any]:
+    """Pipelines want a negative prompt for every prompt."""
+    return {name: [value] * count if name == "negative_prompt" else value for name, value in call.items()}
+
+
+def _usable(pipeline: Any, captions: Captions, rows: range, per_caption: int) -> tuple[list[int], set[int]]:
+    """Rows whose caption the tokenizers take, and the captions, by index, that none of them takes in full."""
+    tokenizers = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+    tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+    bad, truncated = set(), set()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers warns of each long caption once a process; we count them
+    try:
+        for index in dict.fromkeys(row // per_caption for row in rows):
+            try:
+                cut = [
+                    len(tokenizer(captions.captions[index]).input_ids) > tokenizer.model_max_length
+                    for tokenizer in tokenizers
+                ]
+            except Exception as error:  # whatever a tokenizer raises must not end a run of days
+                bad.add(index)
+                reason = error
+            else:
+                if cut and all(cut):
+                    truncated.add(index)
+    finally:
+        logging.set_verbosity(level)
+    if bad:
+        names = [captions.caption_ids[index] for index in sorted(bad)]
+        logger.warning(f"{len(bad)} captions are left out, the tokenizer fails on them: {names[:5]} ({reason}).")
+    if truncated:
+        longest = max(tokenizer.model_max_length for tokenizer in tokenizers)
+        names = [captions.caption_ids[index] for index in sorted(truncated)]
+        logger.warning(f"{len(truncated)} captions are longer than {longest} tokens and are cut: {names[:5]}.")
+    return [row for row in rows if row // per_caption not in bad], truncated
+
+
+def _encode(image: PILImage.Image, image_format: str) -> bytes:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, image_format, **SAVE_OPTIONS[image_format])
+    return buffer.getvalue()

@@ -1,0 +1,67 @@
+"""A tiny pipeline on disk, and the options of a run of six shards."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules beside this file
+
+from tiny_pipeline import make_pipeline  # noqa: E402
+
+from gmail_hf.generation import SynthesisArguments  # noqa: E402
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "generate_dataset.py"
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Generation on a CPU sets one thread; other tests should not run under it."""
+    count = torch.get_num_threads()
+    yield
+    torch.set_num_threads(count)
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("pipeline")
+    make_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def script():
+    spec = importlib.util.spec_from_file_location("generate_dataset", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generate_dataset"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def options(pipeline_folder) -> dict:
+    """96 captions, 6 shards of two batches each."""
+    return {
+        "dataset_name": "digits",
+        "generator": pipeline_folder,
+        "num_captions": 96,
+        "shard_size": 16,
+        "batch_size": 8,
+        "num_inference_steps": 2,
+    }
+
+
+@pytest.fixture
+def make_args(options, tmp_path):
+    """Arguments of a small run: the options, changed as asked."""
+
+    def make(**changes) -> SynthesisArguments:
+        return SynthesisArguments(**{"output_dir": str(tmp_path / "out"), **options, **changes})
+
+    return make
+
+
+def command_line(options: dict, **more) -> list[str]:
+    return [str(part) for name, value in {**options, **more}.items() for part in (f"--{name}", value)]

@@ -1,0 +1,120 @@
+"""Shards to a Hub of our own and back, by the clients that users have."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
+
+from server import HubServer  # noqa: E402
+
+from gmail_hf.cards import dataset_card  # noqa: E402
+from gmail_hf.generation import push_dataset, synthesize  # noqa: E402
+from gmail_hf.generation.hub import count_rows  # noqa: E402
+from gmail_hf.generation.shards import open_folder  # noqa: E402
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+# Push what is there, add shards, push again, try to push another data set over it, load it back.
+CLIENT = """
+import json, sys
+import datasets
+sys.path.insert(0, sys.argv[1])
+import push_dataset
+from gmail_hf.generation import SynthesisArguments, synthesize
+
+options = json.loads(sys.argv[2])
+answers = {}
+push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
+print("---")
+synthesize(SynthesisArguments(**options))
+push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
+print("---")
+synthesize(SynthesisArguments(**options | {"seed": 1, "output_dir": options["output_dir"] + "-other"}))
+try:
+    push_dataset.main([options["output_dir"] + "-other", "org/pairs"])
+except ValueError as error:
+    print(error)
+pairs = datasets.load_dataset("org/pairs", split="train")
+pairs.save_to_disk(sys.argv[3])
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+def test_push_push_again_and_load_back(hub, make_args, options, tmp_path):
+    folder = synthesize(make_args(num_captions=40, shard_range="0:2"))
+    run = {**options, "num_captions": 40, "output_dir": str(folder.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, str(EXAMPLES), json.dumps(run), str(tmp_path / "back")],
+        env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, refused = done.stdout.split("---")
+    assert f"The shards are at {hub.endpoint}/datasets/org/pairs." in first
+    assert "2 new shards uploaded, 0 were there." in done.stderr
+    assert "1 new shards uploaded, 2 were there." in done.stderr
+    assert hub.uploads() == 4  # three shards and the contact sheet, each once
+    assert "holds shards of other settings (there -> here):\n  seed: 0 -> 1" in refused
+
+    files = hub.files("org/pairs")
+    assert sorted(files) == [
+        "README.md",
+        *(f"data/train-{shard:05d}-of-00003.parquet" for shard in range(3)),
+        "manifest.json",
+        "samples.png",
+    ]
+    back, here = datasets.load_from_disk(tmp_path / "back"), datasets.load_dataset(str(folder.path), split="train")
+    assert back.features == here.features and len(back) == 40
+    undecoded = {"generated_image": datasets.Image(decode=False), "real_image": datasets.Image(decode=False)}
+    for name, feature in undecoded.items():
+        back, here = back.cast_column(name, feature), here.cast_column(name, feature)
+    assert [{**row, "real_image": row["real_image"]["bytes"]} for row in back] == [
+        {**row, "real_image": row["real_image"]["bytes"]} for row in here
+    ]
+    card = files["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
+    assert "40 generated images of 40 captions and 40 image ids, in\n3 of 3 shards." in card
+
+
+def test_card_tells_what_was_made(make_args):
+    folder = synthesize(make_args(num_captions=24, images_per_caption=2, shard_range="0:2", real_images="drop"))
+    shards, manifest = open_folder(folder.path)
+    counts = count_rows(shards)
+    assert counts == {
+        "shards": 2,
+        "rows": 32,
+        "truncated": 0,
+        "nsfw": 0,
+        "unchecked": 32,
+        "images": 16,
+        "captions": 16,
+    }
+    card = str(dataset_card("org/pairs", manifest, counts))
+    assert "2 of 3 shards; the rest is not made or not uploaded yet." in card
+    assert "There is no `real_image`" in card
+    assert "the pipeline has no safety checker" in card
+    assert "Licence: not stated" in card
+    assert "**The images in `generated_image` are synthetic.**" in card
+    assert "mo2025gmail" in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    assert front["size_categories"] == "n<1K"
+    assert "license" not in front
+
+
+def test_nothing_to_push(tmp_path, make_args, pipeline_folder):
+    with pytest.raises(FileNotFoundError, match="holds no manifest.json"):
+        push_dataset(tmp_path, "org/pairs")
