@@ -29,6 +29,7 @@ VARIANTS = {
     "GMAIL, optimal pairing": {"pairing": "optimal"},
     "GMAIL, optimal pairing + 5 (1 - cos)": {"pairing": "optimal", "consistency_weight": 5.0},
 }
+SHOWN = ("name", "seeds", "variants")  # elsewhere in the report
 PACKAGES = ("gmail-hf", "torch", "transformers", "peft", "datasets", "diffusers", "scikit-learn", "numpy")
 
 
@@ -45,10 +46,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--num_pairs", type=int, default=4000, help="training pairs")
-    parser.add_argument("--num_heldout", type=int, default=500, help="pairs that measure alignment")
-    parser.add_argument("--max_steps", type=int, default=400)
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--num_pairs", type=int, default=2000, help="training pairs")
+    parser.add_argument("--num_heldout", type=int, default=400, help="pairs that measure alignment")
+    parser.add_argument("--guidance_scale", type=float, default=7.5, help="digits: of the generator")
+    parser.add_argument("--num_inference_steps", type=int, default=7, help="digits: of the generator")
+    parser.add_argument("--max_steps", type=int, default=150)
+    parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args(argv)
     if args.pairs and not (args.real_test and args.model_name_or_path):
@@ -61,12 +64,16 @@ def load_data(args: argparse.Namespace, seed: int):
     from datasets import load_dataset
 
     if args.pairs is None:
-        from gmail_hf.digits import load_digits
-        from gmail_hf.loading import load_pairs
+        from gmail_hf.digits import generate_pairs, load_digits
 
+        sampling = {
+            "guidance_scale": args.guidance_scale,
+            "num_inference_steps": args.num_inference_steps,
+            "seed": seed,
+        }
         test = load_digits(args.split, seed=seed)
-        pairs = load_pairs("digits", "train", max_samples=args.num_pairs, seed=seed)
-        heldout = load_pairs("digits", args.split, max_samples=args.num_heldout, seed=seed)
+        pairs = generate_pairs(load_digits("train", args.num_pairs, seed=seed), **sampling)
+        heldout = generate_pairs(test.select(range(args.num_heldout)), **sampling)
         labels, test_labels = (
             {side: np.array(data["digits"])[:, i] for i, side in enumerate(("left digit", "right digit"))}
             for data in (pairs, test)
@@ -195,7 +202,10 @@ def main(argv: list[str] | None = None) -> dict:
 
     tables = {seed: run_seed(args, str(model_path), seed) for seed in args.seeds}
     mean, spread = aggregate(list(tables.values()))
-    settings = {key: value for key, value in vars(args).items() if key != "output_dir"}
+    of_digits = ("split", "guidance_scale", "num_inference_steps")
+    of_files = ("pairs", "real_test", "model_name_or_path", "label_column")
+    unused = ("output_dir", *(of_digits if args.pairs else of_files))
+    settings = {key: value for key, value in vars(args).items() if key not in unused}
     result = {
         "environment": environment(),
         "settings": settings,
@@ -225,7 +235,7 @@ def report(result: dict, table: str) -> str:
             "columns compare held-out pairs; R@1 counts any real image of the same caption as right.",
             "",
             table,
-            f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items() if value is not None)}",
+            f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items() if key not in SHOWN)}",
             f"- machine: {where['machine']}; {result['seconds']} s in all",
             f"- software: Python {where['python']}, {packages}",
             f"- git commit: {where['git_commit']}" + (" with uncommitted changes" * where["uncommitted_changes"]),
