@@ -50,9 +50,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_heldout", type=int, default=400, help="pairs that measure alignment")
     parser.add_argument("--guidance_scale", type=float, default=7.5, help="digits: of the generator")
     parser.add_argument("--num_inference_steps", type=int, default=7, help="digits: of the generator")
-    parser.add_argument("--max_steps", type=int, default=150)
+    parser.add_argument("--max_steps", type=int, default=250)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
     args = parser.parse_args(argv)
     if args.pairs and not (args.real_test and args.model_name_or_path):
         parser.error("--pairs needs --real_test and --model_name_or_path")

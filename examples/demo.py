@@ -32,9 +32,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_test", type=int, default=2000, help="real test scenes")
     parser.add_argument("--guidance_scale", type=float, default=7.5, help="of the generator")
     parser.add_argument("--num_inference_steps", type=int, default=7, help="of the generator")
-    parser.add_argument("--max_steps", type=int, default=150)
+    parser.add_argument("--max_steps", type=int, default=250)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
     args = parser.parse_args(argv)
     if args.num_heldout > args.num_test:
         parser.error("--num_heldout are the first of the --num_test scenes, so it cannot be larger")
