@@ -52,15 +52,20 @@ def parse_args(argv: list[str]):
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(sys.argv[1:] if argv is None else argv)
 
+    from huggingface_hub import HfApi
+
     from gmail_hf.generation import push_dataset, synthesize
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("gmail_hf").setLevel(logging.INFO)
+    is_main_process = int(os.environ.get("RANK", 0)) == 0
+    if args.push_to_hub and is_main_process:  # a missing permission is told now, not after days
+        HfApi().create_repo(args.push_to_hub, repo_type="dataset", private=args.private, exist_ok=True)
     folder = synthesize(args)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_main_process:
         print(f"{len(folder.finished())} of {folder.num_shards} shards are in {folder.path}/data.")
         if args.push_to_hub:
-            url = push_dataset(folder.path, args.push_to_hub, private=args.private)
+            url = push_dataset(folder.path, args.push_to_hub)
             print(f"They are at {url}.")
 
 

@@ -49,7 +49,7 @@ class Captions:
         ids = dataset[id_column][:] if id_column else range(len(dataset))
         count: Counter = Counter()
         rows, captions, image_ids, caption_ids, empty = [], [], [], [], 0
-        for row, (image_id, cell) in enumerate(zip(ids, dataset[args.caption_column], strict=True)):
+        for row, (image_id, cell) in enumerate(zip(ids, dataset[args.caption_column][:], strict=True)):
             for caption in cell if isinstance(cell, list) else [cell]:
                 if caption is not None and not isinstance(caption, str):
                     raise ValueError(f"Column '{args.caption_column}' holds {type(caption).__name__}, not text.")

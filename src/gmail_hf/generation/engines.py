@@ -67,8 +67,12 @@ class ShardWorker:
         """Refuse to start what would fill the disk, by an upper estimate."""
         size = self.args.image_size or native_size(self._pipeline)
         share = PNG_SHARE if self.args.image_format == "png" else JPEG_SHARE
+        row_bytes = size * size * 3 * share
+        if self.settings["real_images"] == "keep":
+            cells = [self.captions.real_image(index) for index in range(min(8, len(self.captions)))]
+            row_bytes += sum(len(cell["bytes"]) for cell in cells if cell) / len(cells)
         rows = sum(len(self.folder.rows(shard)) for shard in self.pending())
-        check_free_disk(self.folder.path, int(rows * size * size * 3 * share))
+        check_free_disk(self.folder.path, int(rows * row_bytes))
 
     def pending(self) -> list[int]:
         """Shards of `args.shard_range` that are not finished."""
@@ -79,13 +83,15 @@ class ShardWorker:
         lock = self.folder.lock(shard)
         if lock is None:
             return False
-        with lock:
+        try:
             if self.folder.shard_path(shard).exists():
                 return False
             settings = self.settings | {"gmail_hf_version": __version__}
             rows = self.folder.rows(shard)
             table = generate_shard(self.pipeline, self.captions, rows, settings, self.generator.call, on_batch)
             self.folder.write(shard, table)
+        finally:
+            lock.release()
         return True
 
 

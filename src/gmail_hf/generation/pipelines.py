@@ -89,7 +89,8 @@ def describe_generator(args: SynthesisArguments) -> Generator:
     if pipeline_class is None:
         raise ValueError(f"'{args.generator}' is a {index.get('_class_name')}, which this diffusers does not have.")
     takes = inspect.signature(pipeline_class.__call__).parameters
-    text_to_image = "prompt" in takes and (
+    needs = [name for name, value in takes.items() if value.default is value.empty and value.kind < value.VAR_KEYWORD]
+    text_to_image = set(needs) <= {"self", "prompt"} <= set(takes) and (
         "image" not in takes or pipeline_class in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()
     )
     if not text_to_image:

@@ -91,9 +91,11 @@ def generate_shard(
                     **_repeated(call, len(batch)),
                 )
             except torch.OutOfMemoryError:
-                if batch_size == 1:
+                if len(batch) == 1:
                     raise
-                batch_size = max(1, min(batch_size, len(batch)) // 2)
+                output = None  # what the failed call holds is freed only once this block is left
+            if output is None:
+                batch_size = len(batch) // 2
                 torch.cuda.empty_cache()
                 logger.warning(
                     f"Out of memory: the rest of this shard is made in batches of {batch_size} instead of "

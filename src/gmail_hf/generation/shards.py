@@ -120,9 +120,10 @@ class ShardFolder:
         """The lock of an unfinished shard, held until released; None if another process makes the shard."""
         lock = FileLock(self.path / ".locks" / f"{shard:05d}.lock", timeout=0)
         try:
-            return lock.acquire().lock
+            lock.acquire()
         except Timeout:
             return None
+        return lock
 
     def write(self, shard: int, table: pa.Table) -> None:
         """
