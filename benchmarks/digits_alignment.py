@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -93,8 +94,8 @@ def load_data(args: argparse.Namespace, seed: int):
     return pairs, labels, heldout, test["image"], test_labels
 
 
-def run_seed(args: argparse.Namespace, model_path: str, seed: int) -> list[dict]:
-    """The table of one seed."""
+def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) -> list[dict]:
+    """The table of one seed; the Trainer needs a `folder`, but keeps nothing in it."""
     import torch
     from transformers import AutoImageProcessor, set_seed
 
@@ -116,7 +117,7 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int) -> list[dict]
         trainer = GmailTrainer(
             model=model,
             args=GmailTrainingArguments(
-                output_dir=str(args.output_dir / "checkpoints"),
+                output_dir=folder,
                 max_steps=args.max_steps,
                 per_device_train_batch_size=args.batch_size,
                 learning_rate=args.learning_rate,
@@ -200,7 +201,8 @@ def main(argv: list[str] | None = None) -> dict:
     model_path = args.model_name_or_path or clip_path()
     from gmail_hf.evaluation import to_markdown
 
-    tables = {seed: run_seed(args, str(model_path), seed) for seed in args.seeds}
+    with tempfile.TemporaryDirectory() as folder:
+        tables = {seed: run_seed(args, str(model_path), seed, folder) for seed in args.seeds}
     mean, spread = aggregate(list(tables.values()))
     of_digits = ("split", "guidance_scale", "num_inference_steps")
     of_files = ("pairs", "real_test", "model_name_or_path", "label_column")
