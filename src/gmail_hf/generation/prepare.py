@@ -1,0 +1,102 @@
+"""
+Pairs with images that need no decoding: at the size the model takes, as raw pixels, in memory-mapped Arrow files.
+
+    python -m gmail_hf.generation.prepare --dataset_name out --model_name_or_path digits --output_dir prepared
+    accelerate launch examples/train_gmail.py --dataset_name prepared
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import AutoProcessor
+
+from ..data import BadImageError, check_pairs, decode_image, image_processor_of, undecoded
+from ..loading import check_free_disk, load_pairs
+
+IMAGE_COLUMNS = ("real_image", "generated_image")
+
+
+def prepare_pairs(
+    pairs: Dataset, processor: Any, output_dir: str | os.PathLike, num_proc: int | None = None
+) -> Dataset:
+    """
+    Decode, resize and crop the images once, as the processor would do at every step.
+
+    The result is a data set of pairs like any other, for [`load_pairs`], [`GmailTrainer`] and whatever else reads
+    images: each cell holds the uint8 pixels behind a header of a few bytes (the PPM format), so that "decoding" it
+    copies memory. The processor finds nothing to resize or crop and gives the same tensors as for the original.
+
+    Args:
+        pairs (`datasets.Dataset`): see [`check_pairs`].
+        processor: a `CLIPProcessor` or an image processor.
+        output_dir: the folder to write, about `2 * 3 * height * width` bytes a pair.
+        num_proc (`int`, *optional*): processes that decode.
+
+    Returns:
+        The prepared pairs, memory-mapped. An image that cannot be read stays as it is, for the trainer to skip.
+
+    Raises:
+        FileExistsError: `output_dir` is there.
+        OSError: the disk has too little room.
+        ValueError: a data set that [`check_pairs`] refuses; a processor that gives images of unequal sizes.
+    """
+    check_pairs(pairs, "pairs")
+    if Path(output_dir).exists():
+        raise FileExistsError(f"'{output_dir}' is there already: choose another --output_dir.")
+    image_processor = image_processor_of(processor)
+    features, pairs = pairs.features, undecoded(pairs)
+    sizes = {_resized(image_processor, decode_image(row["generated_image"])).nbytes for row in pairs.take(4)}
+    if len(sizes) != 1:
+        raise ValueError("The processor gives images of unequal sizes: let it crop, or resize to a fixed size.")
+    check_free_disk(output_dir, 2 * (len(pairs) + 1) * len(IMAGE_COLUMNS) * sizes.pop())  # once more in map's cache
+
+    def prepare(batch: dict[str, list]) -> dict[str, list]:
+        return {column: [_prepared(image_processor, cell) for cell in batch[column]] for column in IMAGE_COLUMNS}
+
+    prepared = pairs.map(
+        prepare, batched=True, batch_size=64, features=features, num_proc=num_proc, desc="Preparing images"
+    )
+    prepared.save_to_disk(output_dir)
+    prepared.cleanup_cache_files()
+    return Dataset.load_from_disk(output_dir)
+
+
+def _resized(image_processor: Any, image: Any) -> np.ndarray:
+    """uint8 `(height, width, 3)`: the processor's geometry without its arithmetic."""
+    inputs = image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="np")
+    return np.ascontiguousarray(inputs["pixel_values"][0].astype(np.uint8).transpose(1, 2, 0))
+
+
+def _prepared(image_processor: Any, cell: dict | None) -> dict | None:
+    try:
+        pixels = _resized(image_processor, decode_image(cell))
+    except BadImageError:
+        return cell
+    height, width, _ = pixels.shape
+    return {"bytes": f"P6 {width} {height} 255\n".encode() + pixels.tobytes(), "path": None}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_name", required=True, help="Pairs, as in examples/train_gmail.py.")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--model_name_or_path", required=True, help="The model whose processor is used, or 'digits'.")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--num_proc", type=int, help="Processes that decode.")
+    args = parser.parse_args(argv)
+    name = args.model_name_or_path
+    if name == "digits":
+        from ..digits import clip_path
+
+        name = clip_path()
+    processor = AutoProcessor.from_pretrained(name)
+    prepared = prepare_pairs(load_pairs(args.dataset_name, args.split), processor, args.output_dir, args.num_proc)
+    print(f"{len(prepared)} pairs are in {args.output_dir}: train with --dataset_name {args.output_dir}.")
+
+
+if __name__ == "__main__":
+    main()

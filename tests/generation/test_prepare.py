@@ -1,0 +1,75 @@
+"""Prepared pairs give the model the very tensors that the originals give."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCRIPT
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from tiny import IMAGE_SIZE, make_pairs
+
+from gmail_hf.data import GmailCollator
+from gmail_hf.generation import synthesize
+from gmail_hf.generation.prepare import main, prepare_pairs
+from gmail_hf.loading import load_pairs
+
+
+@pytest.fixture
+def photographs() -> Dataset:
+    """Pairs of JPEGs of every shape."""
+    rng = np.random.default_rng(0)
+    shapes = [(40, 60), (64, 33), (16, 16), (17, 90)]
+    images = [PILImage.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+    features = Features(real_image=Image(), generated_image=Image(), caption=Value("string"), image_id=Value("int64"))
+    columns = {"real_image": images, "generated_image": images[::-1], "caption": ["a"] * 4, "image_id": [0, 1, 2, 3]}
+    return Dataset.from_dict(columns, features=features)
+
+
+def test_same_tensors(photographs, processor, tmp_path):
+    prepared = prepare_pairs(photographs, processor, tmp_path / "prepared")
+    collate = GmailCollator(processor)
+    ours, theirs = collate(list(load_pairs(str(tmp_path / "prepared")))), collate(list(photographs))
+    assert prepared.cache_files and prepared[1]["real_image"].size == (IMAGE_SIZE, IMAGE_SIZE)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
+
+
+def test_unreadable_images_stay_unreadable(processor, tmp_path):
+    pairs = make_pairs(6, bad_real=(4,))
+    prepared = prepare_pairs(pairs, processor, tmp_path / "prepared")
+    batch = GmailCollator(processor)(list(prepared.cast_column("real_image", Image(decode=False))))
+    assert batch["skipped_pairs"] == 1
+
+
+def test_refusals(processor, tmp_path, monkeypatch):
+    (tmp_path / "prepared").mkdir()
+    with pytest.raises(FileExistsError, match="is there already"):
+        prepare_pairs(make_pairs(2), processor, tmp_path / "prepared")
+    monkeypatch.setattr("gmail_hf.loading.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    with pytest.raises(OSError, match="GB are needed"):
+        prepare_pairs(make_pairs(2), processor, tmp_path / "other")
+
+
+def test_generate_prepare_train(make_args, tmp_path):
+    """From captions to a trained model, through the shards and through the prepared pairs: the same weights."""
+    from gmail_hf import GmailCLIPModel
+
+    path = SCRIPT.with_name("train_gmail.py")
+    spec = importlib.util.spec_from_file_location("train_gmail", path)
+    script = importlib.util.module_from_spec(spec)
+    sys.modules["train_gmail"] = script
+    spec.loader.exec_module(script)
+    folder = synthesize(make_args(num_captions=32))
+    prepared = tmp_path / "prepared"
+    main(["--dataset_name", str(folder.path), "--model_name_or_path", "digits", "--output_dir", str(prepared)])
+    weights = []
+    for source in (folder.path, prepared):
+        output_dir = tmp_path / f"model-{source.name}"
+        options = ["--per_device_train_batch_size=16", "--max_steps=2", "--dataloader_pin_memory=False"]
+        script.main(["--dataset_name", str(source), "--output_dir", str(output_dir), "--report_to=none", *options])
+        weights.append(GmailCLIPModel.from_pretrained(output_dir).state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=0)
