@@ -116,7 +116,7 @@ def measure_speed(args, generator: str, batch_size: int, folder: str) -> dict:
 
 
 def measure_state(num_rows: int, generator: str, folder: str) -> dict:
-    """Seconds until a run knows that all its rows are finished: captions are read, settings compared, shards listed."""
+    """Seconds until a run knows that all its rows are finished: captions read, settings compared, shards listed."""
     from datasets import Dataset
 
     from gmail_hf.generation import SynthesisArguments, synthesize

@@ -12,7 +12,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
 
-from server import HubServer  # noqa: E402
+from server import HubServer, commit_id  # noqa: E402
 
 from gmail_hf.cards import dataset_card  # noqa: E402
 from gmail_hf.generation import push_dataset, synthesize  # noqa: E402
@@ -27,6 +27,7 @@ import json, sys
 import datasets
 sys.path.insert(0, sys.argv[1])
 import push_dataset
+from huggingface_hub import HfApi
 from gmail_hf.generation import SynthesisArguments, synthesize
 
 options = json.loads(sys.argv[2])
@@ -43,6 +44,11 @@ except ValueError as error:
     print(error)
 pairs = datasets.load_dataset("org/pairs", split="train")
 pairs.save_to_disk(sys.argv[3])
+# New images for the captions of a data set on the Hub, by a pipeline on the Hub.
+HfApi().create_repo("org/tiny")
+HfApi().upload_folder(repo_id="org/tiny", folder_path=options["generator"])
+run = options | {"output_dir": options["output_dir"] + "-ids", "dataset_name": "org/pairs", "generator": "org/tiny"}
+synthesize(SynthesisArguments(**run | {"num_captions": 16}))
 """
 
 
@@ -66,7 +72,8 @@ def test_push_push_again_and_load_back(hub, make_args, options, tmp_path):
     assert f"The shards are at {hub.endpoint}/datasets/org/pairs." in first
     assert "2 new shards uploaded, 0 were there." in done.stderr
     assert "1 new shards uploaded, 2 were there." in done.stderr
-    assert hub.uploads() == 4  # three shards and the contact sheet, each once
+    large = [path for path in hub.files("org/pairs") if path.endswith((".parquet", ".png"))]
+    assert len(large) == 4 and hub.uploads() == 4 + len(list(Path(options["generator"]).rglob("*.safetensors")))
     assert "holds shards of other settings (there -> here):\n  seed: 0 -> 1" in refused
 
     files = hub.files("org/pairs")
@@ -84,6 +91,10 @@ def test_push_push_again_and_load_back(hub, make_args, options, tmp_path):
     assert [{**row, "real_image": row["real_image"]["bytes"]} for row in back] == [
         {**row, "real_image": row["real_image"]["bytes"]} for row in here
     ]
+    by_id = datasets.load_dataset(f"{folder.path}-ids", split="train")
+    assert set(by_id["generator"]) == {"org/tiny"} and set(by_id["generator_revision"]) == {commit_id(1)}
+    assert by_id["real_image"][3] == here.cast_column("real_image", datasets.Image())["real_image"][3]
+
     card = files["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
     assert "40 generated images of 40 captions and 40 image ids, in\n3 of 3 shards." in card
