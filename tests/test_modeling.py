@@ -158,7 +158,7 @@ def test_gradient_checkpointing_equals_plain(clip_folder, use_reentrant, modalit
 
     plain = gradients()
     assert len(plain) == sum(1 for _ in model.adapter_parameters())
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     assert_close(gradients(), plain)
 
 

@@ -56,6 +56,9 @@ class GmailLossConfig:
         return self.gen_text_weight > 0 or self.real_text_weight > 0
 
 
+PAPER_LOSSES = GmailLossConfig()
+
+
 def same_pair_mask(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> torch.Tensor | None:
     """
     Which pairs are no negatives of each other, `(pairs, pairs)` boolean: those that share an id, not the diagonal.

@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 from .adapters import AdapterMixin, check_nothing_missing
 from .configuration_gmail import TEXT_ADAPTER, GmailConfig, GmailVisionConfig
 from .layers import LoRAAdapter, ModalityProjection, Route, encoder_layers
-from .losses import GmailLossConfig, gmail_loss
+from .losses import PAPER_LOSSES, GmailLossConfig, gmail_loss
 
 Modality = str | Sequence[str]
 
@@ -310,17 +310,17 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         gradient (the gradient caching of Gao et al., 2021, as activation checkpointing).
         """
 
-        def embed(images: torch.Tensor, names: Modality | None) -> torch.Tensor:
-            return nn.functional.normalize(self.get_image_features(images, modality=names).pooler_output, dim=-1)
-
         if mini_batch_size is None or mini_batch_size >= len(pixel_values):
-            return embed(pixel_values, modality)
+            return self._unit_features(pixel_values, modality)
         embeds = []
         for start in range(0, len(pixel_values), mini_batch_size):
             chunk = slice(start, start + mini_batch_size)
             names = modality if modality is None or isinstance(modality, str) else modality[chunk]
-            embeds.append(checkpoint(embed, pixel_values[chunk], names, use_reentrant=False))
+            embeds.append(checkpoint(self._unit_features, pixel_values[chunk], names, use_reentrant=False))
         return torch.cat(embeds)
+
+    def _unit_features(self, pixel_values: torch.Tensor, modality: Modality | None) -> torch.Tensor:
+        return nn.functional.normalize(self.get_image_features(pixel_values, modality=modality).pooler_output, dim=-1)
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """L2-normalised text embeddings of shape `(batch, projection_dim)`."""
@@ -342,7 +342,7 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         real_embeds: torch.FloatTensor | None = None,
         image_ids: torch.LongTensor | None = None,
         caption_ids: torch.LongTensor | None = None,
-        loss_config: GmailLossConfig | None = None,
+        loss_config: GmailLossConfig = PAPER_LOSSES,
         **kwargs: Any,
     ) -> CLIPOutput | GmailOutput:
         """
@@ -360,7 +360,7 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
             real_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`): embeddings of these partners by the
                 `real` branch, computed before, if that branch is frozen.
             image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`): pairs that share one are no negatives.
-            loss_config ([`GmailLossConfig`], *optional*): weights and temperature of the losses.
+            loss_config ([`GmailLossConfig`]): weights and temperature of the losses; default the paper's, Eq. 1.
 
         Returns:
             `CLIPOutput`, or on pairs [`GmailOutput`] with `loss`, the named `losses` and the embeddings.
@@ -381,7 +381,7 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
                 attention_mask=attention_mask,
                 image_ids=image_ids,
                 caption_ids=caption_ids,
-                loss_config=loss_config or GmailLossConfig(),
+                loss_config=loss_config,
             )
         if real_pixel_values is not None or real_embeds is not None:
             raise ValueError(

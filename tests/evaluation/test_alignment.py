@@ -100,9 +100,6 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         separability(np.eye(5), np.eye(5))
 
 
-def test_importing_the_package_imports_no_extra():
-    code = (
-        "import sys, gmail_hf.evaluation\nprint([name for name in ('sklearn', 'matplotlib') if name in sys.modules])"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "[]"
+def test_importing_the_package_needs_no_extra():
+    hide = "import sys\nfor name in ('sklearn', 'scipy', 'matplotlib'): sys.modules[name] = None\n"
+    subprocess.run([sys.executable, "-c", hide + "import gmail_hf.evaluation"], check=True)
