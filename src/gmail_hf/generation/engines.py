@@ -167,6 +167,10 @@ def _run_on_ray(args: SynthesisArguments, folder: ShardFolder, pending: list[int
         ray.init(log_to_driver=False)
 
     class RayWorker(ShardWorker):
+        def __init__(self, args: SynthesisArguments):
+            super().__init__(args)
+            self.open()  # another node may have another generator under the same name, or other versions
+
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             for shard in batch["item"].tolist():
                 super().__call__(shard)

@@ -49,7 +49,10 @@ def prepare_pairs(
         raise FileExistsError(f"'{output_dir}' is there already: choose another --output_dir.")
     image_processor = image_processor_of(processor)
     features, pairs = pairs.features, undecoded(pairs)
-    sizes = {_resized(image_processor, decode_image(row["generated_image"])).nbytes for row in pairs.take(4)}
+    sizes = {
+        _resized(image_processor, decode_image(row["generated_image"])).nbytes
+        for row in pairs.select(range(min(4, len(pairs))))
+    }
     if len(sizes) != 1:
         raise ValueError("The processor gives images of unequal sizes: let it crop, or resize to a fixed size.")
     check_free_disk(output_dir, 2 * (len(pairs) + 1) * len(IMAGE_COLUMNS) * sizes.pop())  # once more in map's cache
