@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def _run_here(worker: ShardWorker, shards: range, rank: int, world_size: int) ->
 def _run_on_ray(args: SynthesisArguments, folder: ShardFolder, pending: list[int]) -> None:
     """Ray hands shards to whichever worker is free, and those of a lost node to another."""
     try:
-        import ray
+        import ray.data
     except ImportError as error:
         raise ImportError('The Ray engine needs Ray: pip install "gmail-hf[ray]"') from error
     import torch
@@ -176,6 +176,7 @@ def _run_on_ray(args: SynthesisArguments, folder: ShardFolder, pending: list[int
                 super().__call__(shard)
             return batch
 
+    args = replace(args, output_dir=os.path.abspath(args.output_dir))  # workers may stand in another folder
     made = ray.data.from_items(pending, override_num_blocks=len(pending)).map_batches(
         RayWorker,
         batch_size=1,
@@ -183,7 +184,7 @@ def _run_on_ray(args: SynthesisArguments, folder: ShardFolder, pending: list[int
         concurrency=args.ray_workers,
         num_gpus=1 if torch.cuda.is_available() else 0,
     )
-    with _Progress(folder, range(folder.num_shards)) as progress:
+    with _Progress(folder, args.shards(folder.num_shards)) as progress:
         for _ in made.iter_batches(batch_size=1):
             progress.refresh()
     left = sorted(set(pending) - folder.finished())
