@@ -12,7 +12,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .data import PAIR_COLUMNS
 
-NUM_DIGITS_PAIRS = {"train": 4000, "validation": 500, "test": 500}
+NUM_DIGITS_PAIRS = {"train": 2000, "validation": 400, "test": 400}
 
 
 def load_pairs(
