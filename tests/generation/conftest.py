@@ -9,11 +9,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules beside this file
 
-from tiny_pipeline import make_pipeline  # noqa: E402
+from tiny_pipeline import SCRIPT, make_pipeline  # noqa: E402
 
 from gmail_hf.generation import SynthesisArguments  # noqa: E402
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "generate_dataset.py"
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +59,3 @@ def make_args(options, tmp_path):
         return SynthesisArguments(**{"output_dir": str(tmp_path / "out"), **options, **changes})
 
     return make
-
-
-def command_line(options: dict, **more) -> list[str]:
-    return [str(part) for name, value in {**options, **more}.items() for part in (f"--{name}", value)]

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPT
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from tiny import IMAGE_SIZE, make_pairs
+from tiny_pipeline import SCRIPT
 
 from gmail_hf.data import GmailCollator
 from gmail_hf.generation import synthesize

@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from conftest import SCRIPT, command_line
+from tiny_pipeline import SCRIPT, command_line
 
 from gmail_hf.data import check_pairs
 from gmail_hf.generation import SynthesisArguments, engines, synthesize

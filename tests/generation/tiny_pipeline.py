@@ -1,12 +1,14 @@
 """A Stable Diffusion of a few thousand random weights, saved; its images are noise that tests compare."""
 
-import sys
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from gmail_hf.digits import clip_path
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "generate_dataset.py"
 
 
 def make_pipeline() -> StableDiffusionPipeline:
@@ -54,5 +56,5 @@ def make_pipeline() -> StableDiffusionPipeline:
     )
 
 
-if __name__ == "__main__":
-    make_pipeline().save_pretrained(sys.argv[1])
+def command_line(options: dict, **more) -> list[str]:
+    return [str(part) for name, value in {**options, **more}.items() for part in (f"--{name}", value)]
