@@ -14,7 +14,7 @@ The paper's settings, but for size and length: its learning rate is meant for 50
 larger one. The generator runs at diffusers' own default guidance of 7.5 and with few steps, as one does for speed: its
 images then differ from real scenes as a large model's do from photographs. At its best settings (the second command)
 it comes so near to the real scenes that hardly a gap is left to close. Learning rate, length and sampling were chosen
-on the validation split (python benchmarks/digits_alignment.py --split validation), never on the test split shown.
+on validation scenes (see benchmarks/README.md), never on the test split shown.
 """
 
 import argparse
