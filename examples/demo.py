@@ -104,6 +104,7 @@ def main(argv: list[str] | None = None) -> dict:
             learning_rate=args.learning_rate,
             logging_steps=max(1, args.max_steps // 8),
             save_strategy="no",
+            dataloader_pin_memory=False,
             report_to="none",
             seed=args.seed,
         ),

@@ -11,8 +11,8 @@ COCO with the paper's settings on 8 GPUs, 32 pairs each:
         --config examples/configs/coco.yaml --dataset_name org/coco-sd2 --output_dir gmail-coco
 
 Settings come from `--config`, a YAML file of the options below, and then from the command line, which wins. Without
-`--config` and `--dataset_name` the file is examples/configs/digits.yaml; all other defaults are the paper's. An
-interrupted run goes on with `--resume_from_checkpoint true`.
+`--config` and `--dataset_name` the file is examples/configs/digits.yaml; all other defaults are the paper's, its batch
+of 256 counted a device. An interrupted run goes on with `--resume_from_checkpoint true`.
 """
 
 import logging
@@ -30,9 +30,9 @@ class ModelArguments:
         metadata={"help": "A CLIP or a GmailCLIPModel, by Hub id or folder, or 'digits', the CLIP that comes along."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
-    lora_rank: int = field(default=4, metadata={"help": "Rank of the LoRA updates."})
-    lora_alpha: float = field(default=8, metadata={"help": "They are scaled by lora_alpha / lora_rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on their input."})
+    lora_rank: int | None = field(default=None, metadata={"help": "Rank of the LoRA updates; 4 by default."})
+    lora_alpha: float | None = field(default=None, metadata={"help": "Their scale times the rank; 8 by default."})
+    lora_dropout: float | None = field(default=None, metadata={"help": "Dropout on their input; 0 by default."})
     train_real: bool = field(default=False, metadata={"help": "Train the real branch too; the paper freezes it."})
     text_lora: bool = field(default=False, metadata={"help": "Put a LoRA adapter on the text encoder."})
     attn_implementation: str | None = field(default=None, metadata={"help": "'sdpa', 'eager', 'flash_attention_2'."})
@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model_args, data_args, training_args = parse_args(sys.argv[1:] if argv is None else argv)
 
     import datasets
+    import torch
     from transformers import AutoConfig, AutoProcessor, set_seed
 
     from gmail_hf import GmailCLIPModel, GmailTrainer
@@ -130,18 +131,24 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     processor = AutoProcessor.from_pretrained(name, **hub)
     if model_args.attn_implementation:
         hub["attn_implementation"] = model_args.attn_implementation
+    adapters = {
+        "lora_rank": model_args.lora_rank,
+        "lora_alpha": model_args.lora_alpha,
+        "lora_dropout": model_args.lora_dropout,
+        "trainable_modalities": ["real", "gen"] if model_args.train_real else None,
+        "text_lora": model_args.text_lora or None,
+    }
+    adapters = {field: value for field, value in adapters.items() if value is not None}
     if AutoConfig.from_pretrained(name, **hub).model_type == "gmail_clip":
-        model = GmailCLIPModel.from_pretrained(name, **hub)
+        model = GmailCLIPModel.from_pretrained(name, dtype=torch.float32, **hub)
+        for field_name, value in adapters.items():
+            if getattr(model.config, field_name) != value:
+                raise ValueError(
+                    f"'{name}' has adapters with {field_name}={getattr(model.config, field_name)}, not {value}; leave "
+                    "the option out, or start from its CLIP."
+                )
     else:
-        model = GmailCLIPModel.from_clip(
-            name,
-            lora_rank=model_args.lora_rank,
-            lora_alpha=model_args.lora_alpha,
-            lora_dropout=model_args.lora_dropout,
-            trainable_modalities=["real", "gen"] if model_args.train_real else ["gen"],
-            text_lora=model_args.text_lora,
-            **hub,
-        )
+        model = GmailCLIPModel.from_clip(name, dtype=torch.float32, **adapters, **hub)
     check_free_disk(training_args.output_dir, _bytes_of_checkpoints(model, training_args))
     check_free_disk(datasets.config.HF_DATASETS_CACHE, len(train_dataset) * model.config.projection_dim * 4)
 
@@ -173,7 +180,8 @@ def _bytes_of_checkpoints(model, training_args) -> int:
     """What the run will write: the model with two moments of each trained parameter, for each checkpoint kept."""
     trained = sum(parameter.numel() for _, parameter in model.adapter_parameters())
     size = model.num_parameters() * model.dtype.itemsize + 2 * trained * 4
-    kept = training_args.save_total_limit or 10
+    saves = -(-training_args.max_steps // training_args.save_steps) if training_args.save_steps >= 1 else 10
+    kept = training_args.save_total_limit or max(1, saves)
     return size * (kept + 1)
 
 

@@ -242,6 +242,21 @@ def test_adapter_of_another_base_is_refused(clip_folder, tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_adapter_of_a_relative_of_the_base_is_refused(clip_folder, tmp_path):
+    """A CLIP that only differs by a merged adapter: the same embeddings, other linear layers."""
+    model = make_model(clip_folder)
+    model.save_adapters(tmp_path / "adapters")
+    model.to_clip("gen").save_pretrained(tmp_path / "merged")
+    with pytest.raises(ValueError, match="with other weights"):
+        GmailCLIPModel.from_clip(tmp_path / "merged").load_adapters(tmp_path / "adapters", modality="gen")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapter_fits_its_base_at_any_precision(clip_folder, tmp_path, dtype):
+    make_model(clip_folder).save_adapters(tmp_path)
+    GmailCLIPModel.from_clip(clip_folder, dtype=dtype).load_adapters(tmp_path)
+
+
 def test_peft_adapter_that_names_another_base_is_refused(clip_folder, tmp_path):
     base = CLIPModel.from_pretrained(clip_folder)
     base.config._name_or_path = base.name_or_path = "org/other-clip"

@@ -1,5 +1,6 @@
 """The checks before training and the collator: what is refused, what is skipped, what comes out."""
 
+import io
 import os
 import subprocess
 import sys
@@ -154,15 +155,58 @@ def test_bad_pair_is_named_counted_and_skipped(processor, bad, caplog):
 
 def test_pair_without_cached_embedding_is_skipped(processor, caplog):
     rows = [{**row, "real_embeds": [1.0, 0.0]} for row in rows_of(make_pairs(3))]
-    rows[0]["real_embeds"] = None
+    rows[0]["real_embeds"] = [float("nan")] * 2
     batch = GmailCollator(processor)(rows)
     assert batch["skipped_pairs"] == 1 and batch["real_embeds"].shape == (2, 2)
     assert "id-0" in caplog.text
 
 
-def test_batch_without_one_readable_pair_is_an_error(processor):
-    with pytest.raises(ValueError, match="No pair of this batch of 2.*id-0"):
-        GmailCollator(processor)(rows_of(make_pairs(2, bad_real=(0, 1))))
+@pytest.mark.parametrize("with_embeds", [False, True])
+def test_batch_without_one_readable_pair_is_empty(processor, with_embeds):
+    rows = rows_of(make_pairs(2, bad_generated=(0, 1)))
+    if with_embeds:
+        rows = [{**row, "real_embeds": [1.0, 0.0]} for row in rows]
+    batch = GmailCollator(processor, with_text=True)(rows)
+    assert batch.pop("skipped_pairs") == 2
+    good = GmailCollator(processor, with_text=True)(
+        [{**row, "real_embeds": [1.0, 0.0]} if with_embeds else row for row in rows_of(make_pairs(2))]
+    )
+    good.pop("skipped_pairs")
+    assert batch.keys() == good.keys()
+    assert all(len(batch[name]) == 0 and batch[name].dtype == good[name].dtype for name in good)
+    assert batch["generated_pixel_values"].shape[1:] == good["generated_pixel_values"].shape[1:]
+    if with_embeds:
+        assert batch["real_embeds"].shape == (0, 2)
+
+
+@pytest.mark.parametrize("column", ["image_id", "caption"])
+def test_pair_without_id_or_caption_is_refused(processor, column):
+    pairs = make_pairs(4)
+    rows = [{**row, column: None if i == 1 else row[column]} for i, row in enumerate(rows_of(pairs))]
+    with pytest.raises(ValueError, match="empty `image_id` or `caption`"):
+        GmailCollator(processor)(rows)
+    with pytest.raises(ValueError, match=f"'{column}'.*(empty cells|NoneType)"):
+        check_pairs(datasets.Dataset.from_list(rows, features=pairs.features))
+
+
+@pytest.mark.parametrize("column", ["image_id", "caption"])
+def test_one_id_for_all_pairs_is_refused(column):
+    pairs = make_pairs(4)
+    same = [pairs[column][0]] * 4
+    with pytest.raises(ValueError, match=f"Column '{column}'.*throughout.*nothing to learn"):
+        check_pairs(pairs.remove_columns(column).add_column(column, same))
+
+
+def test_photograph_on_its_side_is_turned_upright_as_datasets_does():
+    photograph = Image.effect_noise((16, 8), 60).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    buffer = io.BytesIO()
+    photograph.save(buffer, format="PNG", exif=exif)
+    raw = {"bytes": buffer.getvalue(), "path": None}
+    decoded = datasets.Image().decode_example(dict(raw))
+    assert decode_image(raw).size == decoded.size == (8, 16)
+    assert decode_image(raw).tobytes() == decode_image(decoded).tobytes() == decoded.convert("RGB").tobytes()
 
 
 def test_collator_settings_are_checked():

@@ -53,9 +53,20 @@ def test_parquet(kind, pairs, tmp_path):
         assert_same(load_pairs(str(tmp_path / "*.parquet") if kind == "glob" else str(tmp_path)), pairs)
 
 
+def test_parquet_folder_with_splits(pairs, tmp_path):
+    """As a snapshot of a data set on the Hub: the test rows must not be trained on."""
+    (tmp_path / "data").mkdir()
+    pairs.select(range(4)).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    pairs.select(range(4, 6)).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    assert_same(load_pairs(str(tmp_path), "train"), pairs.select(range(4)))
+    assert_same(load_pairs(str(tmp_path), "test"), pairs.select(range(4, 6)))
+
+
 def test_folder_saved_by_datasets(pairs, tmp_path):
     pairs.save_to_disk(tmp_path / "one")
     assert_same(load_pairs(str(tmp_path / "one")), pairs)
+    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train'\]"):
+        load_pairs(str(tmp_path / "one"), "test")
 
 
 def test_folder_of_splits_saved_by_datasets(pairs, tmp_path):
@@ -87,6 +98,32 @@ def test_columns_are_renamed_and_samples_cut(pairs, tmp_path):
     assert_same(loaded.select_columns(list(PAIR_COLUMNS)), pairs.select(range(2)))
 
 
+def test_columns_can_be_swapped(pairs, tmp_path):
+    pairs.to_parquet(tmp_path / "a.parquet")
+    swapped = load_pairs(
+        str(tmp_path / "a.parquet"), columns={"real_image": "generated_image", "generated_image": "real_image"}
+    )
+    np.testing.assert_array_equal(pixels(swapped, "real_image"), pixels(pairs, "generated_image"))
+
+
+def test_digits_pairs_are_made_once_for_each_setting(monkeypatch):
+    from gmail_hf.digits import generate
+
+    made = []
+
+    def fake(scenes, seed):
+        made.append(seed)
+        return scenes.add_column("generated_image", scenes.with_format("arrow")["real_image"])
+
+    monkeypatch.setattr(generate, "generate_pairs", fake)
+    for _ in range(2):
+        load_pairs("digits", max_samples=4)
+    monkeypatch.setattr(generate, "GUIDANCE_SCALE", 3.0)
+    load_pairs("digits", max_samples=4)
+    load_pairs("digits", max_samples=4, seed=1)
+    assert made == [0, 0, 1]
+
+
 def test_unknown_column_names_those_there(pairs, tmp_path):
     pairs.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"no column\(s\) \['text'\]; it has \['real_image'"):
@@ -102,7 +139,7 @@ def test_path_without_data(name):
 def test_output_dir_of_another_run_is_refused(tmp_path):
     assert check_output_dir(tmp_path) is None
     assert check_output_dir(tmp_path / "new") is None
-    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "model.safetensors.index.json").touch()  # of a sharded model
     with pytest.raises(FileExistsError, match="--resume_from_checkpoint true"):
         check_output_dir(tmp_path)
 

@@ -75,6 +75,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(script, pairs, tmp_path):
     script.main([*common, "--output_dir", str(part), "--resume_from_checkpoint", "true"])
     whole, resumed = weights(tmp_path / "whole"), weights(part)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    for option in (["--lora_rank", "8"], ["--train_real"], ["--text_lora"]):
+        with pytest.raises(ValueError, match="has adapters with .* leave the option out"):
+            script.main([*common, "--model_name_or_path", str(part), "--output_dir", str(tmp_path / "x"), *option])
     # A trained model is a model to train on.
     script.main([*common, "--model_name_or_path", str(part), "--output_dir", str(tmp_path / "more")])
     more = weights(tmp_path / "more")

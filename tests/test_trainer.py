@@ -6,7 +6,7 @@ import math
 import datasets
 import pytest
 import torch
-from tiny import make_model, make_pairs, make_processor
+from tiny import make_clip, make_model, make_pairs, make_processor
 
 from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments, embeddings
 
@@ -363,3 +363,47 @@ def test_wrong_model_or_arguments_are_refused(clip, arguments, clip_folder):
     with pytest.raises(ValueError, match="train_dataset lacks"):
         pairs = make_pairs(4).rename_column("caption", "text")
         GmailTrainer(make_model(clip_folder), arguments(), pairs, processing_class=make_processor())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lora_alpha": 64}, "lora_alpha=8, this model has 64"),
+        ({"trainable_modalities": ["real", "gen"]}, r"trainable_modalities=\['gen'\], this model has"),
+        ({"text_lora": True}, "text_lora=False, this model has True"),
+    ],
+    ids=str,
+)
+def test_resuming_with_another_model_is_refused(train, clip_folder, tmp_path, fields, message):
+    train(model=GmailCLIPModel.from_clip(clip_folder), max_steps=2, save_strategy="steps", save_steps=1)
+    with pytest.raises(ValueError, match=message):
+        train(model=GmailCLIPModel.from_clip(clip_folder, **fields), resume=str(tmp_path / "run" / "checkpoint-1"))
+
+
+def test_resuming_on_another_base_is_refused(train, clip_folder, tmp_path):
+    train(model=GmailCLIPModel.from_clip(clip_folder), max_steps=2, save_strategy="steps", save_steps=1)
+    make_clip(seed=5).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="with other weights"):
+        train(model=GmailCLIPModel.from_clip(tmp_path / "other"), resume=str(tmp_path / "run" / "checkpoint-1"))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_corrupt_image_alone_in_its_batch(train, cached):
+    pairs = make_pairs(9, bad_generated=(8,))
+    trainer = train(pairs, cache_real_embeds=cached, per_device_train_batch_size=1, max_steps=9, data_seed=0)
+    assert all(math.isfinite(loss) for loss in logged(trainer)) and trainer.skipped_pairs == 1
+    trainer.args.per_device_eval_batch_size = 8
+    metrics, whole = trainer.evaluate(pairs), trainer.evaluate(pairs.select(range(8)))
+    assert metrics["eval_paired_cosine"] == pytest.approx(whole["eval_paired_cosine"], abs=1e-6)
+
+
+def test_branches_that_no_loss_reaches_stay_frozen(clip_folder, arguments):
+    model = make_model(clip_folder, modalities=["real", "gen", "sketch"], trainable_modalities=["gen", "sketch"])
+    GmailTrainer(model=model, args=arguments(), train_dataset=make_pairs(4), processing_class=make_processor())
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained and all(".gen" in name for name in trained)
+
+
+def test_float16_weights_are_refused(clip_folder, arguments):
+    with pytest.raises(ValueError, match="float16 weights do not train.*float32"):
+        GmailTrainer(make_model(clip_folder).half(), arguments(), make_pairs(4), processing_class=make_processor())

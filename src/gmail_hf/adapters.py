@@ -18,9 +18,11 @@ from .layers import ModalityLoRALinear
 
 PEFT_PREFIX = "base_model.model."
 PROJECTION = "visual_projection"
-# A few numbers of the base CLIP, stored with each adapter: they tell another base, at any precision.
+# A few numbers of each weight of the base CLIP, stored with each adapter: they tell another base, at any precision.
 SIGNATURE = "gmail_base_signature"
-SIGNATURE_SIZE = 16
+SIGNATURE_SIZE = 4
+# Rounding weights to bfloat16 moves them by about 0.0011 of their size; a merged adapter or fine-tuning moves more.
+SIGNATURE_TOLERANCE = 0.003
 
 
 class AdapterMixin:
@@ -104,7 +106,8 @@ class AdapterMixin:
             api = HfApi(token=kwargs.get("token"))
             repo_id = hub.pop("repo_id", Path(save_directory).name)
             repo_id = api.create_repo(repo_id, private=hub.pop("private", None), exist_ok=True).repo_id
-            api.upload_folder(repo_id=repo_id, folder_path=save_directory, **hub)
+            training = ["checkpoint-*", "runs", "*.pt", "*.pth", "*.bin"]  # of a run in the same folder
+            api.upload_folder(repo_id=repo_id, folder_path=save_directory, ignore_patterns=training, **hub)
 
     def save_adapters(self, save_directory: str | os.PathLike) -> None:
         """
@@ -236,7 +239,13 @@ class AdapterMixin:
         return tensors
 
     def _base_signature(self) -> list[float]:
-        return self.vision_model.embeddings.class_embedding.detach().float()[:SIGNATURE_SIZE].tolist()
+        """`SIGNATURE_SIZE` numbers of each weight that an adapter may change, and of the class embedding."""
+        weights = [linear.weight for name, linear in self._lora_linears() if name.startswith("vision_model.")]
+        samples = []
+        for weight in [self.vision_model.embeddings.class_embedding, self.visual_projection.weight, *weights]:
+            values = weight.detach().flatten()
+            samples.append(values[:: max(1, len(values) // SIGNATURE_SIZE)][:SIGNATURE_SIZE].float().cpu())
+        return [float(f"{value:.6g}") for value in torch.cat(samples)]
 
     def _read_adapter(self, name: str, config_file: str, weights_file: str) -> dict[str, torch.Tensor]:
         """Read one PEFT folder and check that it fits the adapter `name` of this model."""
@@ -297,10 +306,30 @@ class AdapterMixin:
             return True
         return any(tensor.any() for key, tensor in tensors.items() if key.endswith("lora_B.weight"))
 
+    def check_resumable(self, checkpoint: str | os.PathLike) -> None:
+        """
+        Check that a training checkpoint is one of this very model: its base, its adapters and their scale.
+
+        Raises:
+            ValueError: it is not; loading its weights would go wrong in silence.
+        """
+        theirs = GmailConfig.from_pretrained(checkpoint)
+        for field in ("lora_rank", "lora_alpha", "lora_targets", "modalities", "trainable_modalities", "text_lora"):
+            if getattr(theirs, field) != getattr(self.config, field):
+                raise ValueError(
+                    f"'{checkpoint}' was trained with {field}={getattr(theirs, field)}, this model has "
+                    f"{getattr(self.config, field)}: resume with the settings it was started with."
+                )
+        weights_file = Path(checkpoint, self.config.modalities[0], "adapter_model.safetensors")
+        with safe_open(weights_file, framework="pt") as file:
+            signature = json.loads((file.metadata() or {}).get(SIGNATURE, "null"))
+        self._check_base(str(weights_file), theirs.base_model_name_or_path, signature)
+
     def _check_base(self, source: str, name: str | None, signature: list[float] | None) -> None:
         ours = self.config.base_model_name_or_path
         if signature is not None:
-            same = torch.allclose(torch.tensor(signature), torch.tensor(self._base_signature()), rtol=0.02, atol=1e-3)
+            theirs, mine = torch.tensor(signature), torch.tensor(self._base_signature())
+            same = len(theirs) == len(mine) and (theirs - mine).norm() <= SIGNATURE_TOLERANCE * mine.norm()
         else:
             same = name is None or ours is None or name == ours
         if not same:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, IterableDataset
 from PIL import Image as PILImage
+from PIL import ImageOps
 from transformers.utils import logging
 
 PAIR_COLUMNS = ("real_image", "generated_image", "caption", "image_id")
@@ -37,9 +38,9 @@ def decode_image(cell: Any) -> PILImage.Image:
         raise BadImageError("no image in this cell")
     try:
         if opened:
-            return cell.convert("RGB")  # an opened file is read only now
+            return ImageOps.exif_transpose(cell).convert("RGB")  # an opened file is read only now
         with PILImage.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")  # upright, as datasets decodes it
     except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
         name = getattr(cell, "filename", None) if opened else cell.get("path")
         raise BadImageError(f"{name or 'image'} cannot be read ({error})") from error
@@ -60,8 +61,8 @@ def check_pairs(
     Check columns and types of a data set of pairs and decode a sample of its images, before hours of work start.
 
     Raises:
-        ValueError: the data set is empty, a column is missing or of another type, none of the sampled pairs can be
-            read (or, under `on_bad_image="error"`, one of them cannot).
+        ValueError: the data set is empty; a column is missing, of another type or the same throughout; none of the
+            sampled pairs can be read (or, under `on_bad_image="error"`, one of them cannot).
     """
     first = next(iter(_sample_rows(undecoded(dataset), 1)), None)
     if first is None:
@@ -85,6 +86,8 @@ def check_pairs(
     for row in rows:
         if not isinstance(row["caption"], str):
             raise ValueError(f"Column 'caption' of {name} holds {type(row['caption']).__name__}, not text.")
+        if row["image_id"] is None:
+            raise ValueError(f"Column 'image_id' of {name} has empty cells; each real image needs an id.")
         try:
             decode_image(row["real_image"]), decode_image(row["generated_image"])
         except BadImageError as error:
@@ -93,6 +96,19 @@ def check_pairs(
         raise ValueError(
             f"{len(failures)} of {len(rows)} sampled pairs of {name} cannot be read, first {failures[0]}."
         )
+    _check_negatives(dataset, rows, name)
+
+
+def _check_negatives(dataset: Dataset | IterableDataset, rows: list[dict], name: str) -> None:
+    """Pairs that share an id are no negatives of each other: with one id for all there is nothing to learn."""
+    for column in ("caption", "image_id"):
+        if len(rows) > 1 and len({row[column] for row in rows}) == 1:
+            values = dataset[column][:] if isinstance(dataset, Dataset) else [row[column] for row in rows]
+            if len(set(values)) == 1:
+                raise ValueError(
+                    f"Column '{column}' of {name} is {values[0]!r} throughout: pairs that share it are no negatives "
+                    "of each other, so there would be nothing to learn."
+                )
 
 
 def _sample_rows(dataset: Dataset | IterableDataset, sample: int) -> Iterable[dict]:
@@ -105,7 +121,14 @@ def _sample_rows(dataset: Dataset | IterableDataset, sample: int) -> Iterable[di
 
 
 def stable_id(value: str | int) -> int:
-    """A number of 63 bits for an image id or a caption, the same in every process and on every machine."""
+    """
+    A number of 63 bits for an image id or a caption, the same in every process and on every machine.
+
+    Raises:
+        ValueError: there is none; pairs without an id would count as pairs of one id.
+    """
+    if value is None:
+        raise ValueError("A pair has an empty `image_id` or `caption`; each needs one.")
     return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -121,11 +144,12 @@ class GmailCollator:
 
     Returns of a call:
         `generated_pixel_values` `(pairs, channels, height, width)`, `real_pixel_values` of that shape or, where the
-        rows hold them, `real_embeds` `(pairs, dim)`, all float32; `image_ids`, `caption_ids` `(pairs,)` int64;
-        `input_ids`, `attention_mask` `(pairs, tokens)` int64 with text; `skipped_pairs` `()` int64.
+        rows hold them, `real_embeds` `(pairs, dim)` (NaN counts as a bad image), all float32; `image_ids`,
+        `caption_ids` `(pairs,)` int64; `input_ids`, `attention_mask` `(pairs, tokens)` int64 with text;
+        `skipped_pairs` `()` int64. Where no pair can be read, `pairs` is 0.
 
     Raises:
-        ValueError: a bad image under `"error"`, or a batch without one readable pair.
+        ValueError: a bad image under `"error"`; a pair without id or caption.
     """
 
     def __init__(self, processor: Any, with_text: bool = False, on_bad_image: str = "skip"):
@@ -152,10 +176,7 @@ class GmailCollator:
             generated.append(images[0])
             real.append(images[1])
         if not kept:
-            raise ValueError(
-                f"No pair of this batch of {len(rows)} can be read; its image_ids begin with "
-                f"{[row['image_id'] for row in rows[:3]]}."
-            )
+            return self._empty_batch(rows)
         batch = {
             "generated_pixel_values": self._pixels(generated),
             "image_ids": torch.tensor([stable_id(row["image_id"]) for row in kept]),
@@ -171,10 +192,21 @@ class GmailCollator:
             batch.update(self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt"))
         return batch
 
+    def _empty_batch(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """No pair of the rows can be read: a batch without pairs, which other processes can still gather with."""
+        blank = PILImage.new("RGB", (64, 64))
+        stand_in = {**rows[0], "image_id": "", "caption": "", "generated_image": blank}
+        if "real_embeds" in stand_in:
+            stand_in["real_embeds"] = np.zeros(len(stand_in["real_embeds"]), np.float32)
+        else:
+            stand_in["real_image"] = blank
+        batch = {name: values[:0] for name, values in self([stand_in]).items() if values.dim()}
+        return {**batch, "skipped_pairs": torch.tensor(len(rows))}
+
     def _partner(self, row: dict[str, Any]) -> Any:
         if "real_embeds" not in row:
             return decode_image(row["real_image"])
-        if row["real_embeds"] is None:
+        if np.isnan(row["real_embeds"]).any():
             raise BadImageError("its real image could not be read when the embeddings were cached")
         return row["real_embeds"]
 

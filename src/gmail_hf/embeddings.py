@@ -189,7 +189,8 @@ def embeds_array(embeds: Dataset) -> np.ndarray:
 
 class EmbeddedPairs(torch.utils.data.Dataset):
     """
-    Pairs whose real images are replaced by their cached embeddings, without copying a row of either.
+    Pairs whose real images are replaced by their cached embeddings (NaN where the image could not be read), without
+    copying a row of either.
 
     Args:
         pairs (`datasets.Dataset`): see [`check_pairs`].
@@ -213,8 +214,9 @@ class EmbeddedPairs(torch.utils.data.Dataset):
         partners = self.partners[indices].tolist()
         ids, embeds = self.image_ids[partners]["image_id"], self.embeds[partners]["real_embeds"]
         rows = self.pairs.__getitems__(indices)
+        none = [float("nan")] * self.embeds.features["real_embeds"].length
         return [
-            {**row, "image_id": image_id, "real_embeds": embed}
+            {**row, "image_id": image_id, "real_embeds": none if embed is None else embed}
             for row, image_id, embed in zip(rows, ids, embeds, strict=True)
         ]
 

@@ -104,7 +104,7 @@ class GmailAttention(CLIPAttention):
         route: Route = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
         queries = self.q_proj(hidden_states, route).view(heads).transpose(1, 2)  # (batch, heads, tokens, head_dim)
         keys = self.k_proj(hidden_states, route).view(heads).transpose(1, 2)
         values = self.v_proj(hidden_states, route).view(heads).transpose(1, 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .data import PAIR_COLUMNS
 
@@ -54,7 +54,8 @@ def load_pairs(
     if missing:
         raise ValueError(f"'{name}' has no column(s) {missing}; it has {dataset.column_names}.")
     # A column that stands in the way of a renamed one is not the one that was asked for.
-    dataset = dataset.remove_columns([ours for ours in renames.values() if ours in dataset.column_names])
+    in_the_way = [ours for ours in renames.values() if ours in dataset.column_names and ours not in renames]
+    dataset = dataset.remove_columns(in_the_way)
     dataset = dataset.rename_columns(renames)
     if max_samples is not None:
         dataset = dataset.select(range(min(max_samples, len(dataset))))
@@ -65,10 +66,10 @@ def _load(name: str, split: str, config_name: str | None, revision: str | None) 
     path = Path(name)
     if path.is_dir():
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            return load_from_disk(name)
-        if any(path.rglob("*.parquet")):
-            return load_dataset("parquet", data_files=str(path / "**/*.parquet"))
-        return load_dataset("imagefolder", data_dir=name)
+            dataset = load_from_disk(name)
+            return dataset if isinstance(dataset, DatasetDict) else DatasetDict(train=dataset)
+        # The names of files and folders tell the splits, as in a repository of the Hub.
+        return load_dataset("parquet" if any(path.rglob("*.parquet")) else "imagefolder", data_dir=name)
     if name.endswith(".parquet"):
         return load_dataset("parquet", data_files=name)
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
@@ -81,19 +82,25 @@ def _load(name: str, split: str, config_name: str | None, revision: str | None) 
 
 def _digits_pairs(split: str, num_pairs: int | None, seed: int) -> Dataset:
     """Digits scenes with generated partners, kept in the cache folder of `datasets` once they are made."""
-    from .digits import generate_pairs, generator_path, load_digits
+    from .digits import generate, generator_path, load_digits
 
     num_pairs = num_pairs or NUM_DIGITS_PAIRS.get(split)
     scenes = load_digits(split, num_pairs, seed=seed)
-    digest = hashlib.blake2b(digest_size=8)
+    settings = f"{scenes._fingerprint} {generate.NUM_INFERENCE_STEPS} {generate.GUIDANCE_SCALE}"
+    digest = hashlib.blake2b(settings.encode(), digest_size=8)
     for weights in sorted(Path(generator_path()).rglob("*.safetensors")):
         digest.update(weights.read_bytes())
     key = f"{split}-{num_pairs}-{seed}-{digest.hexdigest()}"
     folder = Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf", f"digits-{key}")
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.part{os.getpid()}")
-        generate_pairs(scenes, seed=seed).save_to_disk(partial)
-        partial.rename(folder)
+        generate.generate_pairs(scenes, seed=seed).save_to_disk(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was first, with the same images
+                raise
+            shutil.rmtree(partial)
     return load_from_disk(folder)
 
 
@@ -117,7 +124,7 @@ def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str 
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     resume = str(resume_from_checkpoint or "")
     if resume.lower() in ("", "false"):
-        if last or (folder / SAFE_WEIGHTS_NAME).exists():
+        if last or any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
             raise FileExistsError(
                 f"'{folder}' holds another run. Go on with it by --resume_from_checkpoint true, or choose another "
                 f"--output_dir."

@@ -57,6 +57,7 @@ class GmailLossConfig:
 
 
 PAPER_LOSSES = GmailLossConfig()
+LOSS_NAMES = ("align", "consistency", "gen_text", "real_text")
 
 
 def same_pair_mask(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> torch.Tensor | None:
@@ -213,6 +214,9 @@ def gmail_loss(
         if config.gather_negatives:
             gen_embeds, real_embeds, text_embeds = gather(gen_embeds), gather(real_embeds), gather(text_embeds)
             image_ids, caption_ids = gather(image_ids), gather(caption_ids)
+        if len(gen_embeds) == 0:  # no image of the batch could be read
+            zero = gen_embeds.sum() + real_embeds.sum() + (0 if text_embeds is None else text_embeds.sum())
+            return {"loss": zero, **{name: zero for name in LOSS_NAMES if getattr(config, f"{name}_weight") > 0}}
         losses = {}
         if config.align_weight > 0:
             losses["align"] = alignment_loss(

@@ -310,6 +310,8 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         gradient (the gradient caching of Gao et al., 2021, as activation checkpointing).
         """
 
+        if len(pixel_values) == 0:
+            return self._no_embeds()
         if mini_batch_size is None or mini_batch_size >= len(pixel_values):
             return self._unit_features(pixel_values, modality)
         embeds = []
@@ -319,11 +321,18 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
             embeds.append(checkpoint(self._unit_features, pixel_values[chunk], names, use_reentrant=False))
         return torch.cat(embeds)
 
+    def _no_embeds(self) -> torch.Tensor:
+        """Embeddings of an empty batch, `(0, projection_dim)`: attention refuses those, DDP wants every gradient."""
+        zero = sum(parameter.sum() * 0 for _, parameter in self.adapter_parameters())
+        return torch.zeros(0, self.projection_dim, dtype=self.dtype, device=self.device) + zero
+
     def _unit_features(self, pixel_values: torch.Tensor, modality: Modality | None) -> torch.Tensor:
         return nn.functional.normalize(self.get_image_features(pixel_values, modality=modality).pooler_output, dim=-1)
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """L2-normalised text embeddings of shape `(batch, projection_dim)`."""
+        if len(input_ids) == 0:
+            return self._no_embeds()
         features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         return nn.functional.normalize(features.pooler_output, dim=-1)
 

@@ -41,7 +41,8 @@ def optimal_pairing(
             raise ValueError(f"`{name}` row {bad[0]} is not finite.")
     rng = np.random.default_rng(seed)
     partners = np.arange(len(captions))
-    _, group_ids = np.unique(captions, return_inverse=True)
+    codes: dict[str, int] = {}
+    group_ids = np.array([codes.setdefault(caption, len(codes)) for caption in captions])
     by_group = np.argsort(group_ids, kind="stable")
     for group in np.split(by_group, np.flatnonzero(np.diff(group_ids[by_group])) + 1):
         parts = np.array_split(rng.permutation(group), -(-len(group) // max_group)) if len(group) > 1 else []

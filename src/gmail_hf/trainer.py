@@ -144,7 +144,7 @@ class GmailTrainer(Trainer):
 
     Raises:
         TypeError: `model`, `args` or a data set of another class.
-        ValueError: a data set that [`check_pairs`] refuses; options that leave nothing to train.
+        ValueError: a data set that [`check_pairs`] refuses; options that leave nothing to train; float16 weights.
     """
 
     # The loss is a mean over the pairs of a batch: accumulated batches are averaged by the Trainer.
@@ -165,6 +165,11 @@ class GmailTrainer(Trainer):
             raise TypeError(f"GmailTrainer takes GmailTrainingArguments, got {type(args).__name__}.")
         if processing_class is None:
             raise ValueError("GmailTrainer needs `processing_class`, the model's processor.")
+        if model.dtype == torch.float16:
+            raise ValueError(
+                "float16 weights do not train: load the model with `dtype=torch.float32`, and ask for mixed precision "
+                "by `bf16=True` or `fp16=True`."
+            )
         self.loss_config = args.loss_config()
         _choose_trainable(model, self.loss_config)
         named = {"train_dataset": train_dataset}
@@ -224,7 +229,8 @@ class GmailTrainer(Trainer):
         generated = embeds_array(self._embed_column(dataset, "generated_image"))
         real = embeds_array(real)
         rows = np.flatnonzero(np.isfinite(generated).all(axis=1) & np.isfinite(real).all(axis=1))  # readable pairs
-        captions = np.asarray(dataset["caption"][:])[rows].tolist()
+        all_captions = dataset["caption"][:]
+        captions = [all_captions[row] for row in rows]
         partners = np.arange(len(dataset))
         partners[rows] = rows[optimal_pairing(generated[rows], real[rows], captions, seed=self.args.seed)]
         return partners
@@ -277,6 +283,10 @@ class GmailTrainer(Trainer):
                 logs["skipped_pairs"] = skipped
         super().log(logs, start_time)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        (model or self.model).check_resumable(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         # The Trainer leaves its arguments as a pickle, which nobody should have to trust.
@@ -290,9 +300,9 @@ def _choose_trainable(model: GmailCLIPModel, losses: GmailLossConfig) -> None:
     """Let train what a loss reaches: unused parameters would stop DDP."""
     model.freeze_base()
     aligns = losses.align_weight > 0 or losses.consistency_weight > 0
+    reached = [*(("gen", "real") if aligns else ()), *((TEXT_ADAPTER,) if losses.needs_text else ())]
     for name, parameter in model.adapter_parameters():
-        is_text = f".adapters.{TEXT_ADAPTER}." in name
-        parameter.requires_grad_(losses.needs_text if is_text else aligns)
+        parameter.requires_grad_(any(adapter in name.split(".") for adapter in reached))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if trained == 0:
         raise ValueError(
