@@ -1,14 +1,14 @@
 """
 What making pairs costs beside the bare pipeline, and how soon a run knows where it stands.
 
-    python benchmarks/generate.py --generator digits --num_images 256
+    python benchmarks/generation.py --generator digits --num_images 256
 
 prints three things: images/s of `synthesize` against a bare loop around the pipeline on the same captions, seeds and
 batches (the median of alternating repeats); images/s of the loop by batch size; and the seconds that a run of a
 million finished rows takes to find out that there is nothing to do. On a GPU, with the architecture of Stable
 Diffusion v2 at random weights, 512 pixels, 50 steps:
 
-    python benchmarks/generate.py --generator sd2-random --num_images 256 --batch_sizes 8 16 32
+    python benchmarks/generation.py --generator sd2-random --num_images 256 --batch_sizes 8 16 32
 
 The bare loop reads the captions, makes PIL images and drops them: it neither encodes nor writes.
 """
