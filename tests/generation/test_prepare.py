@@ -24,7 +24,12 @@ def photographs() -> Dataset:
     shapes = [(40, 60), (64, 33), (16, 16), (17, 90)]
     images = [PILImage.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)) for shape in shapes]
     features = Features(real_image=Image(), generated_image=Image(), caption=Value("string"), image_id=Value("int64"))
-    columns = {"real_image": images, "generated_image": images[::-1], "caption": ["a", "b", "a", "b"], "image_id": [0, 1, 2, 3]}
+    columns = {
+        "real_image": images,
+        "generated_image": images[::-1],
+        "caption": ["a", "b", "a", "b"],
+        "image_id": [0, 1, 2, 3],
+    }
     return Dataset.from_dict(columns, features=features)
 
 
