@@ -256,7 +256,7 @@ class AdapterMixin:
         try:
             with safe_open(weights_file, framework="pt") as file:
                 signature = json.loads((file.metadata() or {}).get(SIGNATURE, "null"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
         except SafetensorError as error:
             raise OSError(f"{weights_file} is damaged ({error}); download or save it again.") from error
         self._check_base(weights_file, peft_config.get("base_model_name_or_path"), signature)

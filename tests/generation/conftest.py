@@ -2,16 +2,12 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from tiny_pipeline import SCRIPT, make_pipeline
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the helper modules beside this file
-
-from tiny_pipeline import SCRIPT, make_pipeline  # noqa: E402
-
-from gmail_hf.generation import SynthesisArguments  # noqa: E402
+from gmail_hf.generation import SynthesisArguments
 
 
 @pytest.fixture(autouse=True)

@@ -9,15 +9,12 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
+from server import HubServer, commit_id
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
-
-from server import HubServer, commit_id  # noqa: E402
-
-from gmail_hf.cards import dataset_card  # noqa: E402
-from gmail_hf.generation import push_dataset, synthesize  # noqa: E402
-from gmail_hf.generation.hub import count_rows  # noqa: E402
-from gmail_hf.generation.shards import open_folder  # noqa: E402
+from gmail_hf.cards import dataset_card
+from gmail_hf.generation import push_dataset, synthesize
+from gmail_hf.generation.hub import count_rows
+from gmail_hf.generation.shards import open_folder
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
