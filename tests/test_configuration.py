@@ -84,7 +84,8 @@ def test_keeps_all_of_the_clip_config():
     for part in ("vision_config", "text_config"):
         ours, theirs = getattr(config, part).to_dict(), getattr(clip, part).to_dict()
         differing = {key for key in theirs if ours[key] != theirs[key]}
-        assert differing <= {"model_type"}, differing
+        assert differing <= {"model_type", "projection_dim"}, differing
+    assert config.vision_config.projection_dim == clip.projection_dim  # a tower with projection reads it there
     assert (config.projection_dim, config.logit_scale_init_value) == (clip.projection_dim, clip.logit_scale_init_value)
 
 

@@ -82,7 +82,7 @@ def test_cached_equals_fresh_and_is_read_again(model, processor, pairs, forwards
     np.testing.assert_allclose(embeds_array(cached), expected, atol=1e-6)
     again = cached_embeds(pairs, "real_image", model, processor)
     assert forwards == [5, 5, 2] and np.array_equal(embeds_array(again), embeds_array(cached))
-    assert again.cache_files and cached.column_names == ["real_embeds"]  # on disk, not in memory
+    assert again.cache_files and cached.column_names == ["image_embeds"]  # on disk, not in memory
 
 
 def test_selected_rows_have_their_own_embeddings(model, processor, pairs):
@@ -155,6 +155,21 @@ def test_other_adapters_share_the_cache(clip_folder, processor, pairs, forwards)
     assert not forwards
 
 
+def test_trained_branch_is_cached_by_its_own_adapters(clip_folder, processor, pairs, forwards):
+    model = make_model(clip_folder)
+    cached = cached_embeds(pairs, "generated_image", model, processor, "gen")
+    expected = embed_images(model, processor, pairs["generated_image"], "gen")
+    np.testing.assert_allclose(embeds_array(cached), expected, atol=1e-6)
+    forwards.clear()
+    cached_embeds(pairs, "generated_image", model, processor, "gen")
+    assert not forwards
+    keys = {cache_key(undecoded(pairs), "generated_image", model, processor, name) for name in ("gen", "real")}
+    keys.add(cache_key(undecoded(pairs), "generated_image", randomise(model, seed=5), processor, "gen"))
+    stronger = make_model(clip_folder, lora_alpha=9)
+    keys.add(cache_key(undecoded(pairs), "generated_image", stronger, processor, "gen"))
+    assert len(keys) == 4
+
+
 def test_image_file_that_changed_on_disk_makes_a_new_key(model, processor, tmp_path):
     for i in range(3):
         picture(i).save(tmp_path / f"{i}.png")
@@ -216,7 +231,7 @@ def test_shards_of_several_processes_make_the_whole(model, processor, pairs, mon
 def test_unreadable_images_have_no_embedding(model, processor, caplog):
     pairs = make_pairs(6, bad_real=(1, 4))
     cached = cached_embeds(pairs, "real_image", model, processor, batch_size=2)
-    assert [row is None for row in cached["real_embeds"]] == [False, True, False, False, True, False]
+    assert [row is None for row in cached["image_embeds"]] == [False, True, False, False, True, False]
     assert "row 1" in caplog.text and "row 4" in caplog.text
     array = embeds_array(cached)
     assert np.isnan(array[[1, 4]]).all() and np.isfinite(array[[0, 2, 3, 5]]).all()

@@ -20,7 +20,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from gmail_hf import GmailCLIPModel, GmailConfig, GmailVisionConfig, GmailVisionModel
+from gmail_hf import (
+    GmailCLIPModel,
+    GmailConfig,
+    GmailVisionConfig,
+    GmailVisionModel,
+    GmailVisionModelWithProjection,
+)
 
 BRANCHES = [["gen", "real", "real", "gen", "gen"], ["real", "gen", "gen", "real", "gen"]]
 TRAINABLE = [["gen"], ["real", "gen"], ["real"]]
@@ -422,3 +428,17 @@ def test_pipeline_by_path_in_a_fresh_process(clip_folder, tmp_path, processor):
     assert name == "GmailCLIPModel"
     assert scores == plain(picture(0), candidate_labels=["a cat", "two birds", "a dog"])
     assert isinstance(AutoProcessor.from_pretrained(tmp_path / "gmail"), CLIPProcessor)
+
+
+def test_image_side_loads_from_a_whole_checkpoint_and_from_its_own(model, tmp_path):
+    images, names = pixels(3), ["gen", "real", "gen"]
+    expected = model.get_image_features(images, modality=names).pooler_output
+    model.save_pretrained(tmp_path / "whole")
+    side = GmailVisionModelWithProjection.from_pretrained(tmp_path / "whole")
+    side.save_pretrained(tmp_path / "side")
+    for loaded in (side, GmailVisionModelWithProjection.from_pretrained(tmp_path / "side")):
+        assert torch.equal(loaded(images, modality=names).image_embeds, expected)
+    with pytest.raises(ValueError, match="Unknown modality"):
+        side(images, modality="generated")
+    with pytest.raises(TypeError, match="modalty"):
+        side(images, modalty="gen")

@@ -13,7 +13,8 @@ from transformers import (
 from .configuration_gmail import GmailConfig, GmailVisionConfig
 from .embeddings import embed_images
 from .losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss
-from .modeling_gmail import GmailCLIPModel, GmailOutput, GmailVisionModel
+from .modeling_gmail import GmailCLIPModel, GmailOutput
+from .towers import GmailVisionModel, GmailVisionModelWithProjection
 from .trainer import GmailTrainer, GmailTrainingArguments
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "GmailTrainingArguments",
     "GmailVisionConfig",
     "GmailVisionModel",
+    "GmailVisionModelWithProjection",
     "alignment_loss",
     "consistency_loss",
     "contrastive_loss",

@@ -185,7 +185,7 @@ class AdapterMixin:
         Raises:
             ValueError: unknown modality.
         """
-        self.vision_model._check_modalities([modality])
+        self.vision_model.check_modalities([modality])
         config = {key: value for key, value in self.config.to_dict().items() if key in CLIPConfig.__dataclass_fields__}
         config["vision_config"] = {
             key: value

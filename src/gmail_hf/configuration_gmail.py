@@ -126,11 +126,11 @@ class GmailConfig(AdapterFields, CLIPConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.share_adapter_fields()
+        self.share_fields()
 
-    def share_adapter_fields(self) -> None:
-        """Copy the adapter fields into `vision_config`, which a tower on its own reads them from."""
-        for field in ADAPTER_FIELDS:
+    def share_fields(self) -> None:
+        """Copy the adapter fields and the dimension into `vision_config`, where a tower on its own reads them."""
+        for field in [*ADAPTER_FIELDS, "projection_dim"]:
             setattr(self.vision_config, field, getattr(self, field))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Image embeddings of whole data sets, and the cache of those that the frozen real branch gives."""
+"""Image embeddings of whole data sets, and the cache of those that a frozen branch gives."""
 
 import hashlib
 import json
@@ -101,6 +101,7 @@ def cached_embeds(
     column: str,
     model: Any,
     processor: Any,
+    modality: str = "real",
     batch_size: int = 64,
     on_bad_image: str = "skip",
     barrier: Callable[[], None] | None = None,
@@ -108,7 +109,7 @@ def cached_embeds(
     world_size: int = 1,
 ) -> Dataset:
     """
-    The embeddings of an image column by the frozen `real` branch, computed once and kept on disk as Arrow files.
+    The embeddings of an image column by a frozen branch, computed once and kept on disk as Arrow files.
 
     The files lie in the cache folder of `datasets` under a key of the branch's weights, the image processor and the
     data, so that a change of any of them makes new files. They are memory-mapped, written shard by shard (an
@@ -118,21 +119,21 @@ def cached_embeds(
     Args:
         dataset (`datasets.Dataset`): rows with an image column.
         column (`str`): that column.
-        model ([`GmailCLIPModel`]), processor: as in [`embed_images`].
+        model ([`GmailCLIPModel`]), processor, modality: as in [`embed_images`].
         batch_size (`int`): images a forward pass.
         on_bad_image (`str`): `"skip"` stores None for an unreadable image, with a warning; `"error"` raises.
         barrier, rank, world_size: how the processes of a distributed run meet.
 
     Returns:
-        `datasets.Dataset` with the column `real_embeds`: float32 lists of `projection_dim`, L2-normalised, or None.
+        `datasets.Dataset` with the column `image_embeds`: float32 lists of `projection_dim`, L2-normalised, or None.
     """
     dataset = undecoded(dataset.select_columns([column]))
-    key = cache_key(dataset, column, model, processor)
+    key = cache_key(dataset, column, model, processor, modality)
     folder = Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf", key)
     folder.mkdir(parents=True, exist_ok=True)
     image_processor = image_processor_of(processor)
     dim = model.config.projection_dim
-    features = datasets.Features({"real_embeds": datasets.List(datasets.Value("float32"), length=dim)})
+    features = datasets.Features({"image_embeds": datasets.List(datasets.Value("float32"), length=dim)})
 
     def embed_batch(batch: dict[str, list], indices: list[int], first_row: int) -> dict[str, list]:
         images, rows = [], []
@@ -147,9 +148,9 @@ def cached_embeds(
                 logger.warning(f"{where}: {error}; the pair will be skipped.")
         embeds: list = [None] * len(batch[column])
         if images:
-            for row, embed in zip(rows, _embed(model, image_processor, images, "real"), strict=True):
+            for row, embed in zip(rows, _embed(model, image_processor, images, modality), strict=True):
                 embeds[row] = embed
-        return {"real_embeds": embeds}
+        return {"image_embeds": embeds}
 
     def load_or_compute(shard: int) -> Dataset:
         rows = range(shard * CACHE_SHARD_ROWS, min((shard + 1) * CACHE_SHARD_ROWS, len(dataset)))
@@ -165,7 +166,7 @@ def cached_embeds(
             cache_file_name=str(folder / f"{name}.arrow"),
             load_from_cache_file=True,
             new_fingerprint=f"{key}-{name}",
-            desc=f"Embedding {column} ({shard + 1}/{shards})",
+            desc=f"Embedding {column} by {modality} ({shard + 1}/{shards})",
         )
 
     shards = -(-len(dataset) // CACHE_SHARD_ROWS)
@@ -179,9 +180,9 @@ def cached_embeds(
 
 
 def embeds_array(embeds: Dataset) -> np.ndarray:
-    """The column `real_embeds` of [`cached_embeds`] as float32 `(rows, dim)`; NaN where there is none."""
-    dim = embeds.features["real_embeds"].length
-    column = embeds.data.column("real_embeds").combine_chunks()
+    """The column `image_embeds` of [`cached_embeds`] as float32 `(rows, dim)`; NaN where there is none."""
+    dim = embeds.features["image_embeds"].length
+    column = embeds.data.column("image_embeds").combine_chunks()
     array = np.full((len(embeds), dim), np.nan, np.float32)
     array[column.is_valid().to_numpy(zero_copy_only=False)] = column.drop_null().flatten().to_numpy().reshape(-1, dim)
     return array
@@ -212,25 +213,26 @@ class EmbeddedPairs(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         partners = self.partners[indices].tolist()
-        ids, embeds = self.image_ids[partners]["image_id"], self.embeds[partners]["real_embeds"]
+        ids, embeds = self.image_ids[partners]["image_id"], self.embeds[partners]["image_embeds"]
         rows = self.pairs.__getitems__(indices)
-        none = [float("nan")] * self.embeds.features["real_embeds"].length
+        none = [float("nan")] * self.embeds.features["image_embeds"].length
         return [
             {**row, "image_id": image_id, "real_embeds": none if embed is None else embed}
             for row, image_id, embed in zip(rows, ids, embeds, strict=True)
         ]
 
 
-def cache_key(dataset: Dataset, column: str, model: Any, processor: Any) -> str:
-    """A hash of all that decides the cached embeddings: base weights and their use, image processor, data."""
+def cache_key(dataset: Dataset, column: str, model: Any, processor: Any, modality: str = "real") -> str:
+    """A hash of all that decides the cached embeddings: the branch's weights and their use, image processor, data."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(("vision_model.", "visual_projection.")) and ".adapters." not in name:
-            if ".branches." not in name:
-                digest.update(name.encode() + str(tensor.dtype).encode())
-                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if name.startswith(("vision_model.", "visual_projection.")) and _serves(name, modality):
+            digest.update(name.encode() + str(tensor.dtype).encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     vision_config = model.config.vision_config
     shape = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size")  # what the weights do not tell
+    if modality in vision_config.trainable_modalities:
+        shape += ("lora_alpha",)
     digest.update(str([getattr(vision_config, name) for name in shape]).encode())
     settings = json.loads(image_processor_of(processor).to_json_string())
     digest.update(json.dumps(settings, sort_keys=True).encode())
@@ -240,6 +242,15 @@ def cache_key(dataset: Dataset, column: str, model: Any, processor: Any) -> str:
         stat = os.stat(path) if os.path.exists(path) else None
         digest.update(f"{path} {(stat.st_mtime_ns, stat.st_size) if stat else None}".encode())
     return digest.hexdigest()
+
+
+def _serves(weight: str, modality: str) -> bool:
+    """Whether a branch uses a weight: the shared ones and its own, not those of other branches."""
+    parts = weight.split(".")
+    for container in ("adapters", "branches"):
+        if container in parts:
+            return parts[parts.index(container) + 1] == modality
+    return True
 
 
 def _paths(dataset: Dataset, column: str) -> Iterator[str]:

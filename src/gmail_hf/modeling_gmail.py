@@ -6,33 +6,24 @@ encoder and a visual projection of its own. Which branch an image takes is an ar
 the model's methods down to each linear layer as a `route`; no module remembers it.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPVisionModel
-from transformers import initialization as init
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import PrefixChange
+from transformers import CLIPModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contrastive_loss
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .adapters import AdapterMixin, check_nothing_missing
-from .configuration_gmail import TEXT_ADAPTER, GmailConfig, GmailVisionConfig
-from .layers import LoRAAdapter, ModalityProjection, Route, encoder_layers
+from .adapters import AdapterMixin
+from .configuration_gmail import GmailConfig
+from .layers import ModalityProjection
 from .losses import PAPER_LOSSES, GmailLossConfig, gmail_loss
-
-Modality = str | Sequence[str]
-
-# The tower alone loads from a whole checkpoint, and from the layout of transformers 4, as CLIPVisionModel does.
-register_checkpoint_conversion_mapping("GmailVisionModel", [PrefixChange(prefix_to_remove="vision_model")])
+from .towers import GmailTextModel, GmailVisionModel, Modality, init_branches, reject_unknown
 
 
 @dataclass
@@ -56,153 +47,6 @@ class GmailOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
 
 
-def _reject_unknown(method: str, kwargs: dict[str, Any]) -> None:
-    """CLIP swallows keywords it does not know; here `modalty="gen"` must not pass for the default branch."""
-    known = {*TransformersKwargs.__annotations__, "return_dict", "is_causal"}
-    unknown = [key for key in kwargs if key not in known]
-    if unknown:
-        raise TypeError(f"{method} got unexpected keyword argument(s) {unknown}.")
-
-
-class GmailVisionModel(CLIPVisionModel):
-    """
-    The vision encoder of [`GmailCLIPModel`] on its own, without visual projections.
-
-    Args:
-        config ([`GmailVisionConfig`]): the encoder's configuration.
-    """
-
-    config: GmailVisionConfig
-    # Loaded from a whole checkpoint, these are left behind.
-    _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
-    _no_split_modules = [*CLIPVisionModel._no_split_modules, "GmailEncoderLayer"]
-
-    def __init__(self, config: GmailVisionConfig):
-        super().__init__(config)
-        self.encoder.layers = encoder_layers(config, config, config.trainable_modalities)
-        self.modality = config.default_modality
-        self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
-        """
-        Load the tower from its own checkpoint or from a [`GmailCLIPModel`]'s; arguments as in `PreTrainedModel`.
-
-        Raises:
-            ValueError: weights are missing; nothing is made up at random.
-        """
-        with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
-        )
-        check_nothing_missing(pretrained_model_name_or_path, info["missing_keys"])
-        return (model, info) if with_info else model
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, LoRAAdapter):
-            module.reset_parameters()
-
-    @property
-    def modality(self) -> str:
-        """The branch used where a call names none."""
-        return self._modality
-
-    @modality.setter
-    def modality(self, value: str) -> None:
-        self._check_modalities([value])
-        self._modality = value
-
-    @contextmanager
-    def using(self, modality: str) -> Iterator[None]:
-        """Make `modality` the default branch inside a `with` block."""
-        previous, self.modality = self.modality, modality
-        try:
-            yield
-        finally:
-            self.modality = previous
-
-    def _check_modalities(self, names: Sequence[str]) -> None:
-        unknown = sorted({str(name) for name in names if name not in self.config.modalities})
-        if unknown:
-            raise ValueError(f"Unknown modality {unknown}; this model's branches are {self.config.modalities}.")
-
-    def route(self, modality: Modality | None, images: torch.Tensor) -> Route:
-        """
-        What `modality` means to the linear layers, for a batch of `images` of shape `(batch, ...)`.
-
-        Raises:
-            ValueError: a name is no branch of this model, or a list has not one name for each image.
-            TypeError: neither a name nor a list of names.
-        """
-        if modality is None:
-            modality = self.modality
-        if not isinstance(modality, Sequence):
-            raise TypeError(f"`modality` is a name or a list of one name an image, got {modality!r}.")
-        names = [modality] if isinstance(modality, str) else list(modality)
-        self._check_modalities(names)
-        if not isinstance(modality, str) and len(names) != len(images):
-            raise ValueError(f"`modality` lists {len(names)} branches for a batch of {len(images)} images.")
-        adapters = self.config.trainable_modalities
-        if len(set(names)) == 1:
-            return names[0] if names[0] in adapters else None
-        gates = [[float(name == adapter) for adapter in adapters] for name in names]
-        return torch.tensor(gates, dtype=self.dtype, device=images.device)  # (batch, adapters)
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        modality: Modality | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
-        """
-        Encode images, each through the branch of its modality, in one pass.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
-            interpolate_pos_encoding (`bool`): allow other image sizes than the pretrained one.
-            modality (`str` or a list of `batch` of them, *optional*): the branch of all, or of each; default
-                `self.modality`.
-
-        Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` `(batch, tokens, hidden)`, `pooler_output`
-            `(batch, hidden)`.
-
-        Raises:
-            ValueError: unknown modality, a list of another length than the batch, images of another size.
-            TypeError: an unknown keyword.
-        """
-        _reject_unknown("GmailVisionModel.forward()", kwargs)
-        if pixel_values is None:
-            raise ValueError("You have to specify pixel_values.")
-        return super().forward(
-            pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            route=self.route(modality, pixel_values),
-            **kwargs,
-        )
-
-
-class GmailTextModel(CLIPTextModel):
-    """CLIP's text encoder with a LoRA adapter that is always on: the `text` adapter of stage 2."""
-
-    def __init__(self, config: CLIPTextConfig, lora: GmailConfig):
-        super().__init__(config)
-        self.encoder.layers = encoder_layers(config, lora, [TEXT_ADAPTER])
-        self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, LoRAAdapter):
-            module.reset_parameters()
-
-    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling:
-        return super().forward(*args, route=TEXT_ADAPTER, **kwargs)
-
-
 class GmailCLIPModel(AdapterMixin, CLIPModel):
     """
     A CLIP with one image branch for real images and one for generated images (GMAIL, section 3.1 and Figure 2).
@@ -224,7 +68,7 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         # `from_pretrained(..., lora_rank=8)` sets fields on the finished config.
         config.validate_lora()
         config.validate_modalities()
-        config.share_adapter_fields()
+        config.share_fields()
         self.vision_model = GmailVisionModel._from_config(config.vision_config)
         if config.text_lora:
             self.text_model = GmailTextModel._from_config(config.text_config, lora=config)
@@ -237,12 +81,7 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # A projection that no checkpoint filled starts as CLIP's own, so it is copied again whenever that may have
-        # been drawn anew. Inside another model no method but this is called on loading.
-        branches = getattr(self.visual_projection, "branches", {})  # CLIPModel's constructor comes before branches
-        if module in (branches, self.visual_projection, self):
-            for weight in branches.values():
-                init.copy_(weight, self.visual_projection.weight)  # leaves loaded weights alone
+        init_branches(self, module)
 
     @property
     def modality(self) -> str:
@@ -378,7 +217,7 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
             ValueError: missing or contradicting inputs, unknown modality, images of another size.
             TypeError: an unknown keyword.
         """
-        _reject_unknown("GmailCLIPModel.forward()", kwargs)
+        reject_unknown("GmailCLIPModel.forward()", kwargs)
         if generated_pixel_values is not None:
             if pixel_values is not None or modality is not None:
                 raise ValueError("Pairs take no `pixel_values` or `modality`: their branches are `gen` and `real`.")
