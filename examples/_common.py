@@ -1,0 +1,45 @@
+"""What the training scripts share."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CONFIGS = Path(__file__).with_name("configs")
+
+
+def parse_args(
+    argv: Sequence[str], dataclasses: Sequence[type], description: str, default_config: str | Path | None = None
+) -> tuple[Any, ...]:
+    """
+    An instance of each of `dataclasses`: from `--config`, a YAML file of their fields, and then from the command
+    line, which wins.
+
+    Args:
+        argv: the command line without the script's name.
+        dataclasses: as for `transformers.HfArgumentParser`.
+        description: printed by `--help`.
+        default_config: the file where neither `--config` nor `--dataset_name` is given.
+
+    Raises:
+        SystemExit: unknown options, on the command line or in the file.
+    """
+    import yaml
+    from transformers import HfArgumentParser
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    first.add_argument("--dataset_name")
+    given, _ = first.parse_known_args(argv)
+    parser = HfArgumentParser(tuple(dataclasses), description=description)
+    parser.add_argument("--config", help="A YAML file of these options.")
+    path = given.config or (default_config if given.dataset_name is None else None)
+    if path is not None:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file) or {}
+        unknown = sorted(set(values) - {action.dest for action in parser._actions})
+        if unknown:
+            parser.error(f"{path} has unknown options {unknown}")
+        parser.set_defaults(**values)
+    *parsed, _ = parser.parse_args_into_dataclasses(list(argv))
+    return tuple(parsed)
