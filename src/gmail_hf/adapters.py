@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 from transformers import CLIPConfig, CLIPModel
 from transformers.utils import cached_file
 
-from .configuration_gmail import ADAPTER_FIELDS, TEXT_ADAPTER, GmailConfig, is_adapter_like
+from .configuration_gmail import ADAPTER_FIELDS, TEXT_ADAPTER, GmailConfig, GmailVisionConfig, is_adapter_like
 from .layers import ModalityLoRALinear
 
 PEFT_PREFIX = "base_model.model."
@@ -187,22 +188,12 @@ class AdapterMixin:
         """
         self.vision_model.check_modalities([modality])
         config = {key: value for key, value in self.config.to_dict().items() if key in CLIPConfig.__dataclass_fields__}
-        config["vision_config"] = {
-            key: value
-            for key, value in self.config.vision_config.to_dict().items()
-            if key not in [*ADAPTER_FIELDS, "model_type"]
-        }
+        config["vision_config"] = plain_vision_config(self.config.vision_config)
         for key in ("model_type", "architectures", "transformers_version"):
             config.pop(key, None)
         attention = self.config._attn_implementation
         clip = CLIPModel._from_config(CLIPConfig(**config), dtype=self.dtype, attn_implementation=attention)
-        weights = self.state_dict()
-        for name, linear in self._lora_linears():
-            adapter = next((key for key in (modality, TEXT_ADAPTER) if key in linear.adapters), None)
-            if adapter is not None:
-                lora = linear.adapters[adapter]
-                update = lora.lora_B.float() @ lora.lora_A.float() * linear.scaling
-                weights[f"{name}.weight"] = (linear.weight.float() + update).to(linear.weight.dtype)
+        weights = self.state_dict() | merged_linears(self, [modality, TEXT_ADAPTER])
         weights[f"{PROJECTION}.weight"] = self.visual_projection.branches.get(modality, self.visual_projection.weight)
         clip.load_state_dict({key: weights[key] for key in clip.state_dict()})
         return clip.to(self.device).eval()
@@ -213,16 +204,11 @@ class AdapterMixin:
     def _has_adapter(self, name: str) -> bool:
         return self.config.text_lora if name == TEXT_ADAPTER else name in self.config.trainable_modalities
 
-    def _lora_linears(self) -> Iterator[tuple[str, ModalityLoRALinear]]:
-        for name, module in self.named_modules():
-            if isinstance(module, ModalityLoRALinear):
-                yield name, module
-
     def _peft_tensors(self, adapter: str) -> dict[str, torch.Tensor]:
         """The adapter's weights under PEFT's names; zeros and CLIP's projection for a branch that has none."""
         tensors = {}
         tower = "text_model." if adapter == TEXT_ADAPTER else "vision_model."
-        for name, linear in self._lora_linears():
+        for name, linear in _lora_linears(self):
             if not name.startswith(tower) or name.rpartition(".")[-1] not in self.config.lora_targets:
                 continue
             if adapter in linear.adapters:
@@ -240,7 +226,7 @@ class AdapterMixin:
 
     def _base_signature(self) -> list[float]:
         """`SIGNATURE_SIZE` numbers of each weight that an adapter may change, and of the class embedding."""
-        weights = [linear.weight for name, linear in self._lora_linears() if name.startswith("vision_model.")]
+        weights = [linear.weight for name, linear in _lora_linears(self) if name.startswith("vision_model.")]
         samples = []
         for weight in [self.vision_model.embeddings.class_embedding, self.visual_projection.weight, *weights]:
             values = weight.detach().flatten()
@@ -334,6 +320,31 @@ class AdapterMixin:
             same = name is None or ours is None or name == ours
         if not same:
             raise ValueError(f"{source} adapts '{name}', but this model's base is '{ours}' with other weights.")
+
+
+def plain_vision_config(config: GmailVisionConfig) -> dict[str, Any]:
+    """The fields of a `CLIPVisionConfig`, without the adapters'."""
+    drop = [*ADAPTER_FIELDS, "model_type", "architectures", "transformers_version"]
+    return {key: value for key, value in config.to_dict().items() if key not in drop}
+
+
+@torch.no_grad()
+def merged_linears(model: nn.Module, adapters: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The weights of linear layers that have one of `adapters`, by their names in `model`, with its update added."""
+    weights = {}
+    for name, linear in _lora_linears(model):
+        adapter = next((key for key in adapters if key in linear.adapters), None)
+        if adapter is not None:
+            lora = linear.adapters[adapter]
+            update = lora.lora_B.float() @ lora.lora_A.float() * linear.scaling
+            weights[f"{name}.weight"] = (linear.weight.float() + update).to(linear.weight.dtype)
+    return weights
+
+
+def _lora_linears(model: nn.Module) -> Iterator[tuple[str, ModalityLoRALinear]]:
+    for name, module in model.named_modules():
+        if isinstance(module, ModalityLoRALinear):
+            yield name, module
 
 
 def _adapter_files(source: str | os.PathLike, subfolder: str, **hub_kwargs: Any) -> tuple[str, str] | None:
