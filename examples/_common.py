@@ -9,7 +9,11 @@ CONFIGS = Path(__file__).with_name("configs")
 
 
 def parse_args(
-    argv: Sequence[str], dataclasses: Sequence[type], description: str, default_config: str | Path | None = None
+    argv: Sequence[str],
+    dataclasses: Sequence[type],
+    description: str,
+    default_config: str | Path | None = None,
+    stages: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[Any, ...]:
     """
     An instance of each of `dataclasses`: from `--config`, a YAML file of their fields, and then from the command
@@ -20,6 +24,7 @@ def parse_args(
         dataclasses: as for `transformers.HfArgumentParser`.
         description: printed by `--help`.
         default_config: the file where neither `--config` nor `--dataset_name` is given.
+        stages: defaults of other options that each value of the option `stage` brings; file and command line win.
 
     Raises:
         SystemExit: unknown options, on the command line or in the file.
@@ -30,16 +35,32 @@ def parse_args(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--dataset_name")
+    first.add_argument("--stage")
     given, _ = first.parse_known_args(argv)
     parser = HfArgumentParser(tuple(dataclasses), description=description)
     parser.add_argument("--config", help="A YAML file of these options.")
     path = given.config or (default_config if given.dataset_name is None else None)
+    values = {}
     if path is not None:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file) or {}
         unknown = sorted(set(values) - {action.dest for action in parser._actions})
         if unknown:
             parser.error(f"{path} has unknown options {unknown}")
-        parser.set_defaults(**values)
+    if stages is not None:
+        stage = given.stage or values.get("stage") or next(iter(stages))
+        if stage not in stages:
+            parser.error(f"unknown stage '{stage}'; the stages are {list(stages)}")
+        parser.set_defaults(**stages[stage])
+    parser.set_defaults(**values)
     *parsed, _ = parser.parse_args_into_dataclasses(list(argv))
     return tuple(parsed)
+
+
+def bytes_of_checkpoints(model: Any, training_args: Any) -> int:
+    """What a run will write: the model with two float32 moments of each trained weight, for each checkpoint kept."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    size = model.num_parameters() * model.dtype.itemsize + 2 * trained * 4
+    saves = -(-training_args.max_steps // training_args.save_steps) if training_args.save_steps >= 1 else 10
+    kept = training_args.save_total_limit or max(1, saves)
+    return size * (kept + 1)

@@ -5,23 +5,30 @@ scikit-learn and matplotlib are imported only inside the functions that need the
 """
 
 from .alignment import alignment_metrics, centroid_distance, paired_cosine, separability
+from .captioning import CAPTION_METRICS, caption_metrics, exact_match, missing_metrics, plot_captions
 from .plots import plot_embeddings, plot_pairs
 from .readout import AffineMap, GapClosed, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
-from .retrieval import ranks_from_similarity, recall_at_k, retrieval_ranks
+from .retrieval import image_text_retrieval, ranks_from_similarity, recall_at_k, retrieval_ranks
 from .train_on_generated import PairEmbeddings, to_markdown, train_on_generated
 
 __all__ = [
+    "CAPTION_METRICS",
     "AffineMap",
     "GapClosed",
     "PairEmbeddings",
     "alignment_metrics",
+    "caption_metrics",
     "centroid_distance",
     "coral",
+    "exact_match",
     "gap_closed",
+    "image_text_retrieval",
     "logistic_probe",
     "mean_shift",
+    "missing_metrics",
     "nearest_centroid",
     "paired_cosine",
+    "plot_captions",
     "plot_embeddings",
     "plot_pairs",
     "ranks_from_similarity",

@@ -1,0 +1,232 @@
+"""
+Train ClipCap on generated images, then caption real ones: GMAIL, stages 2 and 3.
+
+The embedded default, in minutes and without a download (needs `pip install "gmail-hf[digits,captioning]"`, and for the
+scores Java). Stage 1 first, then a captioner on its `gen` branch:
+
+    accelerate launch examples/train_gmail.py
+    accelerate launch examples/train_clipcap.py
+
+The same with generated images taken for real ones, and the upper bound, real images:
+
+    accelerate launch examples/train_clipcap.py --modality real --output_dir clipcap-taken-for-real
+    accelerate launch examples/train_clipcap.py --modality real --image_column real_image --output_dir clipcap-real
+
+COCO with ClipCap's published settings:
+
+    accelerate launch examples/train_clipcap.py --config examples/configs/clipcap_coco.yaml \\
+        --model_name_or_path gmail-coco --dataset_name org/coco-sd2 --output_dir clipcap-coco
+
+Settings come from `--config`, a YAML file of the options below, and then from the command line, which wins. Without
+`--config` and `--dataset_name` the file is examples/configs/clipcap_digits.yaml. An interrupted run goes on with
+`--resume_from_checkpoint true`.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from _common import CONFIGS, bytes_of_checkpoints, parse_args
+
+PRINTED, PICTURED = 5, 16  # captions shown after training
+
+logger = logging.getLogger("gmail_hf")
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(
+        metadata={"help": "A GmailCLIPModel that examples/train_gmail.py trained, by Hub id or folder."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
+    text_model_name_or_path: str = field(
+        default="openai-community/gpt2",
+        metadata={"help": "A causal language model, by Hub id or folder, or 'digits', the one that comes along."},
+    )
+    text_model_revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
+    mapping_type: str = field(default="mlp", metadata={"help": "The mapping network, 'mlp' or 'transformer'."})
+    prefix_length: int = field(default=10, metadata={"help": "Token embeddings that an image becomes."})
+    freeze_text_model: bool = field(default=False, metadata={"help": "Train the mapping network alone."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "'sdpa', 'eager', 'flash_attention_2'."})
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str = field(
+        default="digits",
+        metadata={"help": "Pairs, as for examples/train_gmail.py: a Hub id, a folder, parquet files, or 'digits'."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Its revision."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    image_column: str = field(default="generated_image", metadata={"help": "The column of its images,"})
+    modality: str = field(default="gen", metadata={"help": "and the branch that they go through."})
+    eval_split: str = field(default="validation", metadata={"help": "The split whose real images are captioned."})
+    real_image_column: str = field(default="real_image", metadata={"help": "The column of these."})
+    caption_column: str = field(default="caption", metadata={"help": "The column of captions, in both splits."})
+    image_id_column: str = field(
+        default="image_id", metadata={"help": "Of ids: captions of one id are references of one image."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
+    num_beams: int = field(default=5, metadata={"help": "Beams of the search for a caption."})
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Train, caption the evaluation split, and return its metrics."""
+    from transformers import TrainingArguments
+
+    model_args, data_args, training_args = parse_args(
+        sys.argv[1:] if argv is None else argv,
+        (ModelArguments, DataArguments, TrainingArguments),
+        __doc__,
+        CONFIGS / "clipcap_digits.yaml",
+    )
+
+    import torch
+    from accelerate import PartialState
+    from transformers import AutoProcessor, AutoTokenizer, set_seed
+
+    from gmail_hf import GmailCLIPModel
+    from gmail_hf.captioning import (
+        CaptionCollator,
+        ClipCapForConditionalGeneration,
+        ClipCapProcessor,
+        ClipCapTrainer,
+        captioned_embeds,
+    )
+    from gmail_hf.embeddings import cached_embeds
+    from gmail_hf.evaluation.captioning import missing_metrics
+    from gmail_hf.loading import check_free_disk, check_output_dir, load_pairs
+
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO if training_args.should_log else logging.ERROR)
+    checkpoint = check_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
+    for metric, remedy in missing_metrics().items():
+        logger.warning(f"{metric} will be missing: {remedy}.")
+    training_args.remove_unused_columns = False  # the collator needs the captions
+    set_seed(training_args.seed)
+
+    def load(split: str, image_column: str, max_samples: int | None):
+        names = {"caption": data_args.caption_column, "image_id": data_args.image_id_column}
+        with training_args.main_process_first(desc="loading pairs"):
+            pairs = load_pairs(
+                data_args.dataset_name,
+                split,
+                config_name=data_args.dataset_config_name,
+                revision=data_args.dataset_revision,
+                columns=names,
+                max_samples=max_samples,
+            )
+        missing = [column for column in (image_column, *names) if column not in pairs.column_names]
+        if missing:
+            raise ValueError(f"Split '{split}' lacks the column(s) {missing}; it has {pairs.column_names}.")
+        return pairs
+
+    train_pairs = load(data_args.train_split, data_args.image_column, data_args.max_train_samples)
+    eval_pairs = load(data_args.eval_split, data_args.real_image_column, data_args.max_eval_samples)
+
+    name, text_name = model_args.model_name_or_path, model_args.text_model_name_or_path
+    if "/" not in name and not Path(name).exists():
+        raise FileNotFoundError(f"There is no '{name}': train a GmailCLIPModel by examples/train_gmail.py first.")
+    if text_name == "digits":
+        from gmail_hf.digits import llama_path
+
+        text_name = llama_path()
+    model = ClipCapForConditionalGeneration.from_vision_text_pretrained(
+        name,
+        text_name,
+        vision_revision=model_args.model_revision,
+        text_revision=model_args.text_model_revision,
+        dtype=torch.float32,
+        attn_implementation=model_args.attn_implementation,
+        mapping_type=model_args.mapping_type,
+        prefix_length=model_args.prefix_length,
+    )
+    if model_args.freeze_text_model:
+        model.freeze_text_model()
+    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args))
+    gmail = GmailCLIPModel.from_pretrained(name, revision=model_args.model_revision).to(training_args.device)
+    gmail.vision_model.check_modalities([data_args.modality, "real"])
+    image_processor = AutoProcessor.from_pretrained(name, revision=model_args.model_revision).image_processor
+    tokenizer = AutoTokenizer.from_pretrained(text_name, revision=model_args.text_model_revision)
+    processor = ClipCapProcessor(image_processor, tokenizer)
+
+    def embed(pairs, column: str, encoder: GmailCLIPModel, modality: str):
+        embeds = cached_embeds(
+            pairs,
+            column,
+            encoder,
+            image_processor,
+            modality=modality,
+            batch_size=training_args.per_device_eval_batch_size,
+            barrier=PartialState().wait_for_everyone,
+            rank=training_args.process_index,
+            world_size=training_args.world_size,
+        )
+        return captioned_embeds(pairs, embeds)
+
+    train_dataset = embed(train_pairs, data_args.image_column, gmail, data_args.modality)
+    eval_dataset = embed(eval_pairs, data_args.real_image_column, gmail, "real")
+    del gmail  # the captioner has its image side
+
+    trainer = ClipCapTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=CaptionCollator(tokenizer),
+        processing_class=processor,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    metrics = trainer.evaluate()
+    images = dict(zip(eval_pairs["image_id"], eval_pairs[data_args.real_image_column], strict=True))
+    metrics.update(_caption(trainer, eval_dataset, images, data_args.num_beams))
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset=data_args.dataset_name, tags=["gmail", "clipcap"])
+    logger.info(f"The captioner and what it wrote are in {training_args.output_dir}.")
+    return metrics
+
+
+def _caption(trainer, dataset, images: dict, num_beams: int) -> dict[str, float]:
+    """Caption each image once and score it; the main process writes captions.jsonl and captions.png."""
+    from accelerate.utils import gather_object
+
+    from gmail_hf.captioning import caption_embeds, group_references
+    from gmail_hf.evaluation.captioning import caption_metrics, exact_match, plot_captions
+
+    args = trainer.args
+    rows, references = group_references(dataset["caption"][:], dataset["image_id"][:])
+    mine = range(args.process_index, len(rows), args.world_size)
+    written = caption_embeds(
+        trainer.model,
+        trainer.processing_class.tokenizer,
+        dataset.select([rows[i] for i in mine])["image_embeds"][:],
+        batch_size=args.per_device_eval_batch_size,
+        desc="Captions" if args.should_log else None,
+        num_beams=num_beams,
+        do_sample=False,
+    )
+    captions = [caption for _, caption in sorted(gather_object(list(zip(mine, written, strict=True))))]
+    scores = {**caption_metrics(captions, references), "exact_match": exact_match(captions, references)}
+    if args.should_save:
+        ids = dataset.select(rows)["image_id"][:]
+        with open(Path(args.output_dir, "captions.jsonl"), "w", encoding="utf-8") as file:
+            for image_id, caption, truths in zip(ids, captions, references, strict=True):
+                line = {"image_id": image_id, "caption": caption, "references": truths}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for caption, truths in list(zip(captions, references, strict=True))[:PRINTED]:
+            logger.info(f"  {caption}    (reference: {truths[0]})")
+        shown = [images[image_id] for image_id in ids[:PICTURED]]
+        plot_captions(Path(args.output_dir, "captions.png"), shown, captions[:PICTURED], references[:PICTURED])
+    return {f"eval_{name}": score for name, score in scores.items() if score is not None}
+
+
+if __name__ == "__main__":
+    main()

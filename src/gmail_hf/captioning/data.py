@@ -1,0 +1,115 @@
+"""Captions beside cached image embeddings, their batches, and the captions that a model writes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
+
+from .modeling_clipcap import IGNORED, MAX_NEW_TOKENS
+
+
+def captioned_embeds(pairs: Dataset, embeds: Dataset) -> Dataset:
+    """
+    The data to train on: captions, and the embeddings of an image column by [`cached_embeds`], without copying either.
+
+    Args:
+        pairs (`datasets.Dataset`): rows with the columns `caption` and `image_id`.
+        embeds (`datasets.Dataset`): row by row their `image_embeds`; rows of unreadable images are left out.
+
+    Returns:
+        `datasets.Dataset` with the columns `image_embeds` (float32 arrays of shape `(projection_dim,)`), `caption` and
+        `image_id`.
+
+    Raises:
+        ValueError: no image could be read.
+    """
+    readable = np.flatnonzero(embeds.data.column("image_embeds").is_valid().to_numpy())
+    if len(readable) == 0:
+        raise ValueError("None of the images can be read.")
+    rows = concatenate_datasets([pairs.select_columns(["caption", "image_id"]), embeds], axis=1)
+    if len(readable) < len(rows):
+        rows = rows.select(readable)
+    return rows.with_format("numpy", columns=["image_embeds"], output_all_columns=True)
+
+
+def group_references(captions: list[str], image_ids: list[Any]) -> tuple[list[int], list[list[str]]]:
+    """
+    The first row of each image, and all captions of that image.
+
+    Args:
+        captions, image_ids: one of each a row.
+
+    Returns:
+        `(rows, references)`, one entry an image.
+    """
+    rows: dict[Any, int] = {}
+    references: dict[Any, list[str]] = {}
+    for row, (caption, image_id) in enumerate(zip(captions, image_ids, strict=True)):
+        rows.setdefault(image_id, row)
+        references.setdefault(image_id, []).append(caption)
+    return list(rows.values()), list(references.values())
+
+
+class CaptionCollator:
+    """
+    Rows of [`captioned_embeds`] to the arguments of [`ClipCapForConditionalGeneration.forward`].
+
+    Args:
+        tokenizer: the language model's, with an end-of-text token.
+        max_length (`int`): tokens of a caption, its end-of-text token included; what is longer is cut.
+
+    Returns of a call:
+        `image_embeds` `(batch, projection_dim)` float32; `input_ids`, `attention_mask` and `labels` `(batch, tokens)`
+        int64: each caption and its end-of-text token, padded on the right, where labels are -100.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int = MAX_NEW_TOKENS):
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        captions = self.tokenizer([row["caption"] for row in rows], add_special_tokens=False)["input_ids"]
+        captions = [(ids + [self.tokenizer.eos_token_id])[: self.max_length] for ids in captions]
+        shape = len(captions), max(map(len, captions))
+        # The end-of-text token may be the padding too: labels go by position, not by token.
+        input_ids = torch.full(shape, self.tokenizer.eos_token_id)  # (batch, tokens)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        for row, ids in enumerate(captions):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            attention_mask[row, : len(ids)] = 1
+        return {
+            "image_embeds": torch.from_numpy(np.stack([row["image_embeds"] for row in rows]).astype(np.float32)),
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": input_ids.masked_fill(attention_mask == 0, IGNORED),
+        }
+
+
+def caption_embeds(
+    model: Any, tokenizer: Any, embeds: np.ndarray, batch_size: int = 64, desc: str | None = None, **kwargs: Any
+) -> list[str]:
+    """
+    Captions of image embeddings.
+
+    Args:
+        model ([`ClipCapForConditionalGeneration`]): the model; it is used in evaluation mode.
+        tokenizer: the language model's.
+        embeds (`np.ndarray` of shape `(images, projection_dim)`): float32.
+        batch_size (`int`): images a pass.
+        desc (`str`, *optional*): title of the progress bar; without one there is no bar.
+        kwargs: of `generate`, such as `num_beams`.
+
+    Returns:
+        A caption an image, without special tokens and outer spaces.
+    """
+    was_training = model.training
+    model.eval()
+    captions: list[str] = []
+    for start in tqdm(range(0, len(embeds), batch_size), desc=desc, disable=desc is None, unit="batch"):
+        batch = torch.from_numpy(embeds[start : start + batch_size]).to(model.device)
+        tokens = model.generate(image_embeds=batch, **kwargs)
+        captions += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    model.train(was_training)
+    return captions

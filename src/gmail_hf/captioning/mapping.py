@@ -1,0 +1,61 @@
+"""ClipCap's mapping networks: one image embedding to a prefix of token embeddings (Mokady et al., 2021, section 3)."""
+
+import torch
+from torch import nn
+
+from .configuration_clipcap import ClipCapConfig
+
+
+class MLPMapper(nn.Sequential):
+    """
+    One hidden layer half as wide as the prefix, with tanh (section 3.2); for a language model that trains along.
+
+    Image embeddings `(batch, projection_dim)` to prefixes `(batch, prefix_length, hidden)`.
+    """
+
+    def __init__(self, config: ClipCapConfig, hidden: int):
+        width = config.prefix_length * hidden
+        super().__init__(
+            nn.Linear(config.vision_config.projection_dim, width // 2),
+            nn.Tanh(),
+            nn.Linear(width // 2, width),
+            nn.Unflatten(1, (config.prefix_length, hidden)),
+        )
+
+
+class TransformerMapper(nn.Module):
+    """
+    The embedding as `mapping_clip_length` tokens, beside `prefix_length` learned constants that attend to them and
+    become the prefix (section 3.3); for a language model that stays frozen.
+
+    Image embeddings `(batch, projection_dim)` to prefixes `(batch, prefix_length, hidden)`.
+
+    Raises:
+        ValueError: `hidden` is no multiple of `mapping_num_heads`.
+    """
+
+    def __init__(self, config: ClipCapConfig, hidden: int):
+        super().__init__()
+        if hidden % config.mapping_num_heads:
+            raise ValueError(
+                f"`mapping_num_heads` ({config.mapping_num_heads}) must divide the language model's width, {hidden}."
+            )
+        self.clip_length = config.mapping_clip_length
+        self.linear = nn.Linear(config.vision_config.projection_dim, self.clip_length * hidden)
+        self.prefix_const = nn.Parameter(torch.randn(config.prefix_length, hidden))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                hidden, config.mapping_num_heads, 2 * hidden, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(config.mapping_num_layers)
+        )
+
+    def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        image = self.linear(image_embeds).unflatten(1, (self.clip_length, -1))  # (batch, clip_length, hidden)
+        states = torch.cat([image, self.prefix_const.expand(len(image), -1, -1)], dim=1)
+        for layer in self.layers:
+            states = layer(states)
+        return states[:, self.clip_length :]  # (batch, prefix_length, hidden)
+
+
+MAPPERS = {"mlp": MLPMapper, "transformer": TransformerMapper}

@@ -1,0 +1,183 @@
+"""
+Scores of captions against references, by the COCO evaluation code that published figures come from.
+
+BLEU, METEOR, CIDEr and ROUGE-L are pycocoevalcap's: implementations of other packages give other values. They need
+`pip install "gmail-hf[captioning]"` and Java 11 or newer, for the Penn Treebank tokenizer and METEOR.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import textwrap
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+CAPTION_METRICS = ("BLEU@4", "METEOR", "CIDEr", "ROUGE-L")
+# As COCO's own tokenizer does, beside the punctuation that it drops.
+PTB_OPTIONS = ("-preserveLines", "-lowerCase", "-encoding", "UTF-8")
+SIDE, MARGIN, LINE, LINES = 160, 10, 15, 3  # of the contact sheet, in pixels
+INK, RIGHT, WRONG = "#202020", "#0072B2", "#D55E00"
+
+
+def missing_metrics(metrics: Sequence[str] = CAPTION_METRICS) -> dict[str, str]:
+    """
+    The metrics that cannot be computed on this machine, each with what to do about it; empty where all can.
+
+    Raises:
+        ValueError: an unknown metric.
+    """
+    unknown = [metric for metric in metrics if metric not in CAPTION_METRICS]
+    if unknown:
+        raise ValueError(f"unknown metric(s) {unknown}; there are {list(CAPTION_METRICS)}")
+    if find_spec("pycocoevalcap") is None:
+        remedy = 'pycocoevalcap is missing; install it with `pip install "gmail-hf[captioning]"`'
+    elif not _java_runs():
+        remedy = "Java is missing; install Java 11 or newer, so that `java -version` works"
+    else:
+        return {}
+    return dict.fromkeys(metrics, remedy)
+
+
+@functools.cache
+def _java_runs() -> bool:
+    # On some systems a `java` that only tells where to get one stands in for it.
+    return (
+        shutil.which("java") is not None and not subprocess.run(["java", "-version"], capture_output=True).returncode
+    )
+
+
+def caption_metrics(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str] = CAPTION_METRICS
+) -> dict[str, float | None]:
+    """
+    COCO caption scores: of the whole set for BLEU@4 and METEOR, the mean over images for CIDEr and ROUGE-L.
+
+    CIDEr weighs words by how rare they are among the references given, so its values compare on one set only.
+
+    Args:
+        predictions: one caption an image; it may be empty.
+        references: one or more captions an image, none of them empty.
+        metrics: names out of `CAPTION_METRICS`.
+
+    Returns:
+        Scores by name: BLEU@4, METEOR and ROUGE-L in 0..1, CIDEr in 0..10 (papers print all of them times 100); None
+        for a metric that cannot run here, see `missing_metrics`.
+
+    Raises:
+        ValueError: lists of unequal length or empty, an image without references, an unknown metric.
+    """
+    predictions = [_one_line(caption) for caption in predictions]
+    references = [[_one_line(caption) for caption in captions] for captions in references]
+    _check(predictions, references)
+    missing = missing_metrics(metrics)
+    if missing:
+        return dict.fromkeys(metrics)
+    tokenized = iter(_tokenize([*predictions, *(caption for captions in references for caption in captions)]))
+    results = {image: [next(tokenized)] for image in range(len(predictions))}
+    truths = {image: [next(tokenized) for _ in captions] for image, captions in enumerate(references)}
+    return {metric: _score(metric, truths, results) for metric in metrics}
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """
+    Share of captions that equal one of their references but for white space, in 0..1.
+
+    Raises:
+        ValueError: as `caption_metrics`.
+    """
+    predictions = [_one_line(caption) for caption in predictions]
+    references = [[_one_line(caption) for caption in captions] for captions in references]
+    _check(predictions, references)
+    return sum(p in captions for p, captions in zip(predictions, references, strict=True)) / len(predictions)
+
+
+def _one_line(caption: str) -> str:
+    # METEOR's protocol is lines of fields between these bars.
+    return " ".join(caption.replace("|||", " ").split())
+
+
+def _check(predictions: list[str], references: list[list[str]]) -> None:
+    if not predictions:
+        raise ValueError("no captions to score")
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions, but references of {len(references)} images")
+    for image, captions in enumerate(references):
+        if not captions or not all(captions):
+            raise ValueError(f"image {image} has no references, or an empty one; drop it from both lists")
+
+
+def _tokenize(captions: list[str]) -> list[str]:
+    """Captions in lower case, words apart, without punctuation: COCO's tokenizer, but for the file that it writes."""
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    command = ["java", "-cp", ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR, "edu.stanford.nlp.process.PTBTokenizer"]
+    done = subprocess.run(
+        [*command, *PTB_OPTIONS],
+        cwd=Path(ptbtokenizer.__file__).parent,
+        input="\n".join(captions).encode(),
+        capture_output=True,
+        check=True,
+    )
+    lines = done.stdout.decode().split("\n")
+    return [" ".join(w for w in lines[i].split() if w not in ptbtokenizer.PUNCTUATIONS) for i in range(len(captions))]
+
+
+def _score(metric: str, truths: dict[int, list[str]], results: dict[int, list[str]]) -> float:
+    if metric == "BLEU@4":
+        from pycocoevalcap.bleu.bleu import Bleu
+
+        return float(Bleu(4).compute_score(truths, results, verbose=0)[0][3])
+    if metric == "METEOR":
+        from pycocoevalcap.meteor.meteor import Meteor as Scorer
+    elif metric == "CIDEr":
+        from pycocoevalcap.cider.cider import Cider as Scorer
+    else:
+        from pycocoevalcap.rouge.rouge import Rouge as Scorer
+    return float(Scorer().compute_score(truths, results)[0])
+
+
+def plot_captions(
+    path: str | os.PathLike,
+    images: Sequence[Image.Image],
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    columns: int = 4,
+) -> None:
+    """
+    Draw a contact sheet: each image above its first reference and the caption, blue where it equals a reference.
+
+    Args:
+        path: PNG file to write.
+        images: PIL images; all are drawn, so pass a dozen or two.
+        captions: one an image.
+        references: one or more an image.
+        columns: images side by side.
+
+    Raises:
+        ValueError: no images, or lists of unequal length.
+    """
+    if not len(images) or not len(images) == len(captions) == len(references):
+        raise ValueError(
+            f"images, captions and references must be equally long and not empty, got {len(images)}, {len(captions)} "
+            f"and {len(references)}"
+        )
+    columns = min(columns, len(images))
+    width, height = SIDE + 8 * MARGIN, SIDE + 2 * LINES * LINE + 2 * MARGIN
+    sheet = Image.new("RGB", (columns * width + MARGIN, -(-len(images) // columns) * height + MARGIN), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for index, (image, caption, truths) in enumerate(zip(images, captions, references, strict=True)):
+        left, top = MARGIN + index % columns * width, MARGIN + index // columns * height
+        resample = Image.Resampling.NEAREST if max(image.size) < SIDE else Image.Resampling.BICUBIC
+        sheet.paste(image.convert("RGB").resize((SIDE, SIDE), resample), (left, top))
+        color = RIGHT if exact_match([caption], [truths]) else WRONG
+        for block, (text, ink) in enumerate(((f"reference: {truths[0]}", INK), (f"caption: {caption}", color))):
+            lines = textwrap.wrap(text, 36, max_lines=LINES, placeholder=" …")
+            draw.text((left, top + SIDE + 4 + block * LINES * LINE), "\n".join(lines), ink, font)
+    sheet.save(path, "PNG")
