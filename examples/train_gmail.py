@@ -1,5 +1,5 @@
 """
-Align generated images with real ones: GMAIL, stage 1.
+Train the branches of a GMAIL CLIP on pairs of generated and real images, and its text encoder on generated ones.
 
 The embedded default, in minutes and without a download (needs `pip install "gmail-hf[digits]"`):
 
@@ -10,6 +10,15 @@ COCO with the paper's settings on 8 GPUs, 32 pairs each:
     accelerate launch --multi_gpu --num_processes 8 examples/train_gmail.py \\
         --config examples/configs/coco.yaml --dataset_name org/coco-sd2 --output_dir gmail-coco
 
+`--stage` chooses what is trained; every weight can also be given by itself:
+
+    align   the gen branch, by Eq. 1 (the default)
+    text    a LoRA adapter on the text encoder, by image-text contrast on f_g(generated images), both branches frozen;
+            photographs then meet the trained text encoder through the real branch. Needs no real images to train on.
+    joint   both at once: Eq. 1 and the image-text contrast
+
+    accelerate launch examples/train_gmail.py --config examples/configs/digits_text.yaml
+
 Settings come from `--config`, a YAML file of the options below, and then from the command line, which wins. Without
 `--config` and `--dataset_name` the file is examples/configs/digits.yaml; all other defaults are the paper's, its batch
 of 256 counted a device. An interrupted run goes on with `--resume_from_checkpoint true`.
@@ -18,13 +27,20 @@ of 256 counted a device. An interrupted run goes on with `--resume_from_checkpoi
 import logging
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
-CONFIGS = Path(__file__).with_name("configs")
+from _common import CONFIGS, parse_args
+
+# Defaults that a stage brings.
+STAGES = {
+    "align": {},
+    "text": {"align_weight": 0.0, "gen_text_weight": 1.0, "text_lora": True},
+    "joint": {"gen_text_weight": 1.0, "text_lora": True},
+}
 
 
 @dataclass
 class ModelArguments:
+    stage: str = field(default="align", metadata={"help": "'align', 'text' or 'joint'; see above."})
     model_name_or_path: str = field(
         default="digits",
         metadata={"help": "A CLIP or a GmailCLIPModel, by Hub id or folder, or 'digits', the CLIP that comes along."},
@@ -59,33 +75,16 @@ class DataArguments:
     image_id_column: str = field(default="image_id", metadata={"help": "Of ids of the real images."})
 
 
-def parse_args(argv: list[str]):
-    """`(ModelArguments, DataArguments, GmailTrainingArguments)` of a command line and its `--config`."""
-    import yaml
-    from transformers import HfArgumentParser
-
+def parse(argv: list[str]):
+    """`(ModelArguments, DataArguments, GmailTrainingArguments)` of a command line."""
     from gmail_hf import GmailTrainingArguments
 
-    parser = HfArgumentParser((ModelArguments, DataArguments, GmailTrainingArguments), description=__doc__)
-    parser.add_argument("--config", help="A YAML file of these options.")
-    config, _ = parser.parse_known_args(argv)
-    path = config.config
-    if path is None and not any(arg.split("=")[0] == "--dataset_name" for arg in argv):
-        path = CONFIGS / "digits.yaml"
-    if path is not None:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
-        known = {action.dest for action in parser._actions}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            parser.error(f"{path} has unknown options {unknown}")
-        parser.set_defaults(**values)
-    model_args, data_args, training_args, _ = parser.parse_args_into_dataclasses(argv)
-    return model_args, data_args, training_args
+    dataclasses = (ModelArguments, DataArguments, GmailTrainingArguments)
+    return parse_args(argv, dataclasses, __doc__, default_config=CONFIGS / "digits.yaml", stages=STAGES)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    model_args, data_args, training_args = parse_args(sys.argv[1:] if argv is None else argv)
+    model_args, data_args, training_args = parse(sys.argv[1:] if argv is None else argv)
 
     import datasets
     import torch
@@ -116,7 +115,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 },
                 max_samples=max_samples,
             )
-        check_pairs(dataset, f"Split '{split}' of '{data_args.dataset_name}'", training_args.on_bad_image)
+        name = f"Split '{split}' of '{data_args.dataset_name}'"
+        check_pairs(dataset, name, training_args.on_bad_image, training_args.loss_config().columns)
         return dataset
 
     train_dataset = load(data_args.train_split, data_args.max_train_samples)
@@ -141,6 +141,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     adapters = {field: value for field, value in adapters.items() if value is not None}
     if AutoConfig.from_pretrained(name, **hub).model_type == "gmail_clip":
         model = GmailCLIPModel.from_pretrained(name, dtype=torch.float32, **hub)
+        if model_args.text_lora and not model.config.text_lora:
+            model.add_text_lora()
         for field_name, value in adapters.items():
             if getattr(model.config, field_name) != value:
                 raise ValueError(

@@ -10,6 +10,8 @@ import datasets  # noqa: E402
 import pytest  # noqa: E402
 from tiny import make_clip, make_model, make_pairs, make_processor  # noqa: E402
 
+from gmail_hf import GmailTrainer, GmailTrainingArguments  # noqa: E402
+
 
 @pytest.fixture(autouse=True)
 def own_datasets_cache(tmp_path, monkeypatch):
@@ -45,3 +47,36 @@ def model(clip_folder):
 @pytest.fixture
 def pairs():
     return make_pairs(12)
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    def build(**fields):
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        return GmailTrainingArguments(**{**defaults, **fields})
+
+    return build
+
+
+@pytest.fixture
+def train(clip_folder, arguments):
+    def run(train_dataset=None, model=None, resume=None, trainer=None, **fields):
+        model = model or make_model(clip_folder)
+        pairs = make_pairs(20) if train_dataset is None else train_dataset
+        trainer = (trainer or GmailTrainer)(
+            model=model, args=arguments(**fields), train_dataset=pairs, processing_class=make_processor()
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    return run

@@ -254,7 +254,7 @@ def test_partners_move_image_and_id_together(model, processor, pairs):
     cached = cached_embeds(pairs, "real_image", model, processor)
     array = embeds_array(cached)
     partners = np.random.default_rng(0).permutation(len(pairs))
-    embedded = EmbeddedPairs(pairs, cached, partners)
+    embedded = EmbeddedPairs(pairs, cached, partners=partners)
     assert len(embedded) == len(pairs)
     raw = undecoded(pairs)
     for i, row in enumerate(embedded.__getitems__(list(range(len(pairs))))):

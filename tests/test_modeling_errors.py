@@ -64,14 +64,19 @@ def test_misspelt_keyword_is_refused(model, call):
             {"generated_pixel_values": pixels(2), "real_pixel_values": pixels(2), "real_embeds": torch.ones(2, 24)},
             "either",
         ),
-        ({"generated_pixel_values": pixels(2), "real_pixel_values": pixels(3)}, "2 generated images, but 3 rows of"),
-        ({**PAIRS, "image_ids": torch.zeros(1, dtype=torch.long)}, "1 rows of `image_ids`"),
-        ({**PAIRS, "caption_ids": torch.zeros(3, dtype=torch.long)}, "3 rows of `caption_ids`"),
-        ({**PAIRS, "input_ids": tokens(1)}, "1 rows of `input_ids`"),
+        (
+            {"generated_pixel_values": pixels(2), "real_pixel_values": pixels(3)},
+            "generated_pixel_values': 2, 'real_pixel_values': 3",
+        ),
+        ({**PAIRS, "image_ids": torch.zeros(1, dtype=torch.long)}, "'image_ids': 1"),
+        ({**PAIRS, "caption_ids": torch.zeros(3, dtype=torch.long)}, "'caption_ids': 3"),
+        ({**PAIRS, "input_ids": tokens(1)}, "'input_ids': 1"),
         ({"generated_pixel_values": pixels(2), "real_embeds": torch.ones(2, 8)}, "dimension is 24"),
         ({"generated_pixel_values": pixels(2), "pixel_values": pixels(2)}, "Pairs take no"),
         ({"generated_pixel_values": pixels(2), "real_embeds": torch.ones(2, 24), "modality": "gen"}, "Pairs take no"),
         ({"real_embeds": torch.ones(2, 24)}, "generated_pixel_values"),
+        ({"generated_embeds": torch.ones(2, 8), "real_embeds": torch.ones(2, 24)}, "dimension is 24"),
+        ({"generated_embeds": torch.ones(2, 24), "real_embeds": torch.ones(2, 24)}, "`gen` branch trains"),
     ],
 )
 def test_contradicting_inputs_are_refused(model, inputs, message):

@@ -75,7 +75,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(script, pairs, tmp_path):
     script.main([*common, "--output_dir", str(part), "--resume_from_checkpoint", "true"])
     whole, resumed = weights(tmp_path / "whole"), weights(part)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    for option in (["--lora_rank", "8"], ["--train_real"], ["--text_lora"]):
+    for option in (["--lora_rank", "8"], ["--train_real"]):
         with pytest.raises(ValueError, match="has adapters with .* leave the option out"):
             script.main([*common, "--model_name_or_path", str(part), "--output_dir", str(tmp_path / "x"), *option])
     # A trained model is a model to train on.
@@ -99,10 +99,39 @@ def test_accelerate_launch(pairs, tmp_path):
     assert (tmp_path / "out" / "text" / "adapter_config.json").exists()
 
 
+def test_text_stage_goes_on_from_an_aligned_model(script, pairs, tmp_path):
+    common = ["--dataset_name", pairs, *SHORT]
+    script.main([*common, "--output_dir", str(tmp_path / "aligned")])
+    metrics = script.main(
+        [*common, "--stage", "text", "--eval_split", "train", "--learning_rate", "1e-2"]
+        + ["--model_name_or_path", str(tmp_path / "aligned"), "--output_dir", str(tmp_path / "text")]
+    )
+    before = json.loads((tmp_path / "text" / "before_results.json").read_text())
+    assert {"eval_image_to_text_R@1", "eval_text_to_image_R@10"} <= set(metrics)
+    assert metrics["eval_paired_cosine"] == before["before_paired_cosine"]
+    aligned, text = weights(tmp_path / "aligned"), weights(tmp_path / "text")
+    assert all(torch.equal(text[key], aligned[key]) for key in aligned)
+    own = text.keys() - aligned.keys()
+    assert all(".adapters.text." in key for key in own)
+    assert all(text[key].any() for key in own)
+
+
+def test_stage_sets_defaults_that_the_command_line_overrides(script, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("stage: text\n")
+    model_args, _, args = script.parse(["--config", str(config)])
+    assert (model_args.text_lora, args.align_weight, args.gen_text_weight) == (True, 0.0, 1.0)
+    model_args, _, args = script.parse(["--config", str(config), "--stage", "joint", "--gen_text_weight", "0.3"])
+    assert (model_args.text_lora, args.align_weight, args.gen_text_weight) == (True, 1.0, 0.3)
+    with pytest.raises(SystemExit):
+        script.parse(["--stage", "texts"])
+    assert "the stages are ['align', 'text', 'joint']" in capsys.readouterr().err
+
+
 def test_command_line_wins_over_config(script, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("learning_rate: 1e-3\nmax_steps: 7\nmodel_name_or_path: org/clip\n")
-    model_args, data_args, training_args = script.parse_args(["--config", str(config), "--max_steps", "9"])
+    model_args, data_args, training_args = script.parse(["--config", str(config), "--max_steps", "9"])
     assert (model_args.model_name_or_path, training_args.learning_rate, training_args.max_steps) == (
         "org/clip",
         1e-3,
@@ -115,12 +144,12 @@ def test_unknown_option_in_config(script, tmp_path, capsys):
     config = tmp_path / "config.yaml"
     config.write_text("learning_rat: 1e-3\n")
     with pytest.raises(SystemExit):
-        script.parse_args(["--config", str(config)])
+        script.parse(["--config", str(config)])
     assert "unknown options ['learning_rat']" in capsys.readouterr().err
 
 
 def test_no_arguments_are_the_embedded_default(script):
-    model_args, data_args, training_args = script.parse_args([])
+    model_args, data_args, training_args = script.parse([])
     assert (model_args.model_name_or_path, data_args.dataset_name) == ("digits", "digits")
     assert training_args.max_steps < 50_000
 
@@ -129,7 +158,7 @@ def test_no_arguments_are_the_embedded_default(script):
 def test_configs_hold_the_papers_settings(script, name, tmp_path):
     config = str(SCRIPT.parent / "configs" / f"{name}.yaml")
     without_gpu = ["--bf16", "False", "--output_dir", str(tmp_path)]
-    model_args, data_args, args = script.parse_args(["--config", config, *without_gpu])
+    model_args, data_args, args = script.parse(["--config", config, *without_gpu])
     assert model_args.model_name_or_path == "openai/clip-vit-large-patch14" and model_args.lora_rank == 4
     assert (args.temperature, args.learning_rate, args.weight_decay) == (0.07, 1e-4, 0.01)
     assert (args.max_steps, args.per_device_train_batch_size * 8) == (50_000, 256)

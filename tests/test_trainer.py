@@ -6,57 +6,11 @@ import math
 import datasets
 import pytest
 import torch
-from tiny import make_clip, make_model, make_pairs, make_processor
+from tiny import assert_equal, logged, make_clip, make_model, make_pairs, make_processor, weights
 
 from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments, embeddings
 
 METRICS = {"paired_cosine", "gen_to_real_R@1", "gen_to_real_R@5", "gen_to_real_R@10", "centroid_distance", "loss"}
-
-
-@pytest.fixture
-def arguments(tmp_path):
-    def build(**fields):
-        defaults = {
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 4,
-            "per_device_train_batch_size": 4,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
-        return GmailTrainingArguments(**{**defaults, **fields})
-
-    return build
-
-
-@pytest.fixture
-def train(clip_folder, arguments):
-    def run(train_dataset=None, model=None, resume=None, trainer=None, **fields):
-        model = model or make_model(clip_folder)
-        pairs = make_pairs(20) if train_dataset is None else train_dataset
-        trainer = (trainer or GmailTrainer)(
-            model=model, args=arguments(**fields), train_dataset=pairs, processing_class=make_processor()
-        )
-        trainer.train(resume_from_checkpoint=resume)
-        return trainer
-
-    return run
-
-
-def logged(trainer, name="loss"):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-def weights(trainer):
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-
-
-def assert_equal(actual, expected):
-    assert actual.keys() == expected.keys()
-    assert not [name for name in expected if not torch.equal(actual[name], expected[name])]
 
 
 # Arguments
@@ -252,8 +206,8 @@ def test_dict_of_evaluation_sets_and_one_by_call(train, clip_folder, arguments):
 def test_predict_takes_pairs_with_a_bad_image(clip_folder, arguments):
     trainer = GmailTrainer(make_model(clip_folder), arguments(), processing_class=make_processor())
     output = trainer.predict(make_pairs(6, bad_generated=(2,)))
-    gen_embeds, real_embeds = output.predictions
-    assert gen_embeds.shape == real_embeds.shape == (5, 24) and "test_paired_cosine" in output.metrics
+    shapes = {name: embeds.shape for name, embeds in output.predictions.items()}
+    assert shapes == {"gen_embeds": (5, 24), "real_embeds": (5, 24)} and "test_paired_cosine" in output.metrics
 
 
 def test_saves_settings_as_json_and_no_pickle(train, tmp_path):

@@ -2,12 +2,13 @@
 Pairs of a real and a generated image: the column schema, the checks before training, the collator.
 
 A data set of pairs has the columns `real_image` and `generated_image` (`datasets.Image`), `caption` (string) and
-`image_id` (string or integer, the same for all pairs of one real image).
+`image_id` (string or integer, the same for all pairs of one real image). A loss that looks at one kind of image, as in
+stage 2, does not need the other.
 """
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from transformers.utils import logging
 
+SIDES = ("real", "generated")
 PAIR_COLUMNS = ("real_image", "generated_image", "caption", "image_id")
 
 logger = logging.get_logger(__name__)
@@ -55,10 +57,21 @@ def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
 
 
 def check_pairs(
-    dataset: Dataset | IterableDataset, name: str = "train_dataset", on_bad_image: str = "skip", sample: int = 8
+    dataset: Dataset | IterableDataset,
+    name: str = "train_dataset",
+    on_bad_image: str = "skip",
+    needed: Sequence[str] = PAIR_COLUMNS,
+    sample: int = 8,
 ) -> None:
     """
     Check columns and types of a data set of pairs and decode a sample of its images, before hours of work start.
+
+    Args:
+        dataset: the pairs.
+        name: what errors call it.
+        on_bad_image: see [`GmailCollator`].
+        needed: the columns that must be there, such as [`GmailLossConfig.columns`].
+        sample: how many pairs to read.
 
     Raises:
         ValueError: the data set is empty; a column is missing, of another type or the same throughout; none of the
@@ -68,13 +81,14 @@ def check_pairs(
     if first is None:
         raise ValueError(f"{name} is empty.")
     columns = dataset.column_names or list(first)
-    missing = [column for column in PAIR_COLUMNS if column not in columns]
+    missing = [column for column in needed if column not in columns]
     if missing:
         raise ValueError(
-            f"{name} lacks the column(s) {missing}; it has {columns}. Pairs need {list(PAIR_COLUMNS)}: rename yours "
+            f"{name} lacks the column(s) {missing}; it has {columns}. The losses need {list(needed)}: rename yours "
             f"with `dataset.rename_column(old, new)`, or name them by the --*_column flags of examples/train_gmail.py."
         )
-    for column in ("real_image", "generated_image"):
+    images = [f"{side}_image" for side in SIDES if f"{side}_image" in needed]
+    for column in images:
         feature = (dataset.features or {}).get(column)
         if feature is not None and not isinstance(feature, Image):
             raise ValueError(
@@ -89,7 +103,8 @@ def check_pairs(
         if row["image_id"] is None:
             raise ValueError(f"Column 'image_id' of {name} has empty cells; each real image needs an id.")
         try:
-            decode_image(row["real_image"]), decode_image(row["generated_image"])
+            for column in images:
+                decode_image(row[column])
         except BadImageError as error:
             failures.append(f"the pair with image_id {row['image_id']}: {error}")
     if len(failures) == len(rows) or (failures and on_bad_image == "error"):
@@ -143,10 +158,10 @@ class GmailCollator:
             counts it in `skipped_pairs`; `"error"` raises.
 
     Returns of a call:
-        `generated_pixel_values` `(pairs, channels, height, width)`, `real_pixel_values` of that shape or, where the
-        rows hold them, `real_embeds` `(pairs, dim)` (NaN counts as a bad image), all float32; `image_ids`,
-        `caption_ids` `(pairs,)` int64; `input_ids`, `attention_mask` `(pairs, tokens)` int64 with text;
-        `skipped_pairs` `()` int64. Where no pair can be read, `pairs` is 0.
+        `generated_pixel_values`, `real_pixel_values` `(pairs, channels, height, width)` or, where the rows hold
+        `generated_embeds` or `real_embeds`, these in their place, `(pairs, dim)` (NaN counts as a bad image), all
+        float32; `image_ids`, `caption_ids` `(pairs,)` int64; `input_ids`, `attention_mask` `(pairs, tokens)` int64
+        with text; `skipped_pairs` `()` int64. What the rows lack is left out; where no pair can be read, `pairs` is 0.
 
     Raises:
         ValueError: a bad image under `"error"`; a pair without id or caption.
@@ -163,30 +178,31 @@ class GmailCollator:
         self.on_bad_image = on_bad_image
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        kept, generated, real = [], [], []
+        sides = [side for side in SIDES if f"{side}_image" in rows[0] or f"{side}_embeds" in rows[0]]
+        kept, images = [], []
         for row in rows:
             try:
-                images = decode_image(row["generated_image"]), self._partner(row)
+                found = [self._image(row, side) for side in sides]
             except BadImageError as error:
                 if self.on_bad_image == "error":
                     raise ValueError(f"Pair with image_id {row['image_id']}: {error}.") from error
                 logger.warning(f"Pair with image_id {row['image_id']} is skipped: {error}.")
                 continue
             kept.append(row)
-            generated.append(images[0])
-            real.append(images[1])
+            images.append(found)
         if not kept:
             return self._empty_batch(rows)
         batch = {
-            "generated_pixel_values": self._pixels(generated),
             "image_ids": torch.tensor([stable_id(row["image_id"]) for row in kept]),
             "caption_ids": torch.tensor([stable_id(row["caption"]) for row in kept]),
             "skipped_pairs": torch.tensor(len(rows) - len(kept)),
         }
-        if "real_embeds" in kept[0]:
-            batch["real_embeds"] = torch.tensor(np.stack(real), dtype=torch.float32)
-        else:
-            batch["real_pixel_values"] = self._pixels(real)
+        for side, values in zip(sides, zip(*images, strict=True), strict=True):
+            if f"{side}_embeds" in kept[0]:
+                batch[f"{side}_embeds"] = torch.tensor(np.stack(values), dtype=torch.float32)
+            else:
+                pixels = self.image_processor(images=list(values), return_tensors="pt")["pixel_values"]
+                batch[f"{side}_pixel_values"] = pixels
         if self.with_text:
             captions = [row["caption"] for row in kept]
             batch.update(self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt"))
@@ -194,24 +210,22 @@ class GmailCollator:
 
     def _empty_batch(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """No pair of the rows can be read: a batch without pairs, which other processes can still gather with."""
-        blank = PILImage.new("RGB", (64, 64))
-        stand_in = {**rows[0], "image_id": "", "caption": "", "generated_image": blank}
-        if "real_embeds" in stand_in:
-            stand_in["real_embeds"] = np.zeros(len(stand_in["real_embeds"]), np.float32)
-        else:
-            stand_in["real_image"] = blank
+        stand_in = {**rows[0], "image_id": "", "caption": ""}
+        for side in SIDES:
+            if f"{side}_embeds" in stand_in:
+                stand_in[f"{side}_embeds"] = np.zeros(len(stand_in[f"{side}_embeds"]), np.float32)
+            elif f"{side}_image" in stand_in:
+                stand_in[f"{side}_image"] = PILImage.new("RGB", (64, 64))
         batch = {name: values[:0] for name, values in self([stand_in]).items() if values.dim()}
         return {**batch, "skipped_pairs": torch.tensor(len(rows))}
 
-    def _partner(self, row: dict[str, Any]) -> Any:
-        if "real_embeds" not in row:
-            return decode_image(row["real_image"])
-        if np.isnan(row["real_embeds"]).any():
-            raise BadImageError("its real image could not be read when the embeddings were cached")
-        return row["real_embeds"]
-
-    def _pixels(self, images: list[PILImage.Image]) -> torch.Tensor:
-        return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    def _image(self, row: dict[str, Any], side: str) -> Any:
+        if f"{side}_embeds" not in row:
+            return decode_image(row[f"{side}_image"])
+        embeds = row[f"{side}_embeds"]
+        if np.isnan(embeds).any():
+            raise BadImageError(f"its {side} image could not be read when the embeddings were cached")
+        return embeds
 
 
 def image_processor_of(processor: Any) -> Any:

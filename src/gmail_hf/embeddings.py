@@ -190,19 +190,29 @@ def embeds_array(embeds: Dataset) -> np.ndarray:
 
 class EmbeddedPairs(torch.utils.data.Dataset):
     """
-    Pairs whose real images are replaced by their cached embeddings (NaN where the image could not be read), without
-    copying a row of either.
+    Pairs whose images are replaced by their cached embeddings (NaN where an image could not be read), without copying
+    a row of either.
 
     Args:
         pairs (`datasets.Dataset`): see [`check_pairs`].
-        embeds (`datasets.Dataset`): row by row what [`cached_embeds`] made of the pairs' real images.
+        real, generated (`datasets.Dataset`, *optional*): row by row what [`cached_embeds`] made of the pairs' real and
+            generated images.
         partners (`np.ndarray` of shape `(pairs,)`, *optional*): the row whose real image each generated image gets.
     """
 
-    def __init__(self, pairs: Dataset, embeds: Dataset, partners: np.ndarray | None = None):
-        self.pairs = undecoded(pairs.select_columns(["generated_image", "caption"]))
+    def __init__(
+        self,
+        pairs: Dataset,
+        real: Dataset | None = None,
+        generated: Dataset | None = None,
+        partners: np.ndarray | None = None,
+    ):
+        cached = {"real": real, "generated": generated}
+        images = [f"{side}_image" for side, embeds in cached.items() if embeds is None]
+        kept = ["caption", *(column for column in images if column in pairs.column_names)]
+        self.pairs = undecoded(pairs.select_columns(kept))
         self.image_ids = pairs.select_columns(["image_id"])
-        self.embeds = embeds
+        self.embeds = {side: embeds for side, embeds in cached.items() if embeds is not None}
         self.partners = np.arange(len(pairs)) if partners is None else partners
 
     def __len__(self) -> int:
@@ -213,12 +223,15 @@ class EmbeddedPairs(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         partners = self.partners[indices].tolist()
-        ids, embeds = self.image_ids[partners]["image_id"], self.embeds[partners]["image_embeds"]
         rows = self.pairs.__getitems__(indices)
-        none = [float("nan")] * self.embeds.features["image_embeds"].length
+        columns = {"image_id": self.image_ids[partners]["image_id"]}
+        for side, embeds in self.embeds.items():
+            none = [float("nan")] * embeds.features["image_embeds"].length
+            values = embeds[partners if side == "real" else indices]["image_embeds"]
+            columns[f"{side}_embeds"] = [none if value is None else value for value in values]
         return [
-            {**row, "image_id": image_id, "real_embeds": none if embed is None else embed}
-            for row, image_id, embed in zip(rows, ids, embeds, strict=True)
+            {**row, **dict(zip(columns, values, strict=True))}
+            for row, values in zip(rows, zip(*columns.values(), strict=True), strict=True)
         ]
 
 

@@ -25,6 +25,8 @@ class GmailLossConfig:
         gen_text_weight, real_text_weight (`float`): weights of [`contrastive_loss`] between captions and generated or
             real images.
         symmetric (`bool`): add the direction real -> generated to Eq. 1.
+        generated_modality (`str`): the branch that generated images take. `"real"` is the baseline that takes them for
+            real images.
         gather_negatives (`bool`): in distributed training, draw the negatives from all processes.
         mini_batch_size (`int`, *optional*): see [`GmailCLIPModel.embed_images`].
 
@@ -38,6 +40,7 @@ class GmailLossConfig:
     gen_text_weight: float = 0.0
     real_text_weight: float = 0.0
     symmetric: bool = False
+    generated_modality: str = "gen"
     gather_negatives: bool = True
     mini_batch_size: int | None = None
 
@@ -51,9 +54,30 @@ class GmailLossConfig:
             raise ValueError(f"Loss weights must not be negative, nor all zero, got {weights}.")
 
     @property
+    def aligns(self) -> bool:
+        """Whether a loss compares generated with real images."""
+        return self.align_weight > 0 or self.consistency_weight > 0
+
+    @property
+    def needs_generated(self) -> bool:
+        """Whether a loss looks at generated images."""
+        return self.aligns or self.gen_text_weight > 0
+
+    @property
+    def needs_real(self) -> bool:
+        """Whether a loss looks at real images."""
+        return self.aligns or self.real_text_weight > 0
+
+    @property
     def needs_text(self) -> bool:
         """Whether a loss compares images with captions."""
         return self.gen_text_weight > 0 or self.real_text_weight > 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a data set must have, see [`check_pairs`]; captions and ids tell which pairs are alike."""
+        images = {"real_image": self.needs_real, "generated_image": self.needs_generated}
+        return (*(column for column, needed in images.items() if needed), "caption", "image_id")
 
 
 PAPER_LOSSES = GmailLossConfig()
@@ -189,8 +213,8 @@ def gather(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def gmail_loss(
-    gen_embeds: torch.Tensor,
-    real_embeds: torch.Tensor,
+    gen_embeds: torch.Tensor | None,
+    real_embeds: torch.Tensor | None,
     text_embeds: torch.Tensor | None,
     logit_scale: torch.Tensor | float,
     image_ids: torch.Tensor | None,
@@ -201,32 +225,34 @@ def gmail_loss(
     All losses of a batch of pairs in float32: the terms by name, unweighted, and their weighted sum as `loss`.
 
     Args:
-        gen_embeds, real_embeds, text_embeds (`torch.FloatTensor` of shape `(pairs, dim)`): L2-normalised;
-            `text_embeds` may be None if `config.needs_text` is False.
+        gen_embeds, real_embeds, text_embeds (`torch.FloatTensor` of shape `(pairs, dim)`): L2-normalised; each may be
+            None if no loss of `config` looks at it.
         logit_scale (`float` or `torch.FloatTensor` of shape `()`): see [`contrastive_loss`].
         image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): see [`same_pair_mask`].
         config ([`GmailLossConfig`]): weights and temperature.
     """
+    given = {"gen": gen_embeds, "real": real_embeds, "text": text_embeds}
+    given = {name: tensor for name, tensor in given.items() if tensor is not None}
     # Similarities in bf16 are off by 0.004, and the temperature divides them by 0.07.
-    with torch.autocast(gen_embeds.device.type, enabled=False):
-        gen_embeds, real_embeds = gen_embeds.float(), real_embeds.float()
-        text_embeds = text_embeds.float() if text_embeds is not None else None
+    with torch.autocast(next(iter(given.values())).device.type, enabled=False):
+        embeds = {name: tensor.float() for name, tensor in given.items()}
         if config.gather_negatives:
-            gen_embeds, real_embeds, text_embeds = gather(gen_embeds), gather(real_embeds), gather(text_embeds)
+            embeds = {name: gather(tensor) for name, tensor in embeds.items()}
             image_ids, caption_ids = gather(image_ids), gather(caption_ids)
-        if len(gen_embeds) == 0:  # no image of the batch could be read
-            zero = gen_embeds.sum() + real_embeds.sum() + (0 if text_embeds is None else text_embeds.sum())
+        if not any(len(tensor) for tensor in embeds.values()):  # no image of the batch could be read
+            zero = sum(tensor.sum() for tensor in embeds.values())
             return {"loss": zero, **{name: zero for name in LOSS_NAMES if getattr(config, f"{name}_weight") > 0}}
         losses = {}
         if config.align_weight > 0:
             losses["align"] = alignment_loss(
-                gen_embeds, real_embeds, image_ids, caption_ids, config.temperature, config.symmetric
+                embeds["gen"], embeds["real"], image_ids, caption_ids, config.temperature, config.symmetric
             )
         if config.consistency_weight > 0:
-            losses["consistency"] = consistency_loss(gen_embeds, real_embeds)
-        if config.gen_text_weight > 0:
-            losses["gen_text"] = contrastive_loss(gen_embeds, text_embeds, logit_scale, image_ids, caption_ids)
-        if config.real_text_weight > 0:
-            losses["real_text"] = contrastive_loss(real_embeds, text_embeds, logit_scale, image_ids, caption_ids)
+            losses["consistency"] = consistency_loss(embeds["gen"], embeds["real"])
+        for kind in ("gen", "real"):
+            if getattr(config, f"{kind}_text_weight") > 0:
+                losses[f"{kind}_text"] = contrastive_loss(
+                    embeds[kind], embeds["text"], logit_scale, image_ids, caption_ids
+                )
         total = sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items())
         return {"loss": total, **losses}

@@ -35,8 +35,9 @@ class GmailOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`): the weighted sum of `losses`.
         losses (`dict[str, torch.FloatTensor]`): the terms by name, unweighted: `align`, `consistency`, `gen_text`,
             `real_text`, those whose weight is not zero.
-        gen_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`): generated images through `gen`.
-        real_embeds (same shape): real images through `real`.
+        gen_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`, *optional*): generated images through
+            `gen`, if given.
+        real_embeds (same shape, *optional*): real images through `real`, if given.
         text_embeds (same shape, *optional*): captions, if a loss asked for them.
     """
 
@@ -101,6 +102,28 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         for name, parameter in self.named_parameters():
             if ".adapters." in name or ".branches." in name:
                 yield name, parameter
+
+    def add_text_lora(self) -> None:
+        """
+        Put a fresh `text` adapter on the text encoder, for stage 2 on a model whose branches are aligned.
+
+        It has the rank and the scale of the image adapters and changes nothing at first.
+
+        Raises:
+            ValueError: there is one already.
+        """
+        if self.config.text_lora:
+            raise ValueError("This model has a `text` adapter already.")
+        text_model = GmailTextModel._from_config(self.config.text_config, lora=self.config, dtype=self.dtype)
+        text_model.load_state_dict({**text_model.state_dict(), **self.text_model.state_dict()})
+        self.text_model = text_model.to(self.device).train(self.training)
+        self.config.text_lora = True
+        self.freeze_base()
+
+    def trains(self, modality: str) -> bool:
+        """Whether a branch has an adapter that is not frozen."""
+        branches = self.visual_projection.branches
+        return modality in branches and branches[modality].requires_grad
 
     def freeze_base(self) -> None:
         """Let only the adapters train, as Algorithm 1 of the paper asks."""
@@ -186,6 +209,7 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         interpolate_pos_encoding: bool = False,
         modality: Modality | None = None,
         generated_pixel_values: torch.FloatTensor | None = None,
+        generated_embeds: torch.FloatTensor | None = None,
         real_pixel_values: torch.FloatTensor | None = None,
         real_embeds: torch.FloatTensor | None = None,
         image_ids: torch.LongTensor | None = None,
@@ -194,7 +218,7 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         **kwargs: Any,
     ) -> CLIPOutput | GmailOutput:
         """
-        CLIP's forward with a branch, or, given `generated_pixel_values`, the losses of GMAIL on a batch of pairs.
+        CLIP's forward with a branch, or, given generated or real images by those names, the losses of GMAIL on pairs.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(texts, tokens)`), attention_mask (same shape), position_ids: as in
@@ -204,9 +228,9 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
             modality (`str` or a list of one an image, *optional*): the branch of `pixel_values`; default
                 `self.modality`. On pairs the branches are given: `gen` for generated, `real` for real images.
             generated_pixel_values (`torch.FloatTensor` of shape `(pairs, channels, height, width)`): generated images.
-            real_pixel_values (same shape): their real partners; or
-            real_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`): embeddings of these partners by the
-                `real` branch, computed before, if that branch is frozen.
+            real_pixel_values (same shape): their real partners. Only what a loss looks at is needed.
+            generated_embeds, real_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`): in their places,
+                embeddings by a frozen branch, computed before.
             image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`): pairs that share one are no negatives.
             loss_config ([`GmailLossConfig`]): weights and temperature of the losses; default the paper's, Eq. 1.
 
@@ -218,26 +242,20 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
             TypeError: an unknown keyword.
         """
         reject_unknown("GmailCLIPModel.forward()", kwargs)
-        if generated_pixel_values is not None:
+        pairs = {
+            "generated_pixel_values": generated_pixel_values,
+            "generated_embeds": generated_embeds,
+            "real_pixel_values": real_pixel_values,
+            "real_embeds": real_embeds,
+        }
+        if any(values is not None for values in pairs.values()):
             if pixel_values is not None or modality is not None:
                 raise ValueError("Pairs take no `pixel_values` or `modality`: their branches are `gen` and `real`.")
-            return self._forward_pairs(
-                generated_pixel_values,
-                real_pixel_values=real_pixel_values,
-                real_embeds=real_embeds,
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                image_ids=image_ids,
-                caption_ids=caption_ids,
-                loss_config=loss_config,
-            )
-        if real_pixel_values is not None or real_embeds is not None:
-            raise ValueError(
-                "`real_pixel_values` and `real_embeds` are partners of `generated_pixel_values`, missing here."
-            )
+            ids = {"image_ids": image_ids, "caption_ids": caption_ids}
+            return self._forward_pairs(pairs, input_ids, attention_mask, ids, loss_config)
         if pixel_values is None or input_ids is None:
             raise ValueError(
-                "Specify `input_ids` and `pixel_values`, or `generated_pixel_values` for a batch of pairs."
+                "Specify `input_ids` and `pixel_values`, or `generated_pixel_values` and the like for pairs."
             )
         vision_outputs = self.get_image_features(
             pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, modality=modality, **kwargs
@@ -263,56 +281,23 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
 
     def _forward_pairs(
         self,
-        generated_pixel_values: torch.Tensor,
-        real_pixel_values: torch.Tensor | None,
-        real_embeds: torch.Tensor | None,
+        images: dict[str, torch.Tensor | None],
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
-        image_ids: torch.Tensor | None,
-        caption_ids: torch.Tensor | None,
+        ids: dict[str, torch.Tensor | None],
         loss_config: GmailLossConfig,
     ) -> GmailOutput:
-        if (real_pixel_values is None) == (real_embeds is None):
-            raise ValueError("A batch of pairs needs either `real_pixel_values` or `real_embeds`.")
         if loss_config.needs_text and input_ids is None:
             raise ValueError("`gen_text_weight` and `real_text_weight` need the captions: pass `input_ids`.")
-        rows = {
-            "real_pixel_values": real_pixel_values,
-            "real_embeds": real_embeds,
-            "input_ids": input_ids,
-            "image_ids": image_ids,
-            "caption_ids": caption_ids,
-        }
-        for name, values in rows.items():
-            if values is not None and len(values) != len(generated_pixel_values):
-                raise ValueError(
-                    f"{len(generated_pixel_values)} generated images, but {len(values)} rows of `{name}`."
-                )
-        if real_embeds is not None and real_embeds.shape[1:] != (self.projection_dim,):
-            raise ValueError(
-                f"`real_embeds` have shape {tuple(real_embeds.shape)}; the model's dimension is {self.projection_dim}."
-            )
-        mini_batch_size = loss_config.mini_batch_size
-        gen_embeds = self.embed_images(generated_pixel_values, "gen", mini_batch_size)
-        if real_embeds is not None:
-            if "real" in self.config.trainable_modalities:
-                raise ValueError(
-                    "`real_embeds` are of no use while the `real` branch trains: pass `real_pixel_values`."
-                )
-            real_embeds = nn.functional.normalize(real_embeds.to(gen_embeds.dtype), dim=-1)
-        else:
-            trains = torch.is_grad_enabled() and "real" in self.config.trainable_modalities
-            with torch.set_grad_enabled(trains):
-                real_embeds = self.embed_images(real_pixel_values, "real", mini_batch_size)
+        rows = {**images, "input_ids": input_ids, **ids}
+        counts = {name: len(values) for name, values in rows.items() if values is not None}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"A batch of pairs needs as many rows of each input, got {counts}.")
+        gen_embeds = self._embed_side("generated", images, loss_config.generated_modality, loss_config)
+        real_embeds = self._embed_side("real", images, "real", loss_config)
         text_embeds = self.embed_text(input_ids, attention_mask) if loss_config.needs_text else None
         losses = gmail_loss(
-            gen_embeds,
-            real_embeds,
-            text_embeds,
-            logit_scale=self.logit_scale.exp(),
-            image_ids=image_ids,
-            caption_ids=caption_ids,
-            config=loss_config,
+            gen_embeds, real_embeds, text_embeds, logit_scale=self.logit_scale.exp(), **ids, config=loss_config
         )
         return GmailOutput(
             loss=losses.pop("loss"),
@@ -321,3 +306,27 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
             real_embeds=real_embeds,
             text_embeds=text_embeds,
         )
+
+    def _embed_side(
+        self, side: str, images: dict[str, torch.Tensor | None], modality: str, loss_config: GmailLossConfig
+    ) -> torch.Tensor | None:
+        """L2-normalised embeddings of the generated or the real images of a batch; None if there are none."""
+        pixel_values, embeds = images[f"{side}_pixel_values"], images[f"{side}_embeds"]
+        if pixel_values is not None and embeds is not None:
+            raise ValueError(f"Pass either `{side}_pixel_values` or `{side}_embeds`.")
+        if pixel_values is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains(modality)):
+                return self.embed_images(pixel_values, modality, loss_config.mini_batch_size)
+        if embeds is None:
+            if loss_config.needs_generated if side == "generated" else loss_config.needs_real:
+                raise ValueError(f"The losses need {side} images: pass `{side}_pixel_values` or `{side}_embeds`.")
+            return None
+        if embeds.shape[1:] != (self.projection_dim,):
+            raise ValueError(
+                f"`{side}_embeds` have shape {tuple(embeds.shape)}; the model's dimension is {self.projection_dim}."
+            )
+        if torch.is_grad_enabled() and self.trains(modality):
+            raise ValueError(
+                f"`{side}_embeds` are of no use while the `{modality}` branch trains: pass `{side}_pixel_values`."
+            )
+        return nn.functional.normalize(embeds.to(self.dtype), dim=-1)

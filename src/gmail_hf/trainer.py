@@ -15,9 +15,9 @@ from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from .configuration_gmail import TEXT_ADAPTER
-from .data import GmailCollator, check_pairs, undecoded
+from .data import SIDES, GmailCollator, check_pairs, undecoded
 from .embeddings import EmbeddedPairs, cached_embeds, embeds_array
-from .evaluation import alignment_metrics
+from .evaluation import alignment_metrics, image_text_retrieval
 from .losses import GmailLossConfig
 from .modeling_gmail import GmailCLIPModel
 from .pairing import optimal_pairing
@@ -37,13 +37,14 @@ class GmailTrainingArguments(TrainingArguments):
     `logging_steps=50`, `remove_unused_columns=False`.
 
     Args:
-        temperature, align_weight, consistency_weight, gen_text_weight, real_text_weight, symmetric, gather_negatives:
-            see [`GmailLossConfig`].
+        temperature, align_weight, consistency_weight, gen_text_weight, real_text_weight, symmetric,
+            generated_modality, gather_negatives: see [`GmailLossConfig`].
         contrastive_mini_batch_size (`int`, *optional*): contrast the whole batch at the memory of this many pairs;
             see [`GmailCLIPModel.embed_images`].
         pairing (`str`): `"caption"` keeps the data set's pairs; `"optimal"` re-pairs within each caption, see
             [`optimal_pairing`]; it needs `cache_real_embeds`.
-        cache_real_embeds (`bool`): embed the real images once, if the real branch is frozen; see [`cached_embeds`].
+        cache_real_embeds (`bool`): embed the images of a frozen branch once; see [`cached_embeds`]. The real branch is
+            frozen by default; text losses alone freeze both.
         on_bad_image (`str`): `"skip"` or `"error"`, see [`GmailCollator`].
 
     Raises:
@@ -70,6 +71,9 @@ class GmailTrainingArguments(TrainingArguments):
     gen_text_weight: float = field(default=0.0, metadata={"help": "Weight of the generated image-caption loss."})
     real_text_weight: float = field(default=0.0, metadata={"help": "Weight of the real image-caption loss."})
     symmetric: bool = field(default=False, metadata={"help": "Add the direction real -> generated to Eq. 1."})
+    generated_modality: str = field(
+        default="gen", metadata={"help": "The branch of generated images; 'real' takes them for real ones."}
+    )
     gather_negatives: bool = field(default=True, metadata={"help": "Draw negatives from all processes."})
     contrastive_mini_batch_size: int | None = field(
         default=None, metadata={"help": "Contrast the whole batch at the memory of this many pairs."}
@@ -78,7 +82,7 @@ class GmailTrainingArguments(TrainingArguments):
         default="caption", metadata={"help": "'caption': the data set's pairs; 'optimal': re-paired within a caption."}
     )
     cache_real_embeds: bool = field(
-        default=True, metadata={"help": "Embed the real images once, if the real branch is frozen."}
+        default=True, metadata={"help": "Embed the images of a frozen branch, such as `real`, once."}
     )
     on_bad_image: str = field(
         default="skip", metadata={"help": "'skip' pairs with an unreadable image, or raise an 'error'."}
@@ -115,17 +119,31 @@ class GmailTrainingArguments(TrainingArguments):
             gen_text_weight=self.gen_text_weight,
             real_text_weight=self.real_text_weight,
             symmetric=self.symmetric,
+            generated_modality=self.generated_modality,
             gather_negatives=self.gather_negatives,
             mini_batch_size=self.contrastive_mini_batch_size,
         )
 
 
-def compute_alignment_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """[`evaluation.alignment_metrics`] of what [`GmailTrainer`] predicts: both embeddings, and the ids as labels."""
-    gen_embeds, real_embeds = prediction.predictions
+def compute_pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """
+    What [`GmailTrainer`] measures: of pairs of images [`evaluation.alignment_metrics`], and where a loss looks at
+    captions [`evaluation.image_text_retrieval`] of real images. `predictions` holds the embeddings by name,
+    `label_ids` the ids of captions and images.
+    """
     caption_ids, image_ids = prediction.label_ids
     pairs = caption_ids != NO_PAIR
-    return alignment_metrics(gen_embeds[pairs], real_embeds[pairs], caption_ids[pairs], image_ids[pairs])
+    caption_ids, image_ids = caption_ids[pairs], image_ids[pairs]
+    embeds = {name: values[pairs] for name, values in prediction.predictions.items()}
+    metrics = {}
+    if "gen_embeds" in embeds and "real_embeds" in embeds:
+        metrics |= alignment_metrics(embeds["gen_embeds"], embeds["real_embeds"], caption_ids, image_ids)
+    if "text_embeds" in embeds and "real_embeds" in embeds:
+        one_caption_each = len(np.unique(image_ids)) == len(image_ids)
+        metrics |= image_text_retrieval(
+            embeds["real_embeds"], embeds["text_embeds"], image_ids, caption_ids if one_caption_each else None
+        )
+    return metrics
 
 
 class GmailTrainer(Trainer):
@@ -178,11 +196,11 @@ class GmailTrainer(Trainer):
             if dataset is not None and not isinstance(dataset, (Dataset, IterableDataset)):
                 raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
             if dataset is not None:
-                check_pairs(dataset, name, args.on_bad_image)
+                check_pairs(dataset, name, args.on_bad_image, self.loss_config.columns)
         kwargs.setdefault(
             "data_collator", GmailCollator(processing_class, self.loss_config.needs_text, args.on_bad_image)
         )
-        kwargs.setdefault("compute_metrics", compute_alignment_metrics)
+        kwargs.setdefault("compute_metrics", compute_pair_metrics)
         super().__init__(
             model=model,
             args=args,
@@ -191,7 +209,7 @@ class GmailTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.train_dataset = self._prepare(train_dataset, args.pairing)
+        self.train_dataset = self._prepare(self._drop_unused(train_dataset), args.pairing)
         if isinstance(eval_dataset, dict):
             self.eval_dataset = {name: self._prepare(dataset) for name, dataset in eval_dataset.items()}
         else:
@@ -199,25 +217,36 @@ class GmailTrainer(Trainer):
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.skipped_pairs = 0
 
-    def _prepare(self, dataset: Dataset | IterableDataset | None, pairing: str = "caption") -> Any:
-        """Replace the real images by their embeddings, where the real branch is frozen."""
+    def _drop_unused(self, dataset: Dataset | IterableDataset | None) -> Any:
+        """Leave out the images that no loss looks at; in evaluation, metrics may."""
         if not isinstance(dataset, (Dataset, IterableDataset)):
             return dataset
-        frozen = "real" not in self.model.config.trainable_modalities
-        if not (self.args.cache_real_embeds and frozen and isinstance(dataset, Dataset)):
-            if pairing == "optimal":
-                raise ValueError('`pairing="optimal"` needs a frozen real branch and a data set that is not streamed.')
-            return undecoded(dataset)
-        real = self._embed_column(dataset, "real_image")
-        partners = self._optimal_partners(dataset, real) if pairing == "optimal" else None
-        return EmbeddedPairs(dataset, real, partners)
+        unused = {f"{side}_image" for side in SIDES} - set(self.loss_config.columns)
+        return dataset.remove_columns([column for column in dataset.column_names or [] if column in unused])
 
-    def _embed_column(self, dataset: Dataset, column: str) -> Dataset:
+    def _prepare(self, dataset: Dataset | IterableDataset | None, pairing: str = "caption") -> Any:
+        """Replace images by their embeddings, where their branch is frozen."""
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            return dataset
+        embeds = {}
+        if self.args.cache_real_embeds and isinstance(dataset, Dataset):
+            for side, modality in zip(SIDES, ("real", self.loss_config.generated_modality), strict=True):
+                if f"{side}_image" in dataset.column_names and not self.model.trains(modality):
+                    embeds[side] = self._embed_column(dataset, f"{side}_image", modality)
+        partners = None
+        if pairing == "optimal":
+            if "real" not in embeds:
+                raise ValueError('`pairing="optimal"` needs a frozen real branch and a data set that is not streamed.')
+            partners = self._optimal_partners(dataset, embeds["real"])
+        return EmbeddedPairs(dataset, **embeds, partners=partners) if embeds else undecoded(dataset)
+
+    def _embed_column(self, dataset: Dataset, column: str, modality: str = "real") -> Dataset:
         return cached_embeds(
             dataset,
             column,
             self.model,
             self.processing_class,
+            modality,
             batch_size=self.args.per_device_eval_batch_size,
             on_bad_image=self.args.on_bad_image,
             barrier=self.accelerator.wait_for_everyone,
@@ -244,7 +273,7 @@ class GmailTrainer(Trainer):
     def _checked(self, dataset: Any, name: str) -> Any:
         if not isinstance(dataset, (Dataset, IterableDataset)):
             return dataset
-        check_pairs(dataset, name, self.args.on_bad_image)
+        check_pairs(dataset, name, self.args.on_bad_image, self.loss_config.columns)
         return self._prepare(dataset)
 
     def compute_loss(
@@ -269,7 +298,7 @@ class GmailTrainer(Trainer):
             return loss.detach(), None, None
         # The Trainer gathers rows as they are, but a process that skipped a pair has one row less than the others.
         pad = self.accelerator.pad_across_processes
-        embeds = (outputs.gen_embeds.float().detach(), outputs.real_embeds.float().detach())
+        embeds = {name: outputs[name].float().detach() for name in outputs if name.endswith("_embeds")}
         return loss.detach(), pad(embeds), pad((inputs["caption_ids"], inputs["image_ids"]), pad_index=NO_PAIR)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -299,15 +328,16 @@ class GmailTrainer(Trainer):
 def _choose_trainable(model: GmailCLIPModel, losses: GmailLossConfig) -> None:
     """Let train what a loss reaches: unused parameters would stop DDP."""
     model.freeze_base()
-    aligns = losses.align_weight > 0 or losses.consistency_weight > 0
-    reached = [*(("gen", "real") if aligns else ()), *((TEXT_ADAPTER,) if losses.needs_text else ())]
+    model.vision_model.check_modalities([losses.generated_modality])
+    images = {losses.generated_modality, "real"} if losses.aligns else set()
+    reached = images | ({TEXT_ADAPTER} if losses.needs_text else set())
     for name, parameter in model.adapter_parameters():
         parameter.requires_grad_(any(adapter in name.split(".") for adapter in reached))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if trained == 0:
         raise ValueError(
-            "Nothing to train: text losses alone train the text adapter (`text_lora=True`), alignment the branches in "
-            "`trainable_modalities`."
+            "Nothing to train: text losses alone train the text adapter (`text_lora=True` or `add_text_lora()`), "
+            "alignment the branches in `trainable_modalities`."
         )
     total = sum(parameter.numel() for parameter in model.parameters())
     logger.info(f"Training {trained:,} of {total:,} parameters ({trained / total:.2%}).")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gmail_hf.evaluation import ranks_from_similarity, recall_at_k, retrieval, retrieval_ranks
+from gmail_hf.evaluation import image_text_retrieval, ranks_from_similarity, recall_at_k, retrieval, retrieval_ranks
 
 
 def test_hand_worked_matrix():
@@ -55,6 +55,29 @@ def test_either_of_two_ids_makes_an_entry_relevant():
     gallery_ids = np.array([["image 2", "caption 8"], ["image 3", "caption 7"], ["image 1", "caption 9"]])
     assert retrieval_ranks(queries, gallery, query_ids, gallery_ids).tolist() == [2]  # by its caption
     assert retrieval_ranks(queries, gallery, query_ids[:, 0], gallery_ids[:, 0]).tolist() == [3]
+
+
+def test_image_text_retrieval_by_hand():
+    images = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # the first image has two captions
+    texts = np.array([[0.9, 0.4], [0.2, 0.9], [0.8, 0.6]])
+    # Image a: its captions score 0.91 and 0.22, the other 0.80: found first. Image b: its own 0.60, others 0.41, 0.98.
+    # Captions: a's first is nearer to a, a's second nearer to b, b's nearer to a.
+    scores = image_text_retrieval(images, texts, ["a", "a", "b"], ks=(1, 2))
+    assert scores == pytest.approx(
+        {
+            "image_to_text_R@1": 0.5,
+            "image_to_text_R@2": 1.0,
+            "text_to_image_R@1": 1 / 3,
+            "text_to_image_R@2": 1.0,
+        }
+    )
+    # Two images of one caption are right answers for each other's captions.
+    alike = image_text_retrieval(images[1:], texts[[1, 1]], ["a", "b"], ["same", "same"], ks=(1,))
+    assert alike == {"image_to_text_R@1": 1.0, "text_to_image_R@1": 1.0}
+    with pytest.raises(ValueError, match="images of one caption each"):
+        image_text_retrieval(images, texts, ["a", "a", "b"], ["x", "y", "z"])
+    with pytest.raises(ValueError, match=r"ids must have shape \(3,\)"):
+        image_text_retrieval(images, texts, ["a", "b"])
 
 
 @pytest.mark.parametrize(

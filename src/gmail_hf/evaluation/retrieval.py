@@ -92,6 +92,49 @@ def retrieval_ranks(
     return np.concatenate(ranks)
 
 
+def image_text_retrieval(
+    image_embeds: np.ndarray,
+    text_embeds: np.ndarray,
+    image_ids: np.ndarray,
+    caption_ids: np.ndarray | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """Recall@K of captions by images and of images by captions, as CLIP's paper reports it.
+
+    Args:
+        image_embeds: (n, dim) embeddings, row i the image of caption i; an image with five captions stands in five
+            rows and counts once.
+        text_embeds: (n, dim) embeddings of the captions.
+        image_ids: (n,) ids of any dtype, equal for rows of one image.
+        caption_ids: (n,) ids, for images of one caption each: captions of equal id, and their images, are right
+            answers for each other. CLIP's convention has none.
+        ks: the Ks.
+
+    Returns:
+        {"image_to_text_R@1": ..., "text_to_image_R@1": ..., ...}, each in 0..1; see `retrieval_ranks` for ties.
+
+    Raises:
+        ValueError: invalid embeddings (the row is named), ids of another length, caption_ids where an image has several
+            captions.
+    """
+    ids = [np.asarray(image_ids).astype(str)]
+    if caption_ids is not None:
+        ids.append(np.asarray(caption_ids).astype(str))
+    for values in ids:
+        if values.shape != (len(text_embeds),):
+            raise ValueError(f"ids must have shape ({len(text_embeds)},), one a caption, got {values.shape}")
+    captions = np.stack(ids, axis=1)  # (n, kinds of id)
+    first = np.unique(ids[0], return_index=True)[1]  # one row an image
+    images = captions[first]
+    if caption_ids is not None and len(first) < len(captions):
+        raise ValueError("caption_ids are for images of one caption each, here an image has several; leave them out")
+    ranks = {
+        "image_to_text": retrieval_ranks(image_embeds[first], text_embeds, images, captions),
+        "text_to_image": retrieval_ranks(text_embeds, image_embeds[first], captions, images),
+    }
+    return {f"{name}_{k}": value for name, values in ranks.items() for k, value in recall_at_k(values, ks).items()}
+
+
 def _codes(query_ids: np.ndarray, n: int, gallery_ids: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids of any dtype as integer codes, (k, n) and (k, m), so that comparing a block is cheap."""
     query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
