@@ -10,6 +10,7 @@ from .plots import plot_embeddings, plot_pairs
 from .readout import AffineMap, GapClosed, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
 from .retrieval import image_text_retrieval, ranks_from_similarity, recall_at_k, retrieval_ranks
 from .train_on_generated import PairEmbeddings, to_markdown, train_on_generated
+from .zero_shot import class_embeddings, zero_shot_accuracy
 
 __all__ = [
     "CAPTION_METRICS",
@@ -19,6 +20,7 @@ __all__ = [
     "alignment_metrics",
     "caption_metrics",
     "centroid_distance",
+    "class_embeddings",
     "coral",
     "exact_match",
     "gap_closed",
@@ -37,4 +39,5 @@ __all__ = [
     "separability",
     "to_markdown",
     "train_on_generated",
+    "zero_shot_accuracy",
 ]

@@ -114,8 +114,8 @@ def image_text_retrieval(
         {"image_to_text_R@1": ..., "text_to_image_R@1": ..., ...}, each in 0..1; see `retrieval_ranks` for ties.
 
     Raises:
-        ValueError: invalid embeddings (the row is named), ids of another length, caption_ids where an image has several
-            captions.
+        ValueError: invalid embeddings (the row is named), ids of another length, caption_ids although an image has
+            several captions.
     """
     ids = [np.asarray(image_ids).astype(str)]
     if caption_ids is not None:
