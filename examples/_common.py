@@ -53,6 +53,8 @@ def parse_args(
             parser.error(f"unknown stage '{stage}'; the stages are {list(stages)}")
         parser.set_defaults(**stages[stage])
     parser.set_defaults(**values)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in values
     *parsed, _ = parser.parse_args_into_dataclasses(list(argv))
     return tuple(parsed)
 

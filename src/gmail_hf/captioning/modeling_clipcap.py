@@ -148,6 +148,7 @@ class ClipCapForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
         )
         check_nothing_missing(pretrained_model_name_or_path, info["missing_keys"])
+        model.vision_model.requires_grad_(False)  # loading puts new parameters in place of the frozen ones
         return (model, info) if with_info else model
 
     def get_input_embeddings(self) -> nn.Module:

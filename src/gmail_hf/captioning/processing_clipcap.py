@@ -29,9 +29,7 @@ class ClipCapProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: Any, tokenizer: Any, **kwargs: Any):
         if tokenizer.eos_token is None:
-            raise ValueError(
-                "The tokenizer has no `eos_token`, with which captions end; set one that the model knows."
-            )
+            raise ValueError("The tokenizer has no `eos_token`, with which captions end: set one of the model's.")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         super().__init__(image_processor, tokenizer, **kwargs)

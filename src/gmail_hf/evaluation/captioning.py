@@ -15,7 +15,6 @@ import textwrap
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -48,9 +47,7 @@ def missing_metrics(metrics: Sequence[str] = CAPTION_METRICS) -> dict[str, str]:
 @functools.cache
 def _java_runs() -> bool:
     # On some systems a `java` that only tells where to get one stands in for it.
-    return (
-        shutil.which("java") is not None and not subprocess.run(["java", "-version"], capture_output=True).returncode
-    )
+    return bool(shutil.which("java")) and subprocess.run(["java", "-version"], capture_output=True).returncode == 0
 
 
 def caption_metrics(
