@@ -13,16 +13,12 @@ adapters and batches. It writes NAME.json and NAME.md with mean and standard dev
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import tempfile
 import time
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from _report import aggregate, environment, provenance
 
 VARIANTS = {
     "GMAIL (Eq. 1)": {},
@@ -31,7 +27,6 @@ VARIANTS = {
     "GMAIL, optimal pairing + 5 (1 - cos)": {"pairing": "optimal", "consistency_weight": 5.0},
 }
 SHOWN = ("name", "seeds", "variants")  # elsewhere in the report
-PACKAGES = ("gmail-hf", "torch", "transformers", "peft", "datasets", "diffusers", "scikit-learn", "numpy")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -149,49 +144,6 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
     )
 
 
-def aggregate(tables: list[list[dict]]) -> tuple[list[dict], list[dict]]:
-    """Mean and standard deviation of each number over the seeds; None where a seed has none."""
-    means, spreads = [], []
-    for rows in zip(*tables, strict=True):
-        mean, spread = {"row": rows[0]["row"]}, {"row": rows[0]["row"]}
-        for key in rows[0]:
-            if key == "row" or key.endswith("_note"):
-                continue
-            values = [row[key] for row in rows]
-            known = None not in values
-            mean[key] = float(np.mean(values)) if known else None
-            spread[key] = float(np.std(values, ddof=1)) if known and len(values) > 1 else 0.0
-        means.append(mean)
-        spreads.append(spread)
-    return means, spreads
-
-
-def environment() -> dict:
-    import torch
-
-    packages = {}
-    for package in PACKAGES:
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            packages[package] = None
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no accelerator"
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "--", "../src", "."], capture_output=True, text=True
-    ).stdout
-    return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {device}",
-        "python": platform.python_version(),
-        "packages": packages,
-        "git_commit": commit or None,
-        "uncommitted_changes": bool(changed),
-    }
-
-
 def main(argv: list[str] | None = None) -> dict:
     args = parse_args(argv)
     start = time.perf_counter()
@@ -225,8 +177,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def report(result: dict, table: str) -> str:
-    where, settings = result["environment"], result["settings"]
-    packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
+    settings = result["settings"]
     return "\n".join(
         [
             f"# {settings['name']}: train on generated, test on real",
@@ -238,10 +189,7 @@ def report(result: dict, table: str) -> str:
             "",
             table,
             f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items() if key not in SHOWN)}",
-            f"- machine: {where['machine']}; {result['seconds']} s in all",
-            f"- software: Python {where['python']}, {packages}",
-            f"- git commit: {where['git_commit']}" + (" with uncommitted changes" * where["uncommitted_changes"]),
-            f"- date: {where['date']}",
+            *provenance(result),
             "",
         ]
     )
