@@ -31,7 +31,7 @@ register_checkpoint_conversion_mapping("GmailVisionModel", [PrefixChange(prefix_
 
 def reject_unknown(method: str, kwargs: dict[str, Any]) -> None:
     """CLIP swallows keywords it does not know; here `modalty="gen"` must not pass for the default branch."""
-    known = {*TransformersKwargs.__annotations__, "return_dict", "is_causal"}
+    known = {*TransformersKwargs.__annotations__, "return_dict", "is_causal", "use_cache"}
     unknown = [key for key in kwargs if key not in known]
     if unknown:
         raise TypeError(f"{method} got unexpected keyword argument(s) {unknown}.")
