@@ -184,8 +184,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer.save_model()
     trainer.save_state()
     metrics = trainer.evaluate()
-    images = dict(zip(eval_pairs["image_id"], eval_pairs[data_args.real_image_column], strict=True))
-    metrics.update(_caption(trainer, eval_dataset, images, data_args.num_beams))
+    metrics.update(_caption(trainer, eval_dataset, eval_pairs, data_args))
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
     if training_args.push_to_hub:
@@ -194,11 +193,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     return metrics
 
 
-def _caption(trainer, dataset, images: dict, num_beams: int) -> dict[str, float]:
+def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, float]:
     """Caption each image once and score it; the main process writes captions.jsonl and captions.png."""
     from accelerate.utils import gather_object
 
     from gmail_hf.captioning import caption_embeds, group_references
+    from gmail_hf.data import decode_image, undecoded
     from gmail_hf.evaluation.captioning import caption_metrics, exact_match, plot_captions
 
     args = trainer.args
@@ -210,7 +210,7 @@ def _caption(trainer, dataset, images: dict, num_beams: int) -> dict[str, float]
         dataset.select([rows[i] for i in mine])["image_embeds"][:],
         batch_size=args.per_device_eval_batch_size,
         desc="Captions" if args.should_log else None,
-        num_beams=num_beams,
+        num_beams=data_args.num_beams,
         do_sample=False,
     )
     captions = [caption for _, caption in sorted(gather_object(list(zip(mine, written, strict=True))))]
@@ -223,7 +223,9 @@ def _caption(trainer, dataset, images: dict, num_beams: int) -> dict[str, float]
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         for caption, truths in list(zip(captions, references, strict=True))[:PRINTED]:
             logger.info(f"  {caption}    (reference: {truths[0]})")
-        shown = [images[image_id] for image_id in ids[:PICTURED]]
+        all_ids = pairs["image_id"][:]
+        cells = undecoded(pairs.select([all_ids.index(i) for i in ids[:PICTURED]]))[data_args.real_image_column]
+        shown = [decode_image(cell) for cell in cells]
         plot_captions(Path(args.output_dir, "captions.png"), shown, captions[:PICTURED], references[:PICTURED])
     return {f"eval_{name}": score for name, score in scores.items() if score is not None}
 

@@ -1,5 +1,10 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from server import HubServer
 from tiny import make_tokenizer, picture
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers import pipeline as make_pipeline
@@ -60,3 +65,27 @@ def test_padding_token(processor):
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no `eos_token`"):
         ClipCapProcessor(processor.image_processor, tokenizer)
+
+
+def test_pushed_and_loaded_by_id(folder, gpt2_captioner, tmp_path):
+    """A process of its own, because huggingface_hub reads where the Hub is when it is imported."""
+    script = """
+import sys, torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+import gmail_hf.captioning
+model, processor = AutoModelForImageTextToText.from_pretrained(sys.argv[1]), AutoProcessor.from_pretrained(sys.argv[1])
+model.push_to_hub("org/captioner")
+processor.push_to_hub("org/captioner")
+pulled = AutoModelForImageTextToText.from_pretrained("org/captioner")
+tokenizer = AutoProcessor.from_pretrained("org/captioner").tokenizer
+embeds = torch.randn(2, 24)
+print(torch.equal(pulled.generate(image_embeds=embeds), model.generate(image_embeds=embeds)), len(tokenizer))
+"""
+    with HubServer() as server:
+        environment = {**os.environ, **server.environment(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, env=environment
+        )
+        assert done.stdout.split()[-2:] == ["True", "514"], done.stderr
+        files = server.files("org/captioner", "model")
+    assert {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"} <= set(files)
