@@ -1,11 +1,11 @@
-"""The embedded default: real digits scenes, a small CLIP and a small diffusion generator, none of it downloaded."""
+"""The embedded default: real digits scenes, a small CLIP, diffusion generator and language model, none downloaded."""
 
 from pathlib import Path
 
 from .generate import generate_pairs
 from .scenes import load_digits
 
-__all__ = ["clip_path", "generate_pairs", "generator_path", "load_digits"]
+__all__ = ["clip_path", "generate_pairs", "generator_path", "llama_path", "load_digits"]
 
 
 def clip_path() -> str:
@@ -16,3 +16,8 @@ def clip_path() -> str:
 def generator_path() -> str:
     """The folder of the generator, a `diffusers.StableDiffusionPipeline` trained on real train scenes only."""
     return str(Path(__file__).with_name("generator"))
+
+
+def llama_path() -> str:
+    """The folder of the language model (`LlamaForCausalLM` with its tokenizer), trained on text only."""
+    return str(Path(__file__).with_name("llama"))

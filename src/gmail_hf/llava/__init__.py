@@ -1,0 +1,26 @@
+"""LLaVA and Llama 3 on GMAIL's two-branch vision tower: train on generated images, serve photographs."""
+
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaProcessor
+
+from .chat import LLAMA3_CHAT_TEMPLATE, with_images
+from .configuration_gmail_llava import GmailLlavaConfig
+from .modeling_gmail_llava import GmailLlavaForConditionalGeneration, GmailLlavaModel
+from .processing import build_processor, check_processor
+from .training import LlavaCollator, LlavaTrainer, language_model_lora
+
+AutoConfig.register("gmail_llava", GmailLlavaConfig)
+AutoModelForImageTextToText.register(GmailLlavaConfig, GmailLlavaForConditionalGeneration)
+AutoProcessor.register(GmailLlavaConfig, LlavaProcessor)
+
+__all__ = [
+    "LLAMA3_CHAT_TEMPLATE",
+    "GmailLlavaConfig",
+    "GmailLlavaForConditionalGeneration",
+    "GmailLlavaModel",
+    "LlavaCollator",
+    "LlavaTrainer",
+    "build_processor",
+    "check_processor",
+    "language_model_lora",
+    "with_images",
+]

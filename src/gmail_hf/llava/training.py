@@ -1,0 +1,163 @@
+"""What training a LLaVA takes beside the Trainer: batches of conversations, and LoRA on the language model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image as PILImage
+from transformers import LlavaProcessor, Trainer, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils import logging
+
+from ..data import BadImageError, decode_image
+from .processing import end_of_turn
+
+IGNORED = -100  # of the cross-entropy
+
+logger = logging.get_logger(__name__)
+
+
+class LlavaCollator:
+    """
+    Conversations about images to the arguments of [`GmailLlavaForConditionalGeneration.forward`].
+
+    The assistant's turns alone are labelled, with the token that ends them. A chat template without such a token gets
+    the tokenizer's end-of-sequence token there, as in LLaVA's own training format.
+
+    Args:
+        processor (`LlavaProcessor`): see [`build_processor`].
+        modality (`str`, *optional*): the branch of the images of rows that name none.
+
+    A call takes rows with `messages`, a conversation in the format of transformers' chat templates; `images`, the list
+    of its images in their order (see [`decode_image`]); and, optionally, `modality`, a name.
+
+    Returns of a call:
+        `input_ids`, `attention_mask`, `labels` `(rows, tokens)` int64, padded on the right; `pixel_values` `(images,
+        channels, height, width)` float32; `modality`, a list of one name an image, if rows or collator name one. The
+        row of an image that cannot be read stays, with a blank image, without labels and with a warning.
+
+    Raises:
+        ValueError: a conversation has not one image item for each image, or no assistant's turn; the template renders
+            the start of a conversation otherwise than the whole.
+    """
+
+    def __init__(self, processor: LlavaProcessor, modality: str | None = None):
+        self.processor = processor
+        self.modality = modality
+        self.end_of_turn = "" if end_of_turn(processor) is not None else processor.tokenizer.eos_token
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        texts, spans, images, counts, modality = [], [], [], [], []
+        for row in rows:
+            text, answers = self.render(row["messages"])
+            try:
+                images += [decode_image(image) for image in row["images"]]
+            except BadImageError as error:
+                logger.warning(f"A conversation is not trained on: {error}.")
+                images += [PILImage.new("RGB", (64, 64)) for _ in row["images"]]
+                answers = []
+            if text.count(self.processor.image_token) != len(row["images"]):
+                raise ValueError(
+                    f"A conversation has {text.count(self.processor.image_token)} image item(s) and "
+                    f"{len(row['images'])} image(s): {row['messages']}."
+                )
+            texts.append(text)
+            spans.append(answers)
+            counts.append(len(row["images"]))
+            modality += [row.get("modality", self.modality)] * len(row["images"])
+        batch = self.processor(
+            images=images or None,
+            text=texts,
+            padding=True,
+            padding_side="right",
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_tensors="pt",
+        )
+        batch = dict(batch)
+        offsets = batch.pop("offset_mapping")  # (rows, tokens, 2), characters of the text with expanded images
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for index, (text, answers) in enumerate(zip(texts, spans, strict=True)):
+            ids = batch["input_ids"][index]
+            width = len(self.processor.image_token)
+            patches = int((ids == self.processor.image_token_id).sum()) // max(counts[index], 1)
+            for start, end in answers:
+                shift = text.count(self.processor.image_token, 0, start) * (patches - 1) * width
+                begins, stops = offsets[index].unbind(dim=-1)
+                inside = (begins >= start + shift) & (stops <= end + shift) & (stops > begins)
+                labels[index, inside] = ids[inside]
+        batch["labels"] = labels.masked_fill(batch["input_ids"] == self.processor.image_token_id, IGNORED)
+        if any(name is not None for name in modality):
+            batch["modality"] = modality
+        return batch
+
+    def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a conversation, images unexpanded, and where in it the assistant's turns begin and end."""
+        text, answers, rendered = "", [], 0
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._template(messages[:index], add_generation_prompt=True)
+            whole = self._template(messages[: index + 1])
+            if not whole.startswith(prompt):
+                raise ValueError(f"The chat template does not go on after its generation prompt: {whole!r}.")
+            text += prompt[rendered:]
+            answer = whole[len(prompt) :].rstrip()
+            answer = answer + self.end_of_turn
+            answers.append((len(text), len(text) + len(answer)))
+            text += answer
+            rendered = len(whole)
+        if not answers:
+            raise ValueError(f"A conversation has no assistant's turn to learn: {messages}.")
+        return text, answers
+
+    def _template(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
+
+
+def language_model_lora(rank: int, alpha: float, dropout: float = 0.0) -> Any:
+    """
+    A `peft.LoraConfig` for a [`GmailLlavaForConditionalGeneration`]: LoRA on each linear layer of the language model,
+    none on the vision tower, and the whole projector trained and saved with it.
+    """
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+        modules_to_save=["multi_modal_projector"],
+        task_type="CAUSAL_LM",
+    )
+
+
+def optimizer_of(
+    model: torch.nn.Module, args: TrainingArguments, projector_learning_rate: float | None = None
+) -> torch.optim.Optimizer | None:
+    """
+    The optimizer that `args` ask for, with a learning rate of its own for the projector, as LLaVA-1.5 is fine-tuned;
+    None, which leaves the choice to `Trainer`, if there is none.
+    """
+    if projector_learning_rate is None:
+        return None
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    projector = [parameter for name, parameter in trained if "multi_modal_projector" in name]
+    others = [parameter for name, parameter in trained if "multi_modal_projector" not in name]
+    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    groups = [{"params": projector, "lr": projector_learning_rate}, {"params": others}]
+    groups = [group for group in groups if group["params"]]
+    return optimizer_class(groups, weight_decay=args.weight_decay, **settings)
+
+
+class LlavaTrainer(Trainer):
+    """`Trainer` for a [`GmailLlavaForConditionalGeneration`], plain or under PEFT; it leaves no pickle behind."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / "training_args.json").write_text(json.dumps(self.args.to_sanitized_dict(), indent=2) + "\n")
