@@ -75,8 +75,8 @@ class ClipCapForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Only the mapping network comes here. ClipCap leaves it to torch's own initialisation, whose scale follows the
-        # width; transformers' constant 0.02 is far too small for embeddings of a few hundred entries.
+        # Only the mapping network comes here. As in ClipCap it starts at torch's own scale, which follows the width,
+        # and not at transformers' constant 0.02.
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
