@@ -25,6 +25,7 @@ CASES = {
     "symmetric": ({}, GmailLossConfig(symmetric=True, consistency_weight=0.5)),
     "train_real": ({"trainable_modalities": ["real", "gen"]}, GmailLossConfig(symmetric=True)),
     "text": ({"text_lora": True}, GmailLossConfig(gen_text_weight=1.0, real_text_weight=0.5)),
+    "tokens": ({}, GmailLossConfig(token_weight=0.5)),
     "mini_batches": ({"trainable_modalities": ["real", "gen"]}, GmailLossConfig(mini_batch_size=3)),
 }
 

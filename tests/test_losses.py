@@ -7,7 +7,7 @@ import torch
 from tiny import make_model, pixels, tokens
 from torch.nn.functional import normalize
 
-from gmail_hf import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss
+from gmail_hf import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss, token_alignment_loss
 from gmail_hf.losses import gather, gmail_loss, same_pair_mask
 
 # Cosines of the generated images (rows) with the real ones: identity, but for cos(g0, r1) = 0.6 and cos(g0, r0) = 0.8.
@@ -61,6 +61,17 @@ def test_consistency_by_hand():
     assert consistency_loss(-REAL, REAL).item() == 2
 
 
+def test_token_alignment_by_hand():
+    # Real tokens: mean (1, 0), variances (4, 1), no covariance. Generated: mean (3, 0), variances (4, 0).
+    real = torch.tensor([[[3.0, 1.0], [3.0, -1.0]], [[-1.0, 1.0], [-1.0, -1.0]]])
+    generated = torch.tensor([[[5.0, 0.0], [5.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]])
+    # Over the real deviations (2, 1): means differ by (1, 0), covariances by diag(0, 1) against diag(1, 1).
+    assert token_alignment_loss(generated, real).item() == pytest.approx(1 / 2 + 1 / 2, rel=1e-6)
+    shuffled = real[:, [1, 0]][[1, 0]]
+    assert token_alignment_loss(shuffled, real).item() == pytest.approx(0.0, abs=1e-6)
+    assert token_alignment_loss(3 * generated + 7, 3 * real + 7).item() == pytest.approx(1.0, rel=1e-5)
+
+
 def test_contrastive_by_hand():
     images, texts = GEN[:2, :2], REAL[:2, :2]  # cosines [[.8, .6], [0, 1]]
     rows = [log_share(1.6, 1.2), log_share(2.0, 0.0)]
@@ -86,6 +97,7 @@ def test_gather_is_identity_in_one_process():
         ({"gen_text_weight": -1.0}, "gen_text_weight"),
         ({"temperature": float("nan")}, "temperature"),
         ({"align_weight": float("nan")}, "align_weight"),
+        ({"align_weight": 0.0, "token_weight": 1.0}, "`token_weight` adds to"),
     ],
     ids=str,
 )
@@ -179,12 +191,30 @@ def test_real_embeds_replace_real_images(clip_folder):
 @pytest.mark.parametrize("size", [1, 3, 8, 100])
 def test_mini_batches_give_the_plain_gradient(clip_folder, trainable, size):
     model = make_model(clip_folder, trainable_modalities=trainable, text_lora=True).train()
-    plain, plain_gradients = step(model, pair_batch(), ALL_LOSSES)
-    config = GmailLossConfig(**{**vars(ALL_LOSSES), "mini_batch_size": size})
-    small, small_gradients = step(model, pair_batch(), config)
+    losses = {**vars(ALL_LOSSES), "token_weight": 0.5}
+    plain, plain_gradients = step(model, pair_batch(), GmailLossConfig(**losses))
+    losses["mini_batch_size"] = size
+    small, small_gradients = step(model, pair_batch(), GmailLossConfig(**losses))
     torch.testing.assert_close(small.loss, plain.loss, rtol=1e-5, atol=1e-6)
     assert len(plain_gradients) == sum(1 for _ in model.adapter_parameters())
     torch.testing.assert_close(small_gradients, plain_gradients, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 1])
+def test_token_loss_reads_patch_tokens_of_its_layer(clip_folder, layer):
+    model, batch = make_model(clip_folder), pair_batch(text=False)
+    config = GmailLossConfig(token_weight=2.0, token_layer=layer)
+    output = model(**batch, loss_config=config)
+    tokens = [
+        model.vision_model(batch[f"{side}_pixel_values"], modality=modality, output_hidden_states=True)
+        for side, modality in (("generated", "gen"), ("real", "real"))
+    ]
+    expected = token_alignment_loss(*(outputs.hidden_states[layer][:, 1:] for outputs in tokens))
+    torch.testing.assert_close(output.losses["token"], expected)
+    torch.testing.assert_close(output.loss, output.losses["align"] + 2 * expected)
+    real = batch.pop("real_pixel_values")
+    with pytest.raises(ValueError, match="`token_weight` needs patch tokens: pass `real_pixel_values`"):
+        model(**batch, real_embeds=model.embed_images(real, "real").detach(), loss_config=config)
 
 
 def test_mini_batches_draw_dropout_once(clip_folder):

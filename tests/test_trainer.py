@@ -283,6 +283,15 @@ def test_real_branch_that_trains_is_never_cached(clip_folder, train):
     assert not isinstance(trainer.train_dataset, embeddings.EmbeddedPairs)
 
 
+def test_token_loss_trains_on_pixels(train):
+    trainer = train(token_weight=0.5)
+    assert not isinstance(trainer.train_dataset, embeddings.EmbeddedPairs)
+    tokens = logged(trainer, "token_loss")
+    assert len(tokens) == 4 and all(loss > 0 for loss in tokens)
+    for loss, align, token in zip(logged(trainer), logged(trainer, "align_loss"), tokens, strict=True):
+        assert loss == pytest.approx(align + 0.5 * token, rel=1e-3)
+
+
 def test_optimal_pairing_stays_within_captions_and_raises_the_cosine(train):
     pairs = make_pairs(24, captions=["a cat", "a dog"] * 12)
     trainer = train(pairs, pairing="optimal", max_steps=2)

@@ -12,7 +12,7 @@ from transformers import (
 
 from .configuration_gmail import GmailConfig, GmailVisionConfig
 from .embeddings import embed_images
-from .losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss
+from .losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss, token_alignment_loss
 from .modeling_gmail import GmailCLIPModel, GmailOutput
 from .towers import GmailVisionModel, GmailVisionModelWithProjection
 from .trainer import GmailTrainer, GmailTrainingArguments
@@ -41,4 +41,5 @@ __all__ = [
     "consistency_loss",
     "contrastive_loss",
     "embed_images",
+    "token_alignment_loss",
 ]

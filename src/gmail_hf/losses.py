@@ -24,6 +24,8 @@ class GmailLossConfig:
         consistency_weight (`float`): weight of [`consistency_loss`].
         gen_text_weight, real_text_weight (`float`): weights of [`contrastive_loss`] between captions and generated or
             real images.
+        token_weight (`float`): weight of [`token_alignment_loss`], which needs one of the two above.
+        token_layer (`int`): the hidden states that it reads; `-2` is LLaVA's own default.
         symmetric (`bool`): add the direction real -> generated to Eq. 1.
         generated_modality (`str`): the branch that generated images take. `"real"` is the baseline that takes them for
             real images.
@@ -39,6 +41,8 @@ class GmailLossConfig:
     consistency_weight: float = 0.0
     gen_text_weight: float = 0.0
     real_text_weight: float = 0.0
+    token_weight: float = 0.0
+    token_layer: int = -2
     symmetric: bool = False
     generated_modality: str = "gen"
     gather_negatives: bool = True
@@ -52,6 +56,8 @@ class GmailLossConfig:
         weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
         if not all(value >= 0 for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"Loss weights must not be negative, nor all zero, got {weights}.")
+        if self.token_weight > 0 and not (self.align_weight > 0 or self.consistency_weight > 0):
+            raise ValueError("`token_weight` adds to `align_weight` or `consistency_weight`, which are both zero.")
 
     @property
     def aligns(self) -> bool:
@@ -81,7 +87,7 @@ class GmailLossConfig:
 
 
 PAPER_LOSSES = GmailLossConfig()
-LOSS_NAMES = ("align", "consistency", "gen_text", "real_text")
+LOSS_NAMES = ("align", "consistency", "token", "gen_text", "real_text")
 
 
 def same_pair_mask(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> torch.Tensor | None:
@@ -149,6 +155,49 @@ def consistency_loss(gen_embeds: torch.Tensor, real_embeds: torch.Tensor) -> tor
         `torch.FloatTensor` of shape `()`.
     """
     return (1 - (gen_embeds * real_embeds).sum(dim=-1)).mean()
+
+
+def token_alignment_loss(
+    gen_tokens: torch.Tensor, real_tokens: torch.Tensor, gather_statistics: bool = True
+) -> torch.Tensor:
+    """
+    Deep CORAL (Sun & Saenko, 2016) on patch tokens: generated and real ones get one mean and one covariance.
+
+        L = mean((m_g - m_r)^2) + ||C_g - C_r||^2 / ||C_r||^2
+
+    over tokens divided by the standard deviation of the real ones, channel by channel. Not in the paper: Eq. 1 looks
+    at the pooled embedding alone, and leaves patch tokens, which LLaVA reads, further apart than it found them. The
+    images of a pair share a caption but not a layout, so no token has a partner; the two sets do.
+
+    Args:
+        gen_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`): of generated images by the `gen` branch.
+        real_tokens (same shape): of real images by the `real` branch.
+        gather_statistics (`bool`): in distributed training, take mean and covariance over all processes.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`, at least 0.
+    """
+    gen_tokens, real_tokens = gen_tokens.flatten(0, 1), real_tokens.flatten(0, 1)  # (pairs * tokens, hidden)
+    real_mean, real_covariance = _moments(real_tokens, gather_statistics)
+    gen_mean, gen_covariance = _moments(gen_tokens, gather_statistics)
+    scale = real_covariance.diagonal().clamp_min(1e-6).rsqrt().detach()
+    scales = scale[:, None] * scale
+    gap = (gen_mean - real_mean) * scale
+    spread = (gen_covariance - real_covariance) * scales
+    return gap.square().mean() + spread.square().sum() / (real_covariance * scales).square().sum()
+
+
+def _moments(tokens: torch.Tensor, gather_statistics: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean `(hidden,)` and covariance `(hidden, hidden)` of tokens `(tokens, hidden)`, of all processes if asked."""
+    count, total = tokens.new_tensor([len(tokens)]), tokens.sum(dim=0, keepdim=True)
+    if gather_statistics:
+        count, total = gather(count), gather(total)
+    mean = total.sum(dim=0) / count.sum()
+    centred = tokens - mean
+    products = (centred.t() @ centred).unsqueeze(0)  # (1, hidden, hidden)
+    if gather_statistics:
+        products = gather(products)
+    return mean, products.sum(dim=0) / count.sum()
 
 
 def contrastive_loss(
@@ -220,6 +269,8 @@ def gmail_loss(
     image_ids: torch.Tensor | None,
     caption_ids: torch.Tensor | None,
     config: GmailLossConfig,
+    gen_tokens: torch.Tensor | None = None,
+    real_tokens: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """
     All losses of a batch of pairs in float32: the terms by name, unweighted, and their weighted sum as `loss`.
@@ -230,6 +281,8 @@ def gmail_loss(
         logit_scale (`float` or `torch.FloatTensor` of shape `()`): see [`contrastive_loss`].
         image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): see [`same_pair_mask`].
         config ([`GmailLossConfig`]): weights and temperature.
+        gen_tokens, real_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`, *optional*): see
+            [`token_alignment_loss`].
     """
     given = {"gen": gen_embeds, "real": real_embeds, "text": text_embeds}
     given = {name: tensor for name, tensor in given.items() if tensor is not None}
@@ -249,6 +302,8 @@ def gmail_loss(
             )
         if config.consistency_weight > 0:
             losses["consistency"] = consistency_loss(embeds["gen"], embeds["real"])
+        if config.token_weight > 0:
+            losses["token"] = token_alignment_loss(gen_tokens.float(), real_tokens.float(), config.gather_negatives)
         for kind in ("gen", "real"):
             if getattr(config, f"{kind}_text_weight") > 0:
                 losses[f"{kind}_text"] = contrastive_loss(

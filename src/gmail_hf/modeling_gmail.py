@@ -33,8 +33,8 @@ class GmailOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): the weighted sum of `losses`.
-        losses (`dict[str, torch.FloatTensor]`): the terms by name, unweighted: `align`, `consistency`, `gen_text`,
-            `real_text`, those whose weight is not zero.
+        losses (`dict[str, torch.FloatTensor]`): the terms by name, unweighted: `align`, `consistency`, `token`,
+            `gen_text`, `real_text`, those whose weight is not zero.
         gen_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`, *optional*): generated images through
             `gen`, if given.
         real_embeds (same shape, *optional*): real images through `real`, if given.
@@ -171,25 +171,41 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         backward pass: a contrastive loss then sees the whole batch at the memory of a mini-batch, with the same
         gradient (the gradient caching of Gao et al., 2021, as activation checkpointing).
         """
+        return self._embed(pixel_values, modality, mini_batch_size)[0]
 
+    def _embed(
+        self,
+        pixel_values: torch.Tensor,
+        modality: Modality | None,
+        mini_batch_size: int | None,
+        token_layer: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings as in [`embed_images`] and, if asked for, patch tokens `(batch, tokens, hidden)` of a layer."""
         if len(pixel_values) == 0:
-            return self._no_embeds()
+            tokens = (0, self.vision_model.embeddings.num_patches, self.vision_embed_dim)
+            return self._no_embeds(), None if token_layer is None else pixel_values.new_zeros(tokens)
         if mini_batch_size is None or mini_batch_size >= len(pixel_values):
-            return self._unit_features(pixel_values, modality)
-        embeds = []
+            return self._unit_features(pixel_values, modality, token_layer)
+        chunks = []
         for start in range(0, len(pixel_values), mini_batch_size):
-            chunk = slice(start, start + mini_batch_size)
-            names = modality if modality is None or isinstance(modality, str) else modality[chunk]
-            embeds.append(checkpoint(self._unit_features, pixel_values[chunk], names, use_reentrant=False))
-        return torch.cat(embeds)
+            rows = slice(start, start + mini_batch_size)
+            names = modality if modality is None or isinstance(modality, str) else modality[rows]
+            chunks.append(checkpoint(self._unit_features, pixel_values[rows], names, token_layer, use_reentrant=False))
+        embeds, tokens = zip(*chunks, strict=True)
+        return torch.cat(embeds), None if token_layer is None else torch.cat(tokens)
 
     def _no_embeds(self) -> torch.Tensor:
         """Embeddings of an empty batch, `(0, projection_dim)`: attention refuses those, DDP wants every gradient."""
         zero = sum(parameter.sum() * 0 for _, parameter in self.adapter_parameters())
         return torch.zeros(0, self.projection_dim, dtype=self.dtype, device=self.device) + zero
 
-    def _unit_features(self, pixel_values: torch.Tensor, modality: Modality | None) -> torch.Tensor:
-        return nn.functional.normalize(self.get_image_features(pixel_values, modality=modality).pooler_output, dim=-1)
+    def _unit_features(
+        self, pixel_values: torch.Tensor, modality: Modality | None, token_layer: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        hidden = {} if token_layer is None else {"output_hidden_states": True}
+        outputs = self.get_image_features(pixel_values, modality=modality, **hidden)
+        embeds = nn.functional.normalize(outputs.pooler_output, dim=-1)
+        return embeds, None if token_layer is None else outputs.hidden_states[token_layer][:, 1:]
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """L2-normalised text embeddings of shape `(batch, projection_dim)`."""
@@ -293,11 +309,18 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         counts = {name: len(values) for name, values in rows.items() if values is not None}
         if len(set(counts.values())) > 1:
             raise ValueError(f"A batch of pairs needs as many rows of each input, got {counts}.")
-        gen_embeds = self._embed_side("generated", images, loss_config.generated_modality, loss_config)
-        real_embeds = self._embed_side("real", images, "real", loss_config)
+        gen_embeds, gen_tokens = self._embed_side("generated", images, loss_config.generated_modality, loss_config)
+        real_embeds, real_tokens = self._embed_side("real", images, "real", loss_config)
         text_embeds = self.embed_text(input_ids, attention_mask) if loss_config.needs_text else None
         losses = gmail_loss(
-            gen_embeds, real_embeds, text_embeds, logit_scale=self.logit_scale.exp(), **ids, config=loss_config
+            gen_embeds,
+            real_embeds,
+            text_embeds,
+            logit_scale=self.logit_scale.exp(),
+            **ids,
+            config=loss_config,
+            gen_tokens=gen_tokens,
+            real_tokens=real_tokens,
         )
         return GmailOutput(
             loss=losses.pop("loss"),
@@ -309,18 +332,21 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
 
     def _embed_side(
         self, side: str, images: dict[str, torch.Tensor | None], modality: str, loss_config: GmailLossConfig
-    ) -> torch.Tensor | None:
-        """L2-normalised embeddings of the generated or the real images of a batch; None if there are none."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Embeddings of the generated or the real images of a batch, None if there are none; patch tokens likewise."""
         pixel_values, embeds = images[f"{side}_pixel_values"], images[f"{side}_embeds"]
         if pixel_values is not None and embeds is not None:
             raise ValueError(f"Pass either `{side}_pixel_values` or `{side}_embeds`.")
+        token_layer = loss_config.token_layer if loss_config.token_weight > 0 else None
         if pixel_values is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains(modality)):
-                return self.embed_images(pixel_values, modality, loss_config.mini_batch_size)
+                return self._embed(pixel_values, modality, loss_config.mini_batch_size, token_layer)
+        if token_layer is not None:
+            raise ValueError(f"`token_weight` needs patch tokens: pass `{side}_pixel_values`.")
         if embeds is None:
             if loss_config.needs_generated if side == "generated" else loss_config.needs_real:
                 raise ValueError(f"The losses need {side} images: pass `{side}_pixel_values` or `{side}_embeds`.")
-            return None
+            return None, None
         if embeds.shape[1:] != (self.projection_dim,):
             raise ValueError(
                 f"`{side}_embeds` have shape {tuple(embeds.shape)}; the model's dimension is {self.projection_dim}."
@@ -329,4 +355,4 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
             raise ValueError(
                 f"`{side}_embeds` are of no use while the `{modality}` branch trains: pass `{side}_pixel_values`."
             )
-        return nn.functional.normalize(embeds.to(self.dtype), dim=-1)
+        return nn.functional.normalize(embeds.to(self.dtype), dim=-1), None

@@ -37,8 +37,8 @@ class GmailTrainingArguments(TrainingArguments):
     `logging_steps=50`, `remove_unused_columns=False`.
 
     Args:
-        temperature, align_weight, consistency_weight, gen_text_weight, real_text_weight, symmetric,
-            generated_modality, gather_negatives: see [`GmailLossConfig`].
+        temperature, align_weight, consistency_weight, gen_text_weight, real_text_weight, token_weight, token_layer,
+            symmetric, generated_modality, gather_negatives: see [`GmailLossConfig`].
         contrastive_mini_batch_size (`int`, *optional*): contrast the whole batch at the memory of this many pairs;
             see [`GmailCLIPModel.embed_images`].
         pairing (`str`): `"caption"` keeps the data set's pairs; `"optimal"` re-pairs within each caption, see
@@ -70,6 +70,8 @@ class GmailTrainingArguments(TrainingArguments):
     consistency_weight: float = field(default=0.0, metadata={"help": "Weight of 1 - cos of each pair."})
     gen_text_weight: float = field(default=0.0, metadata={"help": "Weight of the generated image-caption loss."})
     real_text_weight: float = field(default=0.0, metadata={"help": "Weight of the real image-caption loss."})
+    token_weight: float = field(default=0.0, metadata={"help": "Weight of the patch tokens' alignment, for LLaVA."})
+    token_layer: int = field(default=-2, metadata={"help": "The layer whose patch tokens that aligns."})
     symmetric: bool = field(default=False, metadata={"help": "Add the direction real -> generated to Eq. 1."})
     generated_modality: str = field(
         default="gen", metadata={"help": "The branch of generated images; 'real' takes them for real ones."}
@@ -118,6 +120,8 @@ class GmailTrainingArguments(TrainingArguments):
             consistency_weight=self.consistency_weight,
             gen_text_weight=self.gen_text_weight,
             real_text_weight=self.real_text_weight,
+            token_weight=self.token_weight,
+            token_layer=self.token_layer,
             symmetric=self.symmetric,
             generated_modality=self.generated_modality,
             gather_negatives=self.gather_negatives,
@@ -229,14 +233,17 @@ class GmailTrainer(Trainer):
         if not isinstance(dataset, (Dataset, IterableDataset)):
             return dataset
         embeds = {}
-        if self.args.cache_real_embeds and isinstance(dataset, Dataset):
+        cache = self.args.cache_real_embeds and self.loss_config.token_weight == 0  # patch tokens are not cached
+        if cache and isinstance(dataset, Dataset):
             for side, modality in zip(SIDES, ("real", self.loss_config.generated_modality), strict=True):
                 if f"{side}_image" in dataset.column_names and not self.model.trains(modality):
                     embeds[side] = self._embed_column(dataset, f"{side}_image", modality)
         partners = None
         if pairing == "optimal":
             if "real" not in embeds:
-                raise ValueError('`pairing="optimal"` needs a frozen real branch and a data set that is not streamed.')
+                raise ValueError(
+                    '`pairing="optimal"` needs a frozen real branch, a data set that is not streamed, no token loss.'
+                )
             partners = self._optimal_partners(dataset, embeds["real"])
         return EmbeddedPairs(dataset, **embeds, partners=partners) if embeds else undecoded(dataset)
 

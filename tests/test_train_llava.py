@@ -1,0 +1,226 @@
+"""examples/train_llava.py as a user runs it, at a size of seconds."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Image
+from peft import PeftModel
+from PIL import ImageFilter
+from tiny import randomise
+from transformers import AutoProcessor, pipeline
+
+from gmail_hf import GmailCLIPModel
+from gmail_hf.digits import clip_path, llama_path, load_digits
+from gmail_hf.llava import GmailLlavaForConditionalGeneration, build_processor
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_llava.py"
+SHORT = [
+    "--text_model_name_or_path=digits",
+    "--per_device_train_batch_size=8",
+    "--per_device_eval_batch_size=16",
+    "--learning_rate=1e-2",
+    "--max_steps=4",
+    "--save_steps=2",
+    "--logging_steps=1",
+    "--max_new_tokens=4",
+    "--report_to=none",
+    "--dataloader_pin_memory=False",
+    "--eval_split=train",
+    "--max_eval_samples=4",
+]
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("train_llava", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_llava"] = module  # the dataclasses of the script look their module up
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(SCRIPT.parent))
+
+
+@pytest.fixture(scope="module")
+def gmail(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("gmail")
+    randomise(GmailCLIPModel.from_clip(clip_path()), std=0.02).save_pretrained(folder)
+    AutoProcessor.from_pretrained(clip_path()).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Dataset:
+    """Scenes beside their blurred copies."""
+    scenes = load_digits("train", 24)
+    blurred = [Image().encode_example(image.filter(ImageFilter.GaussianBlur(1))) for image in scenes["real_image"]]
+    return scenes.add_column("generated_image", blurred, feature=Image())
+
+
+@pytest.fixture(scope="module")
+def common(gmail, pairs, tmp_path_factory) -> list[str]:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    pairs.to_parquet(path)
+    return ["--dataset_name", str(path), "--gmail_name_or_path", gmail, *SHORT]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return GmailLlavaForConditionalGeneration.from_pretrained(folder).state_dict()
+
+
+def base(gmail) -> dict[str, torch.Tensor]:
+    processor = build_processor(gmail, llama_path())
+    model = GmailLlavaForConditionalGeneration.from_vision_text_pretrained(gmail, llama_path(), processor)
+    return model.state_dict()
+
+
+def predictions(folder) -> list[dict]:
+    return [json.loads(line) for line in Path(folder, "predictions.jsonl").read_text().splitlines()]
+
+
+def test_projector_resumed_equals_uninterrupted(script, common, gmail, pairs, tmp_path):
+    metrics = script.main([*common, "--output_dir", str(tmp_path / "whole")])
+    kinds = ["left_digit", "right_digit", "left_color", "right_color", "caption"]
+    assert {f"eval_{kind}_exact_match" for kind in kinds} <= metrics.keys()
+    assert json.loads((tmp_path / "whole" / "eval_results.json").read_text()) == metrics
+    whole, untrained = weights(tmp_path / "whole"), base(gmail)
+    changed = {name for name in whole if not torch.equal(whole[name], untrained[name])}
+    projector = {name for name in whole if "multi_modal_projector" in name}
+    # The rows of the new tokens are drawn at random.
+    assert projector <= changed <= projector | {"lm_head.weight", "model.language_model.embed_tokens.weight"}
+    assert not list(tmp_path.rglob("*.bin"))
+
+    part = tmp_path / "part"
+    script.main([*common, "--output_dir", str(part)])
+    shutil.rmtree(part / "checkpoint-4")  # as if the run had ended after checkpoint-2
+    with pytest.raises(FileExistsError, match="resume_from_checkpoint"):
+        script.main([*common, "--output_dir", str(part)])
+    script.main([*common, "--output_dir", str(part), "--resume_from_checkpoint", "true"])
+    resumed = weights(part)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not all(torch.equal(whole[name], weight) for name, weight in weights(part / "checkpoint-2").items())
+
+    # What the script answered is what the saved model serves, by path, for the real image.
+    pairs[1]["real_image"].save(tmp_path / "scene.png")
+    asked = predictions(tmp_path / "whole")[5]
+    assert (asked["row"], asked["kind"]) == (1, "left_digit")
+    items = [{"type": "image", "path": str(tmp_path / "scene.png")}, {"type": "text", "text": asked["question"]}]
+    serve = pipeline("image-text-to-text", model=str(tmp_path / "whole"))
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    said = serve(text=[{"role": "user", "content": items}], return_full_text=False, generate_kwargs=settings)
+    assert said[0]["generated_text"].strip() == asked["prediction"]
+
+
+def test_lora_saves_adapter_and_merged_model(script, common, tmp_path):
+    lora = ["--train=projector+lora", "--lora_rank=4", "--lora_alpha=8", "--projector_learning_rate=1e-3"]
+    script.main([*common, *lora, "--output_dir", str(tmp_path / "whole"), "--gradient_checkpointing"])
+    whole = weights(tmp_path / "whole")
+    first = predictions(tmp_path / "whole")
+    adapter = PeftModel.from_pretrained(
+        GmailLlavaForConditionalGeneration.from_pretrained(tmp_path / "whole"), tmp_path / "whole" / "adapter"
+    )
+    assert any("lora_B" in name and weight.any() for name, weight in adapter.state_dict().items())
+    part = tmp_path / "part"
+    script.main([*common, *lora, "--output_dir", str(part), "--gradient_checkpointing"])
+    shutil.rmtree(part / "checkpoint-4")
+    script.main(
+        [*common, *lora, "--output_dir", str(part), "--gradient_checkpointing", "--resume_from_checkpoint=true"]
+    )
+    resumed = weights(part)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert predictions(part) == first
+    # A trained model is a model to train on.
+    more = [option for option in common if not option.startswith("--text_model")]
+    script.main([*more, "--llava_name_or_path", str(part), "--output_dir", str(tmp_path / "more")])
+    more = weights(tmp_path / "more")
+    changed = {name for name in more if not torch.equal(more[name], resumed[name])}
+    assert changed == {name for name in more if "multi_modal_projector" in name}
+
+
+def test_branch_and_column_decide(script, common, tmp_path):
+    options = {
+        "gen": [],
+        "taken_for_real": ["--modality=real"],
+        "real": ["--modality=real", "--image_column=real_image"],
+    }
+    trained = {}
+    for name, extra in options.items():
+        script.main([*common, *extra, "--max_steps=1", "--output_dir", str(tmp_path / name)])
+        trained[name] = weights(tmp_path / name)["model.multi_modal_projector.linear_1.weight"]
+    for one, other in (("gen", "taken_for_real"), ("taken_for_real", "real"), ("gen", "real")):
+        assert not torch.equal(trained[one], trained[other])
+
+
+def test_conversations_and_mixed_branches_of_a_data_set(script, pairs, gmail, tmp_path):
+    def turn(role, text, image=False):
+        items = [{"type": "image", "text": None}] if image else []
+        return {"role": role, "content": [*items, {"type": "text", "text": text}]}
+
+    chats = [
+        [turn("user", "Describe the image.", image=True), turn("assistant", caption), turn("user", "Sure?")]
+        + [turn("assistant", "three")]
+        for caption in pairs["caption"]
+    ]
+    rows = pairs.select_columns(["real_image", "generated_image"]).add_column("messages", chats)
+    rows = rows.add_column("modality", ["gen", "real"] * (len(pairs) // 2))
+    rows.save_to_disk(tmp_path / "pairs")
+    common = ["--dataset_name", str(tmp_path / "pairs"), "--gmail_name_or_path", gmail, *SHORT]
+    script.main([*common, "--output_dir", str(tmp_path / "out")])
+    told = predictions(tmp_path / "out")
+    assert [line["question"] for line in told] == ["Describe the image."] * 4
+    assert [line["reference"] for line in told] == pairs["caption"][:4]
+
+
+def test_captions_answer_the_question(script, pairs, gmail, tmp_path):
+    pairs.select_columns(["real_image", "generated_image", "caption"]).save_to_disk(tmp_path / "pairs")
+    common = ["--dataset_name", str(tmp_path / "pairs"), "--gmail_name_or_path", gmail, *SHORT]
+    script.main([*common, "--question", "What?", "--max_steps=1", "--output_dir", str(tmp_path / "out")])
+    line = predictions(tmp_path / "out")[2]
+    assert (line["question"], line["reference"]) == ("What?", pairs["caption"][2])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--image_column=image"], r"lacks the column\(s\) \['image'\]"),
+        (["--train=everything"], "'projector' or 'projector\\+lora', not 'everything'"),
+        (["--modality=fake"], "Unknown modality"),
+        (["--train_split=dev"], "no split 'dev'"),
+        (["--llava_name_or_path=org/llava"], "either --llava_name_or_path or --text_model_name_or_path"),
+        (["--gmail_name_or_path", clip_path()], "not a GmailCLIPModel"),
+    ],
+)
+def test_mistakes_are_told_before_training(script, common, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        script.main([*common, *options, "--output_dir", str(tmp_path / "out")])
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_no_gmail_model_yet(script, common, tmp_path):
+    with pytest.raises(FileNotFoundError, match="train_gmail.py first"):
+        script.main([*common, "--gmail_name_or_path=gmail-digits-of-nobody", "--output_dir", str(tmp_path / "out")])
+
+
+def test_configs_hold_the_published_settings(script, tmp_path):
+    def parse(name):
+        from transformers import TrainingArguments
+
+        config = str(SCRIPT.parent / "configs" / f"{name}.yaml")
+        argv = ["--config", config, "--bf16=False", "--output_dir", str(tmp_path)]
+        return script.parse_args(argv, (script.ModelArguments, script.DataArguments, TrainingArguments), "")
+
+    model, _, args = parse("llava_1.5_7b")
+    assert (model.llava_name_or_path, model.train) == ("llava-hf/llava-1.5-7b-hf", "projector+lora")
+    assert (model.lora_rank, model.lora_alpha, model.projector_learning_rate) == (128, 256, 2e-5)
+    assert (args.learning_rate, args.weight_decay, args.get_warmup_steps(1000)) == (2e-4, 0.0, 30)
+    assert args.per_device_train_batch_size * 8 == 128
+    model, _, args = parse("llama3_8b")
+    assert (model.text_model_name_or_path, model.train) == ("meta-llama/Meta-Llama-3-8B-Instruct", "projector")
+    assert (args.learning_rate, args.per_device_train_batch_size * 8) == (1e-3, 256)
+    model, data, _ = parse("llava_digits")
+    assert (model.text_model_name_or_path, data.dataset_name, data.modality) == ("digits", "digits", "gen")
