@@ -7,7 +7,12 @@ import torch
 from tiny import picture, png
 from tiny_llava import PATCHES, VICUNA_TEMPLATE, inputs, make_llava_processor, make_tokenizer, question
 
-from gmail_hf.llava import GmailLlavaForConditionalGeneration, LlavaCollator, language_model_lora
+from gmail_hf.llava import (
+    LLAMA3_CHAT_TEMPLATE,
+    GmailLlavaForConditionalGeneration,
+    LlavaCollator,
+    language_model_lora,
+)
 
 peft = pytest.importorskip("peft")
 
@@ -16,6 +21,12 @@ def turn(role: str, text: str) -> dict:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
+# A token that ends a turn, and a line break after it; no beginning of text.
+CHATML_TEMPLATE = (
+    "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '\\n' }}{{ m['content'] + '<|eot_id|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant\\n' }}{% endif %}"
+)
 CONVERSATION = [
     turn("system", "Brief."),
     *question(text="What?"),
@@ -56,13 +67,25 @@ def test_labels_of_several_turns(llava_processor):
     assert (batch["labels"][1][padding] == -100).all()
 
 
-def test_input_is_what_the_processor_makes(llava_processor):
-    rows = [{"messages": CONVERSATION, "images": [picture(0)]}]
-    batch = LlavaCollator(llava_processor)(rows)
-    text = llava_processor.apply_chat_template(CONVERSATION, tokenize=False)
-    expected = llava_processor(images=[picture(0)], text=text, add_special_tokens=False, return_tensors="pt")
-    for name, values in expected.items():
-        assert torch.equal(batch[name], values)
+@pytest.mark.parametrize("template", [LLAMA3_CHAT_TEMPLATE, CHATML_TEMPLATE])
+def test_input_is_what_the_pipeline_makes(llava_processor, template):
+    processor = make_llava_processor(llava_processor.tokenizer, template)
+    batch = LlavaCollator(processor)([{"messages": CONVERSATION, "images": [picture(0)]}])
+    messages = [dict(message) for message in CONVERSATION]
+    messages[1]["content"] = [{"type": "image", "image": picture(0)}, *messages[1]["content"][1:]]
+    expected = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    # What follows the last end of turn is nothing to learn.
+    length = batch["input_ids"].shape[1]
+    assert torch.equal(batch["input_ids"], expected["input_ids"][:, :length])
+    assert processor.tokenizer.decode(expected["input_ids"][0, length:]).strip() == ""
+    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+    assert labelled(processor, batch, 0) == ["A käfer<|eot_id|>", "A<|eot_id|>"]
+
+
+def test_a_template_that_rewrites_earlier_turns(llava_processor):
+    template = "{% for m in messages %}{{ m['content'] if loop.last or m['role'] == 'user' else '-' }}{% endfor %}"
+    with pytest.raises(ValueError, match="does not go on as it began"):
+        LlavaCollator(make_llava_processor(llava_processor.tokenizer, template)).render(CONVERSATION)
 
 
 def test_a_template_without_an_end_of_turn_gets_one():
@@ -70,7 +93,7 @@ def test_a_template_without_an_end_of_turn_gets_one():
     processor = make_llava_processor(tokenizer, VICUNA_TEMPLATE)
     conversation = CONVERSATION[1:]
     batch = LlavaCollator(processor)([{"messages": conversation, "images": [picture(0)]}])
-    expected = f"USER: {'<image>' * PATCHES}\nWhat? ASSISTANT: A käfer</s>USER: assistant A ASSISTANT: A</s>"
+    expected = f"<s>USER: {'<image>' * PATCHES}\nWhat? ASSISTANT: A käfer</s>USER: assistant A ASSISTANT: A</s>"
     assert tokenizer.decode(batch["input_ids"][0]) == expected
     assert labelled(processor, batch, 0) == [" A käfer</s>", " A</s>"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import IMAGE_SIZE, make_processor, picture
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -33,6 +33,10 @@ def make_tokenizer(special_tokens=LLAMA3_TOKENS, chat_template=None, **named) ->
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special_tokens)
+    bos = special_tokens[0]  # put first, as Llama's tokenizers do
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
     named = {"bos_token": special_tokens[0], "eos_token": special_tokens[1], **named}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=chat_template, **named)
 

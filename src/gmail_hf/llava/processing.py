@@ -95,3 +95,9 @@ def end_of_turn(processor: Any) -> int | None:
     last = processor.tokenizer(text, add_special_tokens=False).input_ids[-1]
     token = processor.tokenizer.added_tokens_decoder.get(last)
     return last if token is not None and token.special else None
+
+
+def lacks_bos(processor: LlavaProcessor, text: str) -> bool:
+    """Whether the tokenizer must add the beginning of a rendered chat: the chat template may have written it."""
+    bos_token = processor.tokenizer.bos_token
+    return bos_token is None or not text.startswith(bos_token)

@@ -12,7 +12,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
 from ..data import BadImageError, decode_image
-from .processing import end_of_turn
+from .processing import end_of_turn, lacks_bos
 
 IGNORED = -100  # of the cross-entropy
 
@@ -72,7 +72,7 @@ class LlavaCollator:
             text=texts,
             padding=True,
             padding_side="right",
-            add_special_tokens=False,
+            add_special_tokens=lacks_bos(self.processor, texts[0]),
             return_offsets_mapping=True,
             return_tensors="pt",
         )
@@ -95,20 +95,21 @@ class LlavaCollator:
 
     def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
         """The text of a conversation, images unexpanded, and where in it the assistant's turns begin and end."""
-        text, answers, rendered = "", [], 0
+        text, answers, rendered = "", [], ""
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             prompt = self._template(messages[:index], add_generation_prompt=True)
-            whole = self._template(messages[: index + 1])
-            if not whole.startswith(prompt):
-                raise ValueError(f"The chat template does not go on after its generation prompt: {whole!r}.")
-            text += prompt[rendered:]
-            answer = whole[len(prompt) :].rstrip()
-            answer = answer + self.end_of_turn
+            if not prompt.startswith(rendered):
+                raise ValueError(f"The chat template does not go on as it began: {rendered!r}, then {prompt!r}.")
+            text += prompt[len(rendered) :]
+            rendered = self._template(messages[: index + 1])
+            if not rendered.startswith(prompt):
+                raise ValueError(f"The chat template does not go on after its generation prompt: {rendered!r}.")
+            turn = rendered[len(prompt) :]
+            answer = turn.rstrip() + self.end_of_turn
             answers.append((len(text), len(text) + len(answer)))
-            text += answer
-            rendered = len(whole)
+            text += answer if self.end_of_turn else turn
         if not answers:
             raise ValueError(f"A conversation has no assistant's turn to learn: {messages}.")
         return text, answers
