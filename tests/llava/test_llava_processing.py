@@ -4,7 +4,14 @@ import pytest
 import torch
 from tiny import make_processor, picture
 from tiny_llava import LLAMA3_TOKENS, PATCHES, VICUNA_TEMPLATE, inputs, make_tokenizer, question, save_llama
-from transformers import AutoTokenizer, CLIPImageProcessor, LlamaForCausalLM, LlavaProcessor
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessor,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    LlavaProcessor,
+)
 
 from gmail_hf.llava import (
     LLAMA3_CHAT_TEMPLATE,
@@ -133,10 +140,14 @@ def test_processors_that_do_not_fit(llava, llava_processor):
             check_processor(LlavaProcessor(**arguments), llava.config)
 
 
-def test_models_that_are_no_pair(clip_folder, gmail_folder, llama_folder, llava_processor):
+def test_models_that_are_no_pair(clip_folder, gmail_folder, llama_folder, tmp_path):
     processor = build_processor(gmail_folder, llama_folder)
     with pytest.raises(ValueError, match="not a GmailCLIPModel"):
         GmailLlavaForConditionalGeneration.from_vision_text_pretrained(clip_folder, llama_folder, processor)
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=len(processor.tokenizer)))
+    gpt2.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a gpt2, is not laid out"):
+        GmailLlavaForConditionalGeneration.from_vision_text_pretrained(gmail_folder, tmp_path, processor)
     processor.patch_size = 4
     with pytest.raises(ValueError, match="patch_size 4"):
         GmailLlavaForConditionalGeneration.from_vision_text_pretrained(gmail_folder, llama_folder, processor)

@@ -1,7 +1,7 @@
 """Configuration of a LLaVA whose vision tower has GMAIL's branches."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import LlavaConfig, PreTrainedConfig
+from transformers import LlavaConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ..configuration_gmail import GmailVisionConfig
@@ -19,8 +19,6 @@ class GmailLlavaConfig(LlavaConfig):
         **LlavaConfig.sub_configs_defaults,
         "vision_config": SubConfigSpec(config_class=GmailVisionConfig),
     }
-
-    vision_config: dict | PreTrainedConfig | None = None
 
     @classmethod
     def from_llava_config(cls, config: LlavaConfig, vision_config: GmailVisionConfig) -> "GmailLlavaConfig":

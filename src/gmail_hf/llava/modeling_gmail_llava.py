@@ -6,6 +6,7 @@ reads patch features of an inner layer, so the branches differ by their LoRA upd
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,7 @@ from transformers.conversion_mapping import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaMultiModalProjector
+from transformers.utils import logging
 
 from ..adapters import SIGNATURE_TOLERANCE, merged_linears, plain_vision_config
 from ..configuration_gmail import GmailConfig, GmailVisionConfig
@@ -189,14 +191,16 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             ValueError: `gmail` is no such checkpoint, or its base has another shape or other weights than the tower;
                 weights are missing.
         """
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        llava_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        hub = {key: kwargs[key] for key in ("token", "cache_dir") if key in kwargs}
+        llava_config = AutoConfig.from_pretrained(
+            pretrained_model_name_or_path, revision=kwargs.get("revision"), **hub
+        )
         if llava_config.model_type != "llava":
             raise ValueError(
                 f"'{pretrained_model_name_or_path}' is a {llava_config.model_type}, not a LLaVA "
                 "(LlavaForConditionalGeneration)."
             )
-        vision_config = _gmail_vision_config(gmail, gmail_revision)
+        vision_config = _gmail_vision_config(gmail, gmail_revision, **hub)
         for field in TOWER_FIELDS:
             theirs, ours = getattr(llava_config.vision_config, field), getattr(vision_config, field)
             if theirs != ours:
@@ -205,13 +209,14 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                     f"'{gmail}' {field}={ours}: align generated images on LLaVA's own CLIP first."
                 )
         config = GmailLlavaConfig.from_llava_config(llava_config, vision_config)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, config=config, output_loading_info=True, use_safetensors=True, **kwargs
-        )
+        with _without_report():  # of adapters that the checkpoint lacks
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, config=config, output_loading_info=True, use_safetensors=True, **kwargs
+            )
         missing = sorted(key for key in info["missing_keys"] if ".adapters." not in key)
         if missing:
             raise ValueError(f"'{pretrained_model_name_or_path}' lacks {len(missing)} weights, first {missing[0]}.")
-        tower = GmailVisionModel.from_pretrained(gmail, revision=gmail_revision).state_dict()
+        tower = GmailVisionModel.from_pretrained(gmail, revision=gmail_revision, **hub).state_dict()
         _check_same_base(model.model.vision_tower, tower, str(pretrained_model_name_or_path), str(gmail))
         with torch.no_grad():
             for name, parameter in model.model.vision_tower.named_parameters():
@@ -254,6 +259,12 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         )
         if info["missing_keys"]:
             raise ValueError(f"'{text_model_name_or_path}' lacks weights, first {sorted(info['missing_keys'])[0]}.")
+        strange = [name for name in language_model.state_dict() if not name.startswith(("model.", "lm_head.weight"))]
+        if strange:
+            raise ValueError(
+                f"'{text_model_name_or_path}', a {language_model.config.model_type}, is not laid out like Llama, "
+                f"`model.*` and `lm_head.weight`: it has {strange[0]}."
+            )
         config = GmailLlavaConfig(
             vision_config=tower.config,
             text_config=language_model.config,
@@ -265,7 +276,7 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         check_processor(processor, config)
         weights = {f"model.vision_tower.{name}": weight for name, weight in tower.state_dict().items()}
         for name, weight in language_model.state_dict().items():
-            weights[name.replace("model.", "model.language_model.", 1) if name != "lm_head.weight" else name] = weight
+            weights[re.sub(r"^model\.", "model.language_model.", name)] = weight
         projector = LlavaMultiModalProjector(config).to(language_model.dtype)
         for name, weight in projector.state_dict().items():
             weights[f"model.multi_modal_projector.{name}"] = weight
@@ -395,6 +406,17 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         return _assemble(LlavaForConditionalGeneration, config, weights, self).eval()
 
 
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from reporting missing weights; the caller checks them."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def _assemble(
     model_class: type, config: LlavaConfig, weights: dict[str, torch.Tensor], source: Any
 ) -> LlavaForConditionalGeneration:
@@ -408,8 +430,8 @@ def _assemble(
     return model.train(source.training)
 
 
-def _gmail_vision_config(name: str | os.PathLike, revision: str | None) -> GmailVisionConfig:
-    config = AutoConfig.from_pretrained(name, revision=revision)
+def _gmail_vision_config(name: str | os.PathLike, revision: str | None, **hub: Any) -> GmailVisionConfig:
+    config = AutoConfig.from_pretrained(name, revision=revision, **hub)
     if isinstance(config, GmailConfig):
         config = config.vision_config
     if not isinstance(config, GmailVisionConfig):
