@@ -125,6 +125,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if model_args.train not in ("projector", "projector+lora"):
         raise ValueError(f"--train is 'projector' or 'projector+lora', not '{model_args.train}'.")
     training_args.remove_unused_columns = False  # the collator needs the conversations
+    # The Trainer would push adapters beside the whole model, as if the folder were an adapter.
+    push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False
     set_seed(training_args.seed)
 
     def load(split: str, image_column: str, max_samples: int | None) -> Conversations:
@@ -181,6 +183,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     metrics = _ask(model, processor, eval_dataset, training_args, data_args.max_new_tokens)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
+    if push_to_hub and training_args.should_save:
+        repo_id = training_args.hub_model_id or Path(training_args.output_dir).name
+        for part in (model, processor):
+            part.push_to_hub(repo_id, private=training_args.hub_private_repo, token=training_args.hub_token)
     logger.info(f"The model and its answers are in {training_args.output_dir}.")
     return metrics
 

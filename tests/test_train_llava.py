@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from datasets import Dataset, Image
 from peft import PeftModel
 from PIL import ImageFilter
+from server import HubServer
 from tiny import randomise
 from transformers import AutoProcessor, pipeline
 
@@ -182,6 +185,32 @@ def test_captions_answer_the_question(script, pairs, gmail, tmp_path):
     script.main([*common, "--question", "What?", "--max_steps=1", "--output_dir", str(tmp_path / "out")])
     line = predictions(tmp_path / "out")[2]
     assert (line["question"], line["reference"]) == ("What?", pairs["caption"][2])
+
+
+PUSH_AND_LOAD = """
+import sys
+sys.path.insert(0, {examples!r})
+import train_llava
+from transformers import AutoModelForImageTextToText, AutoProcessor
+train_llava.main({argv!r})
+model = AutoModelForImageTextToText.from_pretrained("org/llava")
+processor = AutoProcessor.from_pretrained("org/llava")
+print(type(model).__name__, type(processor).__name__)
+"""
+
+
+def test_pushed_and_loaded_by_id(common, tmp_path):
+    argv = [*common, "--train=projector+lora", "--lora_rank=2", "--max_steps=1", "--output_dir", str(tmp_path / "out")]
+    argv += ["--push_to_hub", "--hub_model_id=org/llava"]
+    code = PUSH_AND_LOAD.format(examples=str(SCRIPT.parent), argv=argv)
+    with HubServer() as server:
+        environment = {**os.environ, **server.environment(tmp_path / "home")}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        files = server.files("org/llava", "model")
+    assert done.stdout.split()[-2:] == ["GmailLlavaForConditionalGeneration", "LlavaProcessor"]
+    assert {"config.json", "model.safetensors", "processor_config.json", "chat_template.jinja"} <= set(files)
+    assert not any("adapter" in name or name.endswith(".bin") for name in files)
 
 
 @pytest.mark.parametrize(
