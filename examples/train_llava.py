@@ -115,9 +115,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     from transformers import set_seed
 
-    from gmail_hf.llava import LlavaCollator, LlavaTrainer, check_processor, language_model_lora
+    from gmail_hf.llava import LlavaCollator, check_processor, language_model_lora
     from gmail_hf.llava.training import optimizer_of
     from gmail_hf.loading import check_free_disk, check_output_dir, load_pairs
+    from gmail_hf.safe_trainer import SafeTrainer
 
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if training_args.should_log else logging.ERROR)
@@ -161,7 +162,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             parameter.data = parameter.data.float()  # small steps would be lost in bfloat16
     check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args))
 
-    trainer = LlavaTrainer(
+    trainer = SafeTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset,

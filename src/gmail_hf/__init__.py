@@ -10,8 +10,10 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from .captioning import ClipCapConfig, ClipCapForConditionalGeneration, ClipCapProcessor
 from .configuration_gmail import GmailConfig, GmailVisionConfig
 from .embeddings import embed_images
+from .llava import GmailLlavaConfig, GmailLlavaForConditionalGeneration
 from .losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss, token_alignment_loss
 from .modeling_gmail import GmailCLIPModel, GmailOutput
 from .towers import GmailVisionModel, GmailVisionModelWithProjection
@@ -28,8 +30,13 @@ AutoProcessor.register(GmailConfig, CLIPProcessor)
 AutoTokenizer.register(GmailConfig, CLIPTokenizer)
 
 __all__ = [
+    "ClipCapConfig",
+    "ClipCapForConditionalGeneration",
+    "ClipCapProcessor",
     "GmailCLIPModel",
     "GmailConfig",
+    "GmailLlavaConfig",
+    "GmailLlavaForConditionalGeneration",
     "GmailLossConfig",
     "GmailOutput",
     "GmailTrainer",

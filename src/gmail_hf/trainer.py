@@ -1,16 +1,13 @@
 """`GmailTrainer`: the Hugging Face Trainer on pairs of generated and real images."""
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import EvalPrediction, Trainer, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
@@ -21,6 +18,7 @@ from .evaluation import alignment_metrics, image_text_retrieval
 from .losses import GmailLossConfig
 from .modeling_gmail import GmailCLIPModel
 from .pairing import optimal_pairing
+from .safe_trainer import SafeTrainer
 
 NO_PAIR = -1  # the caption id of rows that only fill a batch; ids are not negative
 
@@ -150,7 +148,7 @@ def compute_pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return metrics
 
 
-class GmailTrainer(Trainer):
+class GmailTrainer(SafeTrainer):
     """
     Train the branches of a [`GmailCLIPModel`] (Algorithm 1 of the paper, stage 1, and the text losses of stage 2).
 
@@ -322,14 +320,6 @@ class GmailTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         (model or self.model).check_resumable(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # The Trainer leaves its arguments as a pickle, which nobody should have to trust.
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            (folder / "training_args.json").write_text(json.dumps(self.args.to_sanitized_dict(), indent=2) + "\n")
 
 
 def _choose_trainable(model: GmailCLIPModel, losses: GmailLossConfig) -> None:

@@ -1,16 +1,13 @@
 """`ClipCapTrainer`: the Hugging Face Trainer, for captions of cached embeddings."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from ..safe_trainer import SafeTrainer
 
 
-class ClipCapTrainer(Trainer):
+class ClipCapTrainer(SafeTrainer):
     """
-    `Trainer` that leaves no pickle of its arguments and resumes only on the embeddings that it started with.
+    `SafeTrainer` that resumes only on the embeddings that it started with.
 
     Give it rows of [`captioned_embeds`] with a [`CaptionCollator`], and `remove_unused_columns=False`.
     """
@@ -25,10 +22,3 @@ class ClipCapTrainer(Trainer):
                 f"'{resume_from_checkpoint}' was trained on the embeddings of another image encoder: resume with the "
                 "one it was started with."
             )
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            (folder / "training_args.json").write_text(json.dumps(self.args.to_sanitized_dict(), indent=2) + "\n")

@@ -6,7 +6,7 @@ from .chat import LLAMA3_CHAT_TEMPLATE, with_images
 from .configuration_gmail_llava import GmailLlavaConfig
 from .modeling_gmail_llava import GmailLlavaForConditionalGeneration, GmailLlavaModel
 from .processing import build_processor, check_processor
-from .training import LlavaCollator, LlavaTrainer, language_model_lora
+from .training import LlavaCollator, language_model_lora
 
 AutoConfig.register("gmail_llava", GmailLlavaConfig)
 AutoModelForImageTextToText.register(GmailLlavaConfig, GmailLlavaForConditionalGeneration)
@@ -18,7 +18,6 @@ __all__ = [
     "GmailLlavaForConditionalGeneration",
     "GmailLlavaModel",
     "LlavaCollator",
-    "LlavaTrainer",
     "build_processor",
     "check_processor",
     "language_model_lora",

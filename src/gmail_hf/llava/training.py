@@ -1,14 +1,11 @@
 """What training a LLaVA takes beside the Trainer: batches of conversations, and LoRA on the language model."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image as PILImage
 from transformers import LlavaProcessor, Trainer, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
 from ..data import BadImageError, decode_image
@@ -151,14 +148,3 @@ def optimizer_of(
     groups = [{"params": projector, "lr": projector_learning_rate}, {"params": others}]
     groups = [group for group in groups if group["params"]]
     return optimizer_class(groups, weight_decay=args.weight_decay, **settings)
-
-
-class LlavaTrainer(Trainer):
-    """`Trainer` for a [`GmailLlavaForConditionalGeneration`], plain or under PEFT; it leaves no pickle behind."""
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            (folder / "training_args.json").write_text(json.dumps(self.args.to_sanitized_dict(), indent=2) + "\n")
