@@ -32,6 +32,7 @@ EXAMPLES, CONFIGS = ROOT / "examples", ROOT / "examples" / "configs"
 VARIANTS = {
     "GMAIL (Eq. 1)": [],
     "GMAIL + 5 (1 - cos)": ["--consistency_weight", "5"],
+    "GMAIL + token alignment": ["--token_weight", "1"],
 }
 BEFORE, GENERATED, REAL = "no fine-tuning", "generated taken for real", "real (upper bound)"
 TRAINING_FREE = {"mean shift": "mean_shift", "CORAL": "coral"}
@@ -68,7 +69,9 @@ class Runs:
             DatasetDict(splits).save_to_disk(self.folder / "pairs.part")
             (self.folder / "pairs.part").rename(self.pairs)
 
-    def run(self, name: str, script: str, *options: str, training_free: str | None = None) -> tuple[Path, dict]:
+    def run(
+        self, name: str, script: str, *options: str, training_free: str | None = None, pairs: Path | None = None
+    ) -> tuple[Path, dict]:
         """Run an example, or find that it was run; its output folder and its scores."""
         output = self.folder / name
         scores = output / "eval_results.json"
@@ -76,12 +79,46 @@ class Runs:
             command = [sys.executable]
             if training_free:
                 command += [str(Path(__file__).with_name("_training_free.py")), training_free, str(self.pairs)]
-            command += [str(EXAMPLES / script), "--dataset_name", str(self.pairs), "--eval_split", self.args.split]
+            command += [
+                str(EXAMPLES / script),
+                "--dataset_name",
+                str(pairs or self.pairs),
+                "--eval_split",
+                self.args.split,
+            ]
             command += ["--output_dir", str(output), "--seed", str(self.seed), "--save_strategy", "no", *options]
             command += ["--eval_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
             print(f"\n[seed {self.seed}] {name}\n  {' '.join(command)}", flush=True)
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return output, json.loads(scores.read_text())
+
+    def llava(self) -> str:
+        """The folder of a plain LLaVA whose projector learned from captions of the real training images."""
+        folder = self.folder / "llava-base"
+        if not folder.exists():
+            from datasets import load_from_disk
+            from transformers import AutoProcessor
+
+            from gmail_hf import GmailLlavaForConditionalGeneration
+            from gmail_hf.digits.questions import QUESTIONS
+
+            captions = self.folder / "captions"
+            load_from_disk(self.pairs).remove_columns(["digits", "colors"]).save_to_disk(captions)
+            options = [
+                "--config",
+                str(CONFIGS / "llava_digits.yaml"),
+                "--modality",
+                "real",
+                "--question",
+                QUESTIONS["caption"],
+            ]
+            options += ["--gmail_name_or_path", self.aligned(self.args.variants[0]), "--image_column", "real_image"]
+            output = self.run("llava-captions", "train_llava.py", *options, pairs=captions)[0]
+            model = GmailLlavaForConditionalGeneration.from_pretrained(output).to_llava("real")
+            model.save_pretrained(folder.with_suffix(".part"))
+            AutoProcessor.from_pretrained(output).save_pretrained(folder.with_suffix(".part"))
+            folder.with_suffix(".part").rename(folder)
+        return str(folder)
 
     def aligned(self, variant: str) -> str:
         """The folder of a model after stage 1."""
@@ -170,10 +207,50 @@ def clipcap_rows(runs: Runs) -> list[dict]:
     return [*rows, row(REAL, "--modality", "real", "--image_column", "real_image")]
 
 
+def answers(scores: dict) -> dict:
+    """Exact answers to the questions of gmail_hf.digits.questions: digits, colors, the whole caption."""
+    sides = ("left", "right")
+    exact = {kind: sum(scores[f"eval_{side}_{kind}_exact_match"] for side in sides) / 2 for kind in ("digit", "color")}
+    return {**exact, "caption": scores["eval_caption_exact_match"], "all": scores["eval_exact_match"]}
+
+
+def llama_rows(runs: Runs) -> list[dict]:
+    """Llama 3's bridge: a fresh projector between the tower and a frozen language model that has seen no image."""
+
+    def row(name: str, *options: str, variant: str = runs.args.variants[0]) -> dict:
+        options = (
+            "--config",
+            str(CONFIGS / "llava_digits.yaml"),
+            "--gmail_name_or_path",
+            runs.aligned(variant),
+            *options,
+        )
+        return {"row": name, **answers(runs.run(f"llama-{slug(name)}", "train_llava.py", *options)[1])}
+
+    rows = [row(GENERATED, "--modality", "real"), *(row(variant, variant=variant) for variant in runs.args.variants)]
+    return [*rows, row(REAL, "--modality", "real", "--image_column", "real_image")]
+
+
+def llava_rows(runs: Runs) -> list[dict]:
+    """LLaVA: one whose projector was trained on captions of real images learns to answer, projector and LoRA."""
+    base = runs.llava()
+
+    def row(name: str, *options: str, variant: str = runs.args.variants[0]) -> dict:
+        options = ("--config", str(CONFIGS / "llava_digits.yaml"), "--train", "projector+lora", *options)
+        options = (*options, "--gmail_name_or_path", runs.aligned(variant), "--llava_name_or_path", base)
+        return {"row": name, **answers(runs.run(f"llava-{slug(name)}", "train_llava.py", *options)[1])}
+
+    rows = [row(BEFORE, "--modality", "real", "--learning_rate", "0", "--max_steps", "1")]
+    rows += [row(GENERATED, "--modality", "real"), *(row(variant, variant=variant) for variant in runs.args.variants)]
+    return [*rows, row(REAL, "--modality", "real", "--image_column", "real_image")]
+
+
 # Of each bridge: its rows, and the scores that gap closed is told for.
 BRIDGES = {
     "text": (text_rows, ("image_to_text_R@1", "text_to_image_R@1", "zero_shot_digit")),
     "clipcap": (clipcap_rows, ("exact_match", "CIDEr")),
+    "llama": (llama_rows, ("caption", "all")),
+    "llava": (llava_rows, ("caption", "all")),
 }
 
 
