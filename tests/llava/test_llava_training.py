@@ -119,6 +119,17 @@ def test_unreadable_image_is_not_learned(llava_processor, caplog):
     assert labelled(llava_processor, batch, 0) == [] and len(labelled(llava_processor, batch, 1)) == 2
 
 
+def test_batch_without_a_readable_image_teaches_nothing(llava, llava_processor):
+    """A mean over no token is NaN: one such batch would make every weight NaN."""
+    batch = LlavaCollator(llava_processor)([{"messages": CONVERSATION, "images": [png(0, truncated=True)]}])
+    llava.freeze_all_but_projector()
+    loss = llava(**batch, num_items_in_batch=torch.tensor(0)).loss
+    loss.backward()
+    assert loss.item() == 0
+    gradients = [parameter.grad for parameter in llava.model.multi_modal_projector.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
 def test_conversations_that_cannot_be_learned(llava_processor):
     collator = LlavaCollator(llava_processor)
     with pytest.raises(ValueError, match="1 image item.s. and 2 image.s."):

@@ -45,6 +45,7 @@ TOWER_FIELDS = (
     "hidden_act",
     "layer_norm_eps",
 )
+IGNORED = -100  # of the cross-entropy
 CACHE_KEYWORDS = ("cache", "past_key_values", "cache_position")
 
 # LLaVA's checkpoints of transformers 4 keep their parts under other names.
@@ -369,7 +370,7 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         """
         unknown = {key: value for key, value in kwargs.items() if key not in CACHE_KEYWORDS}
         reject_unknown("GmailLlavaForConditionalGeneration.forward()", unknown)
-        return super().forward(
+        outputs = super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
@@ -384,6 +385,10 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             modality=modality,
             **kwargs,
         )
+        if labels is not None and not (labels != IGNORED).any():
+            # No image of the batch could be read: a mean over no token is NaN, and would make every weight NaN.
+            outputs.loss = outputs.logits.sum() * 0
+        return outputs
 
     def to_llava(self, modality: str) -> LlavaForConditionalGeneration:
         """

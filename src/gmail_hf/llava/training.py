@@ -9,9 +9,8 @@ from transformers import LlavaProcessor, Trainer, TrainingArguments
 from transformers.utils import logging
 
 from ..data import BadImageError, decode_image
+from .modeling_gmail_llava import IGNORED
 from .processing import end_of_turn, lacks_bos
-
-IGNORED = -100  # of the cross-entropy
 
 logger = logging.get_logger(__name__)
 
