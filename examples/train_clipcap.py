@@ -180,9 +180,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         data_collator=CaptionCollator(tokenizer),
         processing_class=processor,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    training = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()
     trainer.save_state()
+    training.update(trainer.cost())
+    trainer.log_metrics("train", training)
+    trainer.save_metrics("train", training)
     metrics = trainer.evaluate()
     metrics.update(_caption(trainer, eval_dataset, eval_pairs, data_args))
     trainer.log_metrics("eval", metrics)

@@ -28,7 +28,7 @@ import logging
 import sys
 from dataclasses import dataclass, field
 
-from _common import CONFIGS, parse_args
+from _common import CONFIGS, bytes_of_checkpoints, parse_args
 
 # Defaults that a stage brings.
 STAGES = {
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 )
     else:
         model = GmailCLIPModel.from_clip(name, dtype=torch.float32, **adapters, **hub)
-    check_free_disk(training_args.output_dir, _bytes_of_checkpoints(model, training_args))
+    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args))
     check_free_disk(datasets.config.HF_DATASETS_CACHE, len(train_dataset) * model.config.projection_dim * 4)
 
     trainer = GmailTrainer(
@@ -162,11 +162,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         processing_class=processor,
     )
     before = trainer.evaluate(metric_key_prefix="before") if eval_dataset is not None and checkpoint is None else {}
-    trainer.train(resume_from_checkpoint=checkpoint)
+    training = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_model()
     trainer.save_state()
     after = trainer.evaluate() if eval_dataset is not None else {}
-    for name, metrics in (("before", before), ("eval", after)):
+    for name, metrics in (("train", {**training, **trainer.cost()}), ("before", before), ("eval", after)):
         if metrics:
             trainer.log_metrics(name, metrics)
             trainer.save_metrics(name, metrics)
@@ -176,15 +176,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         trainer.push_to_hub(dataset=data_args.dataset_name, tags=["gmail", "clip"])
     logger.info(f"The model and its adapters are in {training_args.output_dir}.")
     return after
-
-
-def _bytes_of_checkpoints(model, training_args) -> int:
-    """What the run will write: the model with two moments of each trained parameter, for each checkpoint kept."""
-    trained = sum(parameter.numel() for _, parameter in model.adapter_parameters())
-    size = model.num_parameters() * model.dtype.itemsize + 2 * trained * 4
-    saves = -(-training_args.max_steps // training_args.save_steps) if training_args.save_steps >= 1 else 10
-    kept = training_args.save_total_limit or max(1, saves)
-    return size * (kept + 1)
 
 
 if __name__ == "__main__":

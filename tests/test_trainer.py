@@ -370,3 +370,29 @@ def test_branches_that_no_loss_reaches_stay_frozen(clip_folder, arguments):
 def test_float16_weights_are_refused(clip_folder, arguments):
     with pytest.raises(ValueError, match="float16 weights do not train.*float32"):
         GmailTrainer(make_model(clip_folder).half(), arguments(), make_pairs(4), processing_class=make_processor())
+
+
+def test_cost_of_a_step(clip_folder, arguments):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = make_model(clip_folder)
+    trainer = GmailTrainer(model, arguments(), make_pairs(8), processing_class=make_processor())
+    before = weights(trainer)
+    cost = trainer.cost()
+    assert_equal(weights(trainer), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    trained = sum(parameter.numel() for _, parameter in model.adapter_parameters())
+    assert (cost["trained_parameters"], cost["parameters"]) == (trained, model.num_parameters())
+    batch = trainer.data_collator(trainer.train_dataset.__getitems__([0, 1, 2, 3]))
+    batch.pop("skipped_pairs")
+    with FlopCounterMode(display=False) as counter:
+        loss = model(**batch).loss
+        forward = counter.get_total_flops()
+        loss.backward()
+    assert cost["flops_per_step"] == counter.get_total_flops() > forward
+    # The forward pass of 4 images of 4 patches and a class token by hand, two operations a multiplication.
+    width, inner, rank, dim = 32, 48, 4, 24
+    layer = 4 * (width * width + 2 * rank * width) + 2 * (width * inner + rank * (width + inner))
+    expected = 2 * (2 * 4 * 5 * layer + 4 * 4 * (3 * 8 * 8) * width + 4 * width * dim + 4 * 4 * dim)
+    assert 1.0 <= forward / expected < 1.05  # not all kernels of attention are counted
+    assert cost["peak_memory_bytes"] > 10**8
