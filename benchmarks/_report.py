@@ -1,4 +1,4 @@
-"""What the benchmarks with several seeds share: mean and spread, and where a result comes from."""
+"""Where a result comes from: machine, software, commit, date."""
 
 import os
 import platform
@@ -7,26 +7,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-
 PACKAGES = ("gmail-hf", "torch", "transformers", "peft", "datasets", "diffusers", "scikit-learn", "numpy")
-
-
-def aggregate(tables: list[list[dict]]) -> tuple[list[dict], list[dict]]:
-    """Mean and standard deviation of each number over the seeds; None where a seed has none."""
-    means, spreads = [], []
-    for rows in zip(*tables, strict=True):
-        mean, spread = {"row": rows[0]["row"]}, {"row": rows[0]["row"]}
-        for key in rows[0]:
-            if key == "row" or key.endswith("_note"):
-                continue
-            values = [row[key] for row in rows]
-            known = None not in values
-            mean[key] = float(np.mean(values)) if known else None
-            spread[key] = float(np.std(values, ddof=1)) if known and len(values) > 1 else 0.0
-        means.append(mean)
-        spreads.append(spread)
-    return means, spreads
 
 
 def environment() -> dict:

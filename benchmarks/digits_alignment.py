@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _report import aggregate, environment, provenance
+from _report import environment, provenance
 
 VARIANTS = {
     "GMAIL (Eq. 1)": {},
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> dict:
         from gmail_hf.digits import clip_path
 
     model_path = args.model_name_or_path or clip_path()
-    from gmail_hf.evaluation import to_markdown
+    from gmail_hf.evaluation import aggregate, to_markdown
 
     with tempfile.TemporaryDirectory() as folder:
         tables = {seed: run_seed(args, str(model_path), seed, folder) for seed in args.seeds}

@@ -9,7 +9,7 @@ from .captioning import CAPTION_METRICS, caption_metrics, exact_match, missing_m
 from .plots import plot_embeddings, plot_pairs
 from .readout import AffineMap, GapClosed, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
 from .retrieval import image_text_retrieval, ranks_from_similarity, recall_at_k, retrieval_ranks
-from .train_on_generated import PairEmbeddings, to_markdown, train_on_generated
+from .train_on_generated import PairEmbeddings, aggregate, to_markdown, train_on_generated
 from .zero_shot import class_embeddings, zero_shot_accuracy
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "AffineMap",
     "GapClosed",
     "PairEmbeddings",
+    "aggregate",
     "alignment_metrics",
     "caption_metrics",
     "centroid_distance",

@@ -104,20 +104,21 @@ def plot_embeddings(
 def plot_pairs(
     path: str | os.PathLike,
     real: Sequence[Image],
-    generated: Sequence[Image],
+    generated: Sequence[Image] | Sequence[Sequence[Image]],
     captions: Sequence[str],
     columns: int = 4,
 ) -> None:
-    """Draw a contact sheet: each pair's real image beside the generated one, its caption below.
+    """Draw a contact sheet: each real image beside what was generated from its caption, the caption below.
 
     Args:
         path: PNG file to write.
-        real, generated: PIL images, row i of each from caption i; all are drawn, so pass a dozen or two.
-        captions: one a pair.
-        columns: pairs side by side.
+        real: PIL images; all are drawn, so pass a dozen or two.
+        generated: the image generated from each caption, or a list of several (the paper's Figure 2 shows five).
+        captions: one a real image.
+        columns: real images side by side.
 
     Raises:
-        ValueError: no pairs, or lists of unequal length.
+        ValueError: no pairs, lists of unequal length, or not as many generated images for each real one.
         ImportError: matplotlib is missing.
     """
     if not len(real) or not len(real) == len(generated) == len(captions):
@@ -126,24 +127,32 @@ def plot_pairs(
             f"got {len(real)}, {len(generated)} and {len(captions)}"
         )
     figure_module = optional_import("matplotlib.figure")
+    cells = [
+        [first, *(others if isinstance(others, (list, tuple)) else [others])]
+        for first, others in zip(real, generated, strict=True)
+    ]
+    count = len(cells[0])
+    if any(len(cell) != count for cell in cells):
+        raise ValueError(f"generated must hold as many images for each real one, got {[len(c) - 1 for c in cells]}")
     columns = min(columns, len(real))
     rows = -(-len(real) // columns)
-    # In inches: a cell holds two square images and two lines of caption.
-    cell_width, cell_height, header = 3.1, 1.92, 0.45
+    # In inches: a cell holds square images side by side and two lines of caption.
+    cell_width, cell_height, header = 0.2 + 1.45 * count, 1.92, 0.45
     width, height = cell_width * columns, cell_height * rows + header
     figure = figure_module.Figure(figsize=(width, height), dpi=160, facecolor="white")
-    for index, (real_image, generated_image, caption) in enumerate(zip(real, generated, captions, strict=True)):
+    for index, (images, caption) in enumerate(zip(cells, captions, strict=True)):
         left = cell_width * (index % columns)
         bottom = cell_height * (rows - 1 - index // columns)
-        for half, (image, color) in enumerate(((real_image, REAL_COLOR), (generated_image, GENERATED_COLOR))):
-            x, y, side = left + 0.12 + 1.45 * half, bottom + 0.47, 1.4
+        for place, image in enumerate(images):
+            color = GENERATED_COLOR if place else REAL_COLOR
+            x, y, side = left + 0.12 + 1.45 * place, bottom + 0.47, 1.4
             ax = figure.add_axes((x / width, y / height, side / width, side / height))
             ax.imshow(image.convert("RGB"), interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             for spine in ax.spines.values():
                 spine.set(color=color, linewidth=2.5)
-        text = textwrap.fill(textwrap.shorten(caption, 80, placeholder=" …"), 42)
-        where = (left + 0.12 + 1.425) / width, (bottom + 0.41) / height
+        text = textwrap.fill(textwrap.shorten(caption, 40 * count, placeholder=" …"), 21 * count)
+        where = (left + 0.095 + 0.725 * count) / width, (bottom + 0.41) / height
         figure.text(*where, text, ha="center", va="top", fontsize=9, color=INK)
     for x, word, color in ((0.12, "real", REAL_COLOR), (1.57, "generated", GENERATED_COLOR)):
         where = x / width, 1 - 0.5 * header / height

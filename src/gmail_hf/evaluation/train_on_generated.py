@@ -115,6 +115,31 @@ def _alignment(embeds: np.ndarray | None, heldout: PairEmbeddings, seed: int) ->
     return {name: metrics[name] for name in ALIGNMENT}
 
 
+def aggregate(tables: list[list[Row]]) -> tuple[list[Row], list[Row]]:
+    """Mean and standard deviation over seeds, row by row.
+
+    Args:
+        tables: one table a seed, with the same rows and keys; `row` and keys that end in `_note` hold no number.
+
+    Returns:
+        Two tables: means, and standard deviations (one degree of freedom less; 0 for a single seed). None where a seed
+        has no number.
+    """
+    means, spreads = [], []
+    for rows in zip(*tables, strict=True):
+        mean, spread = {"row": rows[0]["row"]}, {"row": rows[0]["row"]}
+        for key in rows[0]:
+            if key == "row" or key.endswith("_note"):
+                continue
+            values = [row[key] for row in rows]
+            known = None not in values
+            mean[key] = float(np.mean(values)) if known else None
+            spread[key] = float(np.std(values, ddof=1)) if known and len(values) > 1 else 0.0
+        means.append(mean)
+        spreads.append(spread)
+    return means, spreads
+
+
 def to_markdown(rows: list[Row], spread: list[Row] | None = None) -> str:
     """The rows as a Markdown table; `spread` (same rows and keys, say standard deviations) is shown after a ±."""
     columns = {

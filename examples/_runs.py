@@ -1,0 +1,191 @@
+"""Runs of the examples for one seed: each is a command that is printed, run once, and found again."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent
+CONFIGS = EXAMPLES / "configs"
+# Ways to align the gen branch, as options of train_gmail.py; the first is the paper's.
+VARIANTS = {
+    "GMAIL (Eq. 1)": [],
+    "GMAIL + 5 (1 - cos)": ["--consistency_weight", "5"],
+    "GMAIL + token alignment": ["--token_weight", "1"],
+    "rank 2": ["--lora_rank", "2", "--lora_alpha", "4"],
+    "rank 6": ["--lora_rank", "6", "--lora_alpha", "12"],
+    "rank 128 (full)": ["--lora_rank", "128", "--lora_alpha", "256"],
+    "both branches trained": ["--train_real"],
+    "one branch for both": ["--train_real", "--generated_modality", "real"],
+}
+PAPER = "GMAIL (Eq. 1)"
+NEAR = {"guidance_scale": 2.0, "num_inference_steps": 20}  # the generator's best sampling, see its card
+
+
+def slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
+
+
+@dataclass
+class Runs:
+    """
+    The data and the runs of one seed on the digits world.
+
+    Args:
+        folder: where they are kept.
+        seed: draws the scenes, the generator's noise, the adapters and the batches.
+        split: the real images that are scored are of this split.
+        num_pairs, num_test: how many pairs are trained on, how many real images scored.
+        slots: as many runs as it has go on at a time.
+    """
+
+    folder: Path
+    seed: int
+    split: str
+    num_pairs: int
+    num_test: int
+    slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1))
+    locks: dict[str, threading.Lock] = field(default_factory=dict)
+
+    def _lock(self, name: str) -> threading.Lock:
+        """Two tables that ask for the same run get it from one command."""
+        return self.locks.setdefault(name, threading.Lock())
+
+    def pairs(self, name: str = "pairs") -> Path:
+        """
+        Pairs on disk: `pairs`; `near`, generated at the settings at which the generator is best; `mixed`, with a
+        column of generated and real images by turns.
+        """
+        folder = self.folder / name
+        with self._lock(name):
+            if not folder.exists():
+                parts = self._mixed() if name == "mixed" else self._generated(**NEAR if name == "near" else {})
+                partial = folder.with_suffix(".part")
+                parts.save_to_disk(partial)
+                partial.rename(folder)
+        return folder
+
+    def _generated(self, **sampling):
+        from datasets import DatasetDict
+
+        from gmail_hf.digits import generate_pairs, load_digits
+
+        sizes = {"train": self.num_pairs, self.split: self.num_test}
+        return DatasetDict(
+            {
+                split: generate_pairs(load_digits(split, size, seed=self.seed), seed=self.seed, **sampling)
+                for split, size in sizes.items()
+            }
+        )
+
+    def _mixed(self):
+        from datasets import Image, load_from_disk
+
+        pairs = load_from_disk(self.pairs())
+        for split, rows in pairs.items():
+            raw = rows.cast_column("real_image", Image(decode=False)).cast_column(
+                "generated_image", Image(decode=False)
+            )
+            images = [row[("generated_image", "real_image")[i % 2]] for i, row in enumerate(raw)]
+            pairs[split] = rows.add_column("mixed_image", images, feature=Image())
+        return pairs
+
+    def run(
+        self, name: str, script: str, *options: str, pairs: Path | None = None, training_free: str | None = None
+    ) -> tuple[Path, dict]:
+        """Run an example, or find that it was run; its output folder and its scores."""
+        output = self.folder / name
+        pairs = pairs or self.pairs()
+        with self._lock(name):
+            if not (output / "eval_results.json").exists():
+                command = [sys.executable]
+                if training_free:
+                    command += [str(EXAMPLES / "_training_free.py"), training_free, str(pairs)]
+                command += [str(EXAMPLES / script), "--dataset_name", str(pairs), "--eval_split", self.split]
+                command += ["--output_dir", str(output), "--seed", str(self.seed), *options]
+                command += ["--save_strategy", "no", "--eval_strategy", "no"]
+                command += ["--report_to", "none", "--disable_tqdm", "true"]
+                self._wait_and_call(command, name)
+        return output, json.loads((output / "eval_results.json").read_text())
+
+    def _wait_and_call(self, command: list[str], name: str) -> None:
+        with self.slots:
+            print(f"[seed {self.seed}] {name}: {' '.join(command)}", flush=True)
+            log = self.folder / f"{name}.log"
+            environment = {"OMP_NUM_THREADS": "1", **os.environ}
+            with open(log, "w", encoding="utf-8") as file:
+                done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            if done.returncode:
+                raise RuntimeError(f"{name} failed; the end of {log}:\n{log.read_text()[-2000:]}")
+
+    def aligned(self, variant: str = PAPER, pairs: str = "pairs", *options: str) -> str:
+        """The folder of a model after stage 1."""
+        name = f"stage1-{slug(variant)}" + ("" if pairs == "pairs" else f"-{pairs}") + "".join(map(slug, options))
+        config = ("--config", str(CONFIGS / "digits.yaml"))
+        output, _ = self.run(name, "train_gmail.py", *config, *VARIANTS[variant], *options, pairs=self.pairs(pairs))
+        return str(output)
+
+    def text(self, name: str, *options: str, model: str | None = None, training_free: str | None = None):
+        """A text encoder after stage 2: `(folder, scores)`."""
+        options = ("--config", str(CONFIGS / "digits_text.yaml"), *options)
+        options = (*options, "--model_name_or_path", model or self.aligned())
+        return self.run(f"text-{slug(name)}", "train_gmail.py", *options, training_free=training_free)
+
+    def clipcap(
+        self,
+        name: str,
+        *options: str,
+        model: str | None = None,
+        pairs: str = "pairs",
+        training_free: str | None = None,
+    ):
+        """A captioner after stage 2: `(folder, scores)`."""
+        options = ("--config", str(CONFIGS / "clipcap_digits.yaml"), *options)
+        options = (*options, "--model_name_or_path", model or self.aligned())
+        return self.run(
+            f"clipcap-{slug(name)}",
+            "train_clipcap.py",
+            *options,
+            pairs=self.pairs(pairs),
+            training_free=training_free,
+        )
+
+    def llama(self, name: str, *options: str, model: str | None = None):
+        """A projector to the frozen language model after stage 2: `(folder, scores)`."""
+        options = ("--config", str(CONFIGS / "llava_digits.yaml"), *options)
+        options = (*options, "--gmail_name_or_path", model or self.aligned(), "--max_eval_samples", "400")
+        return self.run(f"llama-{slug(name)}", "train_llava.py", *options)
+
+    def llava(self, name: str, *options: str, model: str | None = None):
+        """A LLaVA, projector and LoRA, after stage 2: `(folder, scores)`."""
+        options = ("--train", "projector+lora", "--llava_name_or_path", self._llava_base(), *options)
+        options = ("--config", str(CONFIGS / "llava_digits.yaml"), *options, "--max_eval_samples", "400")
+        options = (*options, "--gmail_name_or_path", model or self.aligned())
+        return self.run(f"llava-{slug(name)}", "train_llava.py", *options)
+
+    def _llava_base(self) -> str:
+        """The folder of a plain LLaVA whose projector learned from captions of the real training images."""
+        folder = self.folder / "llava-base"
+        with self._lock("llava-base"):
+            if not folder.exists():
+                from datasets import load_from_disk
+                from transformers import AutoProcessor
+
+                from gmail_hf import GmailLlavaForConditionalGeneration
+                from gmail_hf.digits.questions import QUESTIONS
+
+                captions = self.folder / "captions"
+                if not captions.exists():
+                    load_from_disk(self.pairs()).remove_columns(["digits", "colors"]).save_to_disk(captions)
+                options = ["--config", str(CONFIGS / "llava_digits.yaml"), "--gmail_name_or_path", self.aligned()]
+                options += ["--modality", "real", "--image_column", "real_image", "--max_eval_samples", "400"]
+                options += ["--question", QUESTIONS["caption"]]
+                output, _ = self.run("llava-captions", "train_llava.py", *options, pairs=captions)
+                partial = folder.with_suffix(".part")
+                GmailLlavaForConditionalGeneration.from_pretrained(output).to_llava("real").save_pretrained(partial)
+                AutoProcessor.from_pretrained(output).save_pretrained(partial)
+                partial.rename(folder)
+        return str(folder)

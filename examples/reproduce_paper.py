@@ -1,0 +1,143 @@
+"""
+The tables and figures of the paper (Mo & Yun, ICML 2025) at small scale: each is made from data to scores.
+
+    python examples/reproduce_paper.py --table 9            # one table on the digits world, three seeds
+    python examples/reproduce_paper.py                      # all of them: about an hour on two cores
+    python examples/reproduce_paper.py --figure 2 3 --seeds 0
+    python examples/reproduce_paper.py --table 1 --split validation --seeds 0    # choose settings here
+    python examples/reproduce_paper.py --world coco --table 1                    # the commands for COCO
+
+Each row is a run of an example script, printed as it starts; the rows of a table take the same number of steps on the
+same number of images with the same captions, and are scored on the same real images through the real branch:
+
+    no fine-tuning            the model as it was, where there is one
+    generated taken for real  f_r(generated), what people do today
+    mean shift, CORAL         the same, moved onto f_r(real) by a map that needs no training; pooled embeddings only
+    GMAIL                     f_g(generated)
+    real                      f_r(real), the upper bound
+
+Gap closed = (row - generated taken for real) / (real - generated taken for real), as the paper's Table 9 can be read.
+Finished runs in --work_dir are not run again. It writes NAME.json and NAME.md, and the figures beside them.
+"""
+
+import argparse
+import json
+import math
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from _recipes import FIGURES, GENERATED, REAL, TABLES, coco_commands
+from _runs import Runs
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", choices=("digits", "coco"), default="digits")
+    parser.add_argument("--table", type=int, nargs="+", choices=range(1, 18), metavar="1..17", help="of the paper")
+    parser.add_argument("--figure", type=int, nargs="+", choices=list(FIGURES), metavar="2,3", help="of the paper")
+    parser.add_argument("--name", default="paper", help="of the files written")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/paper"))
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/stage2"), help="of the runs themselves")
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="scored on its real images")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--num_pairs", type=int, default=2000, help="training pairs")
+    parser.add_argument("--num_test", type=int, default=1000, help="real images that are scored")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    args = parser.parse_args(argv)
+    if args.table is None and args.figure is None:
+        args.table, args.figure = list(range(1, 18)), list(FIGURES)
+    return args
+
+
+def main(argv: list[str] | None = None) -> dict:
+    args = parse_args(sys.argv[1:] if argv is None else argv)
+    tables = [table for table in TABLES if set(table.numbers) & set(args.table or [])]
+    if args.world == "coco":
+        for table in tables:
+            print(f"# {table.heading}\n" + "\n".join(coco_commands(table)) + "\n")
+        return {}
+    from gmail_hf.evaluation import aggregate
+
+    start = time.perf_counter()
+    slots = threading.Semaphore(args.jobs)
+    folder = args.work_dir / f"{args.split}-{args.num_pairs}-{args.num_test}"
+    sizes = (args.split, args.num_pairs, args.num_test)
+    runs = [Runs(folder / f"seed{seed}", seed, *sizes, slots) for seed in args.seeds]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    # Threads wait for commands; how many of these run at a time is up to `slots`.
+    with ThreadPoolExecutor(max_workers=4 * args.jobs) as pool:
+        rows = {(table.title, one.seed): pool.submit(table.rows, one) for one in runs for table in tables}
+        figures = {
+            number: pool.submit(FIGURES[number], runs[0], args.output_dir / f"{args.name}_figure{number}.png")
+            for number in args.figure or []
+        }
+        rows = {key: future.result() for key, future in rows.items()}
+        figures = {number: future.result() for number, future in figures.items()}
+    result = {
+        "settings": {key: value for key, value in vars(args).items() if key not in ("output_dir", "work_dir")},
+        "tables": {},
+    }
+    sections = []
+    for table in tables:
+        by_seed = {seed: with_gaps(rows[table.title, seed], table.headline) for seed in args.seeds}
+        mean, spread = aggregate(list(by_seed.values()))
+        result["tables"][table.title] = {"mean": mean, "standard_deviation": spread, "seeds": by_seed}
+        sections += [f"## {table.heading}", "", *table.note, to_markdown(mean, spread, table.headline), ""]
+        sections += ["The paper, on photographs:", "", table.paper, ""] if table.paper else []
+    result["seconds"] = round(time.perf_counter() - start)
+    (args.output_dir / f"{args.name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    seeds = ", ".join(map(str, args.seeds))
+    heading = [
+        "# The paper's tables on the digits world",
+        "",
+        f"Mean ± standard deviation over the seeds {seeds}; {args.num_pairs} training pairs, scored on up to "
+        f"{args.num_test} real {args.split} images. Gap closed = (row − generated taken for real) / (real − generated "
+        "taken for real), seed by seed.",
+        "",
+    ]
+    (args.output_dir / f"{args.name}.md").write_text("\n".join([*heading, *sections]))
+    print("\n".join(sections))
+    for number, path in figures.items():
+        print(f"Figure {number}: {path}")
+    return result
+
+
+def with_gaps(rows: list[dict], headline: tuple[str, ...]) -> list[dict]:
+    """Add `NAME_gap_closed` beside each headline score; None where there is no gap, or no score."""
+    from gmail_hf.evaluation import gap_closed
+
+    by_name = {row["row"]: row for row in rows}
+    for row in rows:
+        for score in headline:
+            values = [row[score], by_name[GENERATED][score], by_name[REAL][score]]
+            gap = math.nan if None in values else gap_closed(*values).value
+            row[f"{score}_gap_closed"] = None if math.isnan(gap) else gap
+    return rows
+
+
+def to_markdown(mean: list[dict], spread: list[dict], headline: tuple[str, ...]) -> str:
+    """A table with gap closed after each headline score; `row` comes first."""
+    scores = [key for key in mean[0] if key != "row" and not key.endswith("_gap_closed")]
+    columns = []
+    for score in scores:
+        columns += [score, f"{score}_gap_closed"] if score in headline else [score]
+    titles = ["gap closed" if key.endswith("_gap_closed") else key.replace("_", " ") for key in columns]
+    lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---:|" * len(columns)]
+    for row, deviation in zip(mean, spread, strict=True):
+        cells = [_cell(row[key], deviation[key]) for key in columns]
+        lines.append(f"| {row['row']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "–"
+    digits = 0 if value >= 1000 else 1 if value >= 10 else 3
+    return f"{value:,.{digits}f} ± {spread:,.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""examples/reproduce_paper.py: its arithmetic by hand, runs that are not run twice, the maps of its baselines."""
+
+import json
+import sys
+import threading
+
+import _recipes
+import _runs
+import datasets
+import numpy as np
+import pytest
+import reproduce_paper
+from _training_free import mapped
+from tiny import make_model, make_pairs, make_processor
+
+from gmail_hf.embeddings import cached_embeds, embeds_array
+from gmail_hf.evaluation import mean_shift
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Commands that would have been run; each leaves the scores that its script would."""
+    found = []
+
+    def run(command, **kwargs):
+        found.append(command)
+        output = _runs.Path(command[command.index("--output_dir") + 1])
+        output.mkdir(parents=True)
+        (output / "eval_results.json").write_text(json.dumps({"score": len(found)}))
+        return _runs.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(_runs.subprocess, "run", run)
+    return found
+
+
+@pytest.fixture
+def runs(tmp_path):
+    (tmp_path / "pairs").mkdir()
+    return _runs.Runs(tmp_path, seed=3, split="validation", num_pairs=40, num_test=20)
+
+
+def test_every_table_of_the_paper_has_one_recipe():
+    numbers = [number for table in _recipes.TABLES for number in table.numbers]
+    assert sorted(numbers) == list(range(1, 18))
+    assert len({table.title for table in _recipes.TABLES}) == len(_recipes.TABLES)
+    for table in _recipes.TABLES:
+        assert _recipes.coco_commands(table)[0].startswith("accelerate launch examples/train_gmail.py")
+
+
+def test_gap_closed_beside_each_headline_score():
+    rows = [
+        {"row": _recipes.GENERATED, "accuracy": 0.5, "CIDEr": None, "other": 1.0},
+        {"row": "GMAIL", "accuracy": 0.8, "CIDEr": None, "other": 2.0},
+        {"row": _recipes.REAL, "accuracy": 0.9, "CIDEr": None, "other": 3.0},
+    ]
+    gaps = reproduce_paper.with_gaps(rows, ("accuracy", "CIDEr"))
+    assert [row["accuracy_gap_closed"] for row in gaps] == pytest.approx([0.0, 0.75, 1.0])
+    assert [row["CIDEr_gap_closed"] for row in gaps] == [None] * 3 and "other_gap_closed" not in gaps[0]
+    table = reproduce_paper.to_markdown(gaps, gaps, ("accuracy", "CIDEr"))
+    assert "| accuracy | gap closed | CIDEr | gap closed | other |" in table
+    assert "| GMAIL | 0.800 ± 0.800 | 0.750 ± 0.750 | – | – | 2.000 ± 2.000 |" in table
+
+
+def test_a_run_is_run_once_and_told_its_seed(runs, commands, tmp_path):
+    assert runs.run("new", "train_clipcap.py", "--modality", "real", training_free="coral") == (
+        tmp_path / "new",
+        {"score": 1},
+    )
+    assert runs.run("new", "train_clipcap.py")[1] == {"score": 1} and len(commands) == 1
+    command = commands[0]
+    assert command[0] == sys.executable and command[1].endswith("_training_free.py") and command[2] == "coral"
+    assert command[4].endswith("train_clipcap.py") and command[command.index("--seed") + 1] == "3"
+    assert command[command.index("--dataset_name") + 1] == command[3] == str(tmp_path / "pairs")
+
+
+def test_threads_that_want_the_same_run_share_it(runs, commands):
+    threads = [threading.Thread(target=runs.aligned) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(commands) == 1
+
+
+def test_failed_run_shows_the_end_of_its_log(runs, monkeypatch):
+    def run(command, stdout, **kwargs):
+        stdout.write("ValueError: what went wrong\n")
+        return _runs.subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(_runs.subprocess, "run", run)
+    with pytest.raises(RuntimeError, match="broken failed(.|\n)*what went wrong"):
+        runs.run("broken", "train_gmail.py")
+
+
+def test_rows_differ_in_what_they_claim_and_in_nothing_else(runs, commands, monkeypatch):
+    """The baselines and the upper bound take the steps of GMAIL, on other images or through another branch."""
+    monkeypatch.setattr(_recipes, "captioned", lambda name, run: {"row": name})
+    rows = [row["row"] for row in _recipes.captioning(runs)]
+    assert rows[0] == _recipes.GENERATED and rows[-1] == _recipes.REAL
+    by_name = {command[command.index("--output_dir") + 1].rpartition("clipcap-")[2]: command for command in commands}
+    plain, generated, real = (
+        set(by_name[_runs.slug(name)]) for name in (_runs.PAPER, _recipes.GENERATED, _recipes.REAL)
+    )
+    outputs = {argument for command in commands for argument in command if "clipcap-" in argument}
+    assert generated - plain - outputs == {"--modality", "real"}
+    assert real - generated - outputs == {"--image_column", "real_image"}
+
+
+def test_mixed_pairs_hold_both_kinds_by_turns(tmp_path):
+    datasets.DatasetDict(train=make_pairs(4)).save_to_disk(tmp_path / "pairs")
+    runs = _runs.Runs(tmp_path, seed=0, split="validation", num_pairs=4, num_test=4)
+    rows = datasets.load_from_disk(runs.pairs("mixed"))["train"]
+    for index, row in enumerate(rows):
+        expected = row[("generated_image", "real_image")[index % 2]]
+        assert row["mixed_image"].tobytes() == expected.tobytes()
+
+
+def test_training_free_map_moves_generated_embeddings_only(clip_folder):
+    model, processor, pairs = make_model(clip_folder), make_processor(), make_pairs(12)
+    cached = mapped("mean_shift", pairs)
+    generated, real = (
+        embeds_array(cached_embeds(pairs, f"{side}_image", model, processor)) for side in ("generated", "real")
+    )
+    assert np.array_equal(embeds_array(cached(pairs, "real_image", model, processor)), real)
+    moved = cached(pairs.select(range(4)), "generated_image", model, processor)
+    assert isinstance(moved, datasets.Dataset) and moved.column_names == ["image_embeds"]
+    np.testing.assert_allclose(embeds_array(moved), mean_shift(generated, real)(generated[:4]), atol=1e-6)
+    assert not np.allclose(embeds_array(moved), generated[:4])
