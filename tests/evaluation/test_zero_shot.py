@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gmail_hf.evaluation import class_embeddings, zero_shot_accuracy
+from gmail_hf.evaluation import class_embeddings, zero_shot_accuracy, zero_shot_ranks
 
 
 def test_hand_worked_classes():
@@ -20,6 +20,12 @@ def test_a_collapsed_model_gets_nothing():
     assert scores["top1"] == 0.0
 
 
+def test_ranks_of_the_own_class():
+    classes = np.eye(3)
+    images = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [3.0, 2.0, 2.0]])
+    assert zero_shot_ranks(images, classes, np.array([0, 1, 2])).tolist() == [1, 2, 3]
+
+
 def test_prompts_are_averaged_at_length_one():
     ensemble = class_embeddings(np.array([[[10.0, 0.0], [0.0, 0.1]], [[0.0, 5.0], [0.0, 1.0]]]))
     np.testing.assert_allclose(ensemble, [[np.sqrt(0.5), np.sqrt(0.5)], [0.0, 1.0]])
@@ -30,6 +36,9 @@ def test_prompts_are_averaged_at_length_one():
     [
         (lambda: class_embeddings(np.ones((2, 3))), r"\(classes, prompts, dim\)"),
         (lambda: class_embeddings(np.full((1, 2, 3), np.nan)), "row 0"),
+        (lambda: class_embeddings(np.ones((2, 0, 3))), "give every class a prompt"),
+        (lambda: zero_shot_accuracy(np.ones((2, 3)), np.ones((0, 3)), np.zeros(2, int)), "classes is empty"),
+        (lambda: zero_shot_accuracy(np.array([[1.0], [np.nan]]), np.ones((2, 1)), np.zeros(2, int)), "first is row 1"),
         (lambda: zero_shot_accuracy(np.ones((2, 3)), np.ones((2, 4)), np.zeros(2, int)), "differ in dimension"),
         (lambda: zero_shot_accuracy(np.ones((2, 3)), np.ones((2, 3)), np.array([0, 2])), r"0\.\.1"),
         (lambda: zero_shot_accuracy(np.ones((2, 3)), np.ones((2, 3)), np.array(["a", "b"])), "integers"),

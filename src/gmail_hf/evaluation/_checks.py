@@ -8,6 +8,8 @@ from types import ModuleType
 import numpy as np
 
 MIN_NORM = 1e-12
+# Rows whose norms are computed at a time: 6 MiB in float64 at dimension 768.
+NORM_ROWS = 1024
 
 
 def optional_import(module: str) -> ModuleType:
@@ -18,8 +20,8 @@ def optional_import(module: str) -> ModuleType:
         raise ImportError(f'{module} is missing; install it with `pip install "gmail-hf[evaluation]"`') from error
 
 
-def check_embeddings(array: np.ndarray, name: str) -> np.ndarray:
-    """Return `array` as float64 of shape (n, dim), or raise a ValueError that names the offending row."""
+def check_matrix(array: np.ndarray, name: str) -> np.ndarray:
+    """Return `array` as it is if it is a non-empty (n, dim) array of real numbers, or raise a ValueError."""
     array = np.asarray(array)
     if array.ndim != 2:
         raise ValueError(f"{name} must have shape (n, dim), got {array.shape}; stack one embedding a row")
@@ -27,13 +29,23 @@ def check_embeddings(array: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} is empty (shape {array.shape}); embed at least one image")
     if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
         raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
-    array = array.astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    return array
+
+
+def check_finite(finite: np.ndarray, name: str) -> None:
+    """Raise a ValueError that names the first row where `finite`, (n,) bools, is False."""
+    bad = np.flatnonzero(~finite)
     if len(bad):
         raise ValueError(
             f"{name} has NaN or infinite values in {len(bad)} row(s), the first is row {bad[0]}; "
             "look at that image, or embed in float32 if a half-precision model overflowed"
         )
+
+
+def check_embeddings(array: np.ndarray, name: str) -> np.ndarray:
+    """Return `array` as float64 of shape (n, dim), or raise a ValueError that names the offending row."""
+    array = check_matrix(array, name).astype(np.float64)
+    check_finite(np.isfinite(array).all(axis=1), name)
     return array
 
 
@@ -60,13 +72,42 @@ def check_labels(labels: np.ndarray, n: int, name: str) -> np.ndarray:
     return labels
 
 
+class UnitRows:
+    """Embeddings whose rows are scaled to length one when they are read, so that no second copy of all is held.
+
+    `rows[index]` gives float64 rows, (len(index), dim).
+
+    Args:
+        array: (n, dim) embeddings of any real dtype.
+        name: what errors call them.
+
+    Raises:
+        ValueError: not such an array; a row that is not finite or has no direction, all zeros.
+    """
+
+    def __init__(self, array: np.ndarray, name: str) -> None:
+        self.array = check_matrix(array, name)
+        blocks = (self.array[start : start + NORM_ROWS] for start in range(0, len(self.array), NORM_ROWS))
+        self.norms = np.concatenate([np.linalg.norm(block.astype(np.float64), axis=1) for block in blocks])  # (n,)
+        check_finite(np.isfinite(self.norms), name)
+        zero = np.flatnonzero(self.norms < MIN_NORM)
+        if len(zero):
+            raise ValueError(
+                f"{name} has {len(zero)} all-zero row(s), the first is row {zero[0]}; cosine similarity is undefined "
+                "there"
+            )
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        return self.array[index] / self.norms[index, None]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.array.shape
+
+
 def l2_normalize(array: np.ndarray, name: str) -> np.ndarray:
     """Rows of length one, float64; a zero row has no direction and raises a ValueError."""
-    array = check_embeddings(array, name)
-    norms = np.linalg.norm(array, axis=1, keepdims=True)
-    zero = np.flatnonzero(norms[:, 0] < MIN_NORM)
-    if len(zero):
-        raise ValueError(
-            f"{name} has {len(zero)} all-zero row(s), the first is row {zero[0]}; cosine similarity is undefined there"
-        )
-    return array / norms
+    return UnitRows(array, name)[:]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._checks import check_same_dim, l2_normalize
+from ._checks import UnitRows, check_same_dim, l2_normalize
+from .retrieval import unit_ranks
 
 
 def class_embeddings(prompt_embeds: np.ndarray) -> np.ndarray:
@@ -23,12 +24,15 @@ def class_embeddings(prompt_embeds: np.ndarray) -> np.ndarray:
     if prompt_embeds.ndim != 3:
         raise ValueError(f"prompt_embeds must have shape (classes, prompts, dim), got {prompt_embeds.shape}")
     classes, prompts, dim = prompt_embeds.shape
-    unit = l2_normalize(prompt_embeds.reshape(-1, dim), "prompt_embeds").reshape(classes, prompts, dim)
-    return l2_normalize(unit.mean(axis=1), "class embeddings")
+    if not prompt_embeds.size:
+        raise ValueError(f"prompt_embeds is empty (shape {prompt_embeds.shape}); give every class a prompt")
+    unit = UnitRows(prompt_embeds.reshape(-1, dim), "prompt_embeds")
+    means = [unit[k * prompts : (k + 1) * prompts].mean(axis=0) for k in range(classes)]
+    return l2_normalize(np.stack(means), "class embeddings")
 
 
-def zero_shot_accuracy(image_embeds: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1 accuracy by cosine similarity with the class embeddings.
+def zero_shot_ranks(image_embeds: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The rank of each image's own class by cosine similarity, 1 being first; `ranks == 1` are the hits of top-1.
 
     Args:
         image_embeds: (n, dim) embeddings of any length.
@@ -36,22 +40,35 @@ def zero_shot_accuracy(image_embeds: np.ndarray, classes: np.ndarray, labels: np
         labels: (n,) integers, rows of `classes`.
 
     Returns:
-        {"top1": share of images, "mean_per_class": mean over the classes that occur}, each in 0..1. An image that
-        lies as near to another class as to its own counts as wrong.
+        (n,) int64 ranks; a class that lies as near as the own one is ranked before it.
 
     Raises:
         ValueError: invalid embeddings (the row is named), labels of another length or out of range.
     """
-    image_embeds, classes = l2_normalize(image_embeds, "image_embeds"), l2_normalize(classes, "classes")
-    check_same_dim(image_embeds, classes, "image_embeds and classes")
+    images, classes = UnitRows(image_embeds, "image_embeds"), UnitRows(classes, "classes")
+    check_same_dim(images, classes, "image_embeds and classes")
     labels = np.asarray(labels)
-    if labels.shape != (len(image_embeds),):
-        raise ValueError(f"labels must have shape ({len(image_embeds)},), one an image, got {labels.shape}")
+    if labels.shape != (len(images),):
+        raise ValueError(f"labels must have shape ({len(images)},), one an image, got {labels.shape}")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(f"labels must be integers in 0..{len(classes) - 1}, the rows of `classes`")
-    similarity = image_embeds @ classes.T  # (n, classes)
-    own = similarity[np.arange(len(labels)), labels]
-    similarity[np.arange(len(labels)), labels] = -np.inf
-    hit = own > similarity.max(axis=1)
-    per_class = [hit[labels == label].mean() for label in np.unique(labels)]
-    return {"top1": float(hit.mean()), "mean_per_class": float(np.mean(per_class))}
+    return unit_ranks(images, classes, [(labels, np.arange(len(classes)))])[0]
+
+
+def zero_shot_accuracy(image_embeds: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Top-1 accuracy by cosine similarity with the class embeddings.
+
+    Args:
+        image_embeds, classes, labels: as in `zero_shot_ranks`.
+
+    Returns:
+        {"top1": share of images, "mean_per_class": mean over the classes that occur}, each in 0..1. An image that
+        lies as near to another class as to its own counts as wrong.
+
+    Raises:
+        ValueError: as `zero_shot_ranks`.
+    """
+    hit = zero_shot_ranks(image_embeds, classes, labels) == 1
+    images = np.bincount(labels)  # (classes,)
+    per_class = np.bincount(labels, hit)[images > 0] / images[images > 0]
+    return {"top1": float(hit.mean()), "mean_per_class": float(per_class.mean())}
