@@ -5,7 +5,13 @@ import sys
 import numpy as np
 import pytest
 
-from gmail_hf.evaluation import alignment_metrics, centroid_distance, paired_cosine, separability
+from gmail_hf.evaluation import (
+    alignment_metrics,
+    centroid_distance,
+    paired_cosine,
+    separability,
+    token_similarity,
+)
 
 
 def test_hand_worked_numbers():
@@ -103,3 +109,17 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 def test_importing_the_package_needs_no_extra():
     hide = "import sys\nfor name in ('sklearn', 'scipy', 'matplotlib'): sys.modules[name] = None\n"
     subprocess.run([sys.executable, "-c", hide + "import gmail_hf.evaluation"], check=True)
+
+
+def test_tokens_find_their_best_match_by_hand():
+    first = np.array([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])
+    second = np.array([[[0.0, 3.0], [2.0, 0.0]], [[1.0, 1.0], [0.0, 1.0]]])
+    # Pair 0 holds the same tokens in another order. In pair 1 both tokens meet (1, 1) at 0.71; back, 0.71 and 0.
+    root = np.sqrt(0.5)
+    assert token_similarity(first, second) == pytest.approx(((1 + root) / 2 + (1 + root / 2) / 2) / 2)
+    assert token_similarity(first, first[:, ::-1]) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match=r"\(n, tokens, dim\)"):
+        token_similarity(first, second[:1])
+    second[1, 1, 0] = np.nan
+    with pytest.raises(ValueError, match="second.*row 3"):
+        token_similarity(first, second)

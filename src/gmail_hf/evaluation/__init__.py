@@ -4,13 +4,15 @@ scikit-learn and matplotlib are imported only inside the functions that need the
 `pip install "gmail-hf[evaluation]"`.
 """
 
-from .alignment import alignment_metrics, centroid_distance, paired_cosine, separability
+from .alignment import alignment_metrics, centroid_distance, paired_cosine, separability, token_similarity
 from .captioning import CAPTION_METRICS, caption_metrics, exact_match, missing_metrics, plot_captions
+from .intervals import bootstrap_interval
+from .metrics import metric_path
 from .plots import plot_embeddings, plot_pairs
 from .readout import AffineMap, GapClosed, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
-from .retrieval import image_text_retrieval, ranks_from_similarity, recall_at_k, retrieval_ranks
+from .retrieval import image_text_ranks, image_text_retrieval, ranks_from_similarity, recall_at_k, retrieval_ranks
 from .train_on_generated import PairEmbeddings, aggregate, to_markdown, train_on_generated
-from .zero_shot import class_embeddings, zero_shot_accuracy
+from .zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_ranks
 
 __all__ = [
     "CAPTION_METRICS",
@@ -19,15 +21,18 @@ __all__ = [
     "PairEmbeddings",
     "aggregate",
     "alignment_metrics",
+    "bootstrap_interval",
     "caption_metrics",
     "centroid_distance",
     "class_embeddings",
     "coral",
     "exact_match",
     "gap_closed",
+    "image_text_ranks",
     "image_text_retrieval",
     "logistic_probe",
     "mean_shift",
+    "metric_path",
     "missing_metrics",
     "nearest_centroid",
     "paired_cosine",
@@ -39,6 +44,8 @@ __all__ = [
     "retrieval_ranks",
     "separability",
     "to_markdown",
+    "token_similarity",
     "train_on_generated",
     "zero_shot_accuracy",
+    "zero_shot_ranks",
 ]

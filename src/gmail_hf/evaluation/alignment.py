@@ -22,6 +22,29 @@ def paired_cosine(first: np.ndarray, second: np.ndarray) -> float:
     return float((first * second).sum(axis=1).mean())
 
 
+def token_similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """How well the patch tokens of paired images find each other; in -1..1.
+
+    The images of a pair share a caption, not a layout: each token is compared with its best match in the other image,
+    by cosine, both ways, and the mean of all is returned.
+
+    Args:
+        first, second: (n, tokens, dim) patch tokens; images at equal index are pairs.
+
+    Raises:
+        ValueError: another shape, or invalid tokens (the row is named).
+    """
+    first, second = np.asarray(first), np.asarray(second)
+    if first.ndim != 3 or second.ndim != 3 or len(first) != len(second):
+        raise ValueError(f"patch tokens must be (n, tokens, dim) of n pairs, got {first.shape} and {second.shape}")
+    first, second = (
+        l2_normalize(tokens.reshape(-1, tokens.shape[-1]), name).reshape(tokens.shape)
+        for tokens, name in ((first, "first"), (second, "second"))
+    )
+    similarity = first @ second.transpose(0, 2, 1)  # (n, tokens, tokens)
+    return float((similarity.max(axis=2).mean() + similarity.max(axis=1).mean()) / 2)
+
+
 def centroid_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Euclidean distance of the two means of L2-normalised embeddings, (n, dim) and (m, dim); in 0..2."""
     first, second = l2_normalize(first, "first"), l2_normalize(second, "second")
