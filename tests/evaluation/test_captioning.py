@@ -1,12 +1,15 @@
+import gzip
 import math
+import pickle
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gmail_hf.evaluation import captioning
+from gmail_hf.evaluation import captioning, word_movers
 from gmail_hf.evaluation.captioning import caption_metrics, exact_match, missing_metrics, plot_captions
+from gmail_hf.evaluation.word_movers import check_word_vectors, load_word_vectors, word_movers_score
 
 PREDICTIONS = ["a red three and a green seven", "two birds sit on a wire", "a cat", "the the the the the"]
 REFERENCES = [
@@ -42,11 +45,13 @@ def bleu4(predictions: list[str], references: list[list[str]]) -> float:
 
 
 def longest_common_subsequence(first: list[str], second: list[str]) -> int:
-    if not first or not second:
-        return 0
-    if first[-1] == second[-1]:
-        return 1 + longest_common_subsequence(first[:-1], second[:-1])
-    return max(longest_common_subsequence(first[:-1], second), longest_common_subsequence(first, second[:-1]))
+    row = [0] * (len(second) + 1)
+    for word in first:
+        above = row
+        row = [0]
+        for column, other in enumerate(second):
+            row.append(above[column] + 1 if word == other else max(above[column + 1], row[-1]))
+    return row[-1]
 
 
 def rouge_l(prediction: str, captions: list[str]) -> float:
@@ -84,28 +89,80 @@ def cider(predictions: list[str], references: list[list[str]]) -> float:
     return float(np.mean(scores))
 
 
+FUNCTION_WORDS = {"a", "the", "on", "is"}
+
+
+def meteor(predictions: list[str], references: list[list[str]]) -> float:
+    """
+    Denkowski & Lavie (2014), weights of version 1.5 for English, for captions that use no word twice and only words
+    without stems, synonyms and paraphrases: the alignment is then the words in common. Statistics are summed over the
+    images, each with its best reference.
+    """
+    alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
+
+    def weight(words):
+        return sum(1 - delta if word in FUNCTION_WORDS else delta for word in words)
+
+    def statistics(prediction, caption):
+        words, truth = prediction.split(), caption.split()
+        links = [(i, truth.index(word)) for i, word in enumerate(words) if word in truth]
+        chunks = 0 if words == truth else sum((i - 1, j - 1) not in links for i, j in links)
+        return np.array([weight(words[i] for i, _ in links), weight(words), weight(truth), len(links), chunks])
+
+    def score(summed):
+        matched, of_words, of_truth, links, chunks = summed
+        if not matched:
+            return 0.0
+        precision, recall = matched / of_words, matched / of_truth
+        mean = precision * recall / (alpha * precision + (1 - alpha) * recall)
+        return mean * (1 - gamma * (chunks / links) ** beta)
+
+    pairs = zip(predictions, references, strict=True)
+    return score(sum(max((statistics(p, c) for c in captions), key=score) for p, captions in pairs))
+
+
+def random_captions(rng: np.random.Generator, replace: bool) -> tuple[list[str], list[list[str]]]:
+    """
+    Ten images with one to five references each, of words that METEOR knows no relatives of; every other prediction
+    is a reference without its first word.
+    """
+    words = sorted([*FUNCTION_WORDS, "blorp", "zunk", "vask", "kwim", "drob", "flet"])
+    captions = [[list(rng.choice(words, rng.integers(5, 10), replace)) for _ in range(1 + i % 5)] for i in range(10)]
+    predictions = [captions[i][-1][1:] if i % 2 else list(rng.choice(words, 6, replace)) for i in range(10)]
+    return [" ".join(p) for p in predictions], [[" ".join(caption) for caption in image] for image in captions]
+
+
 @needs_java
-def test_values_by_hand():
-    scores = caption_metrics(PREDICTIONS, REFERENCES, ["ROUGE-L", "BLEU@4", "CIDEr"])
-    assert list(scores) == ["ROUGE-L", "BLEU@4", "CIDEr"]
-    assert scores["BLEU@4"] == pytest.approx(bleu4(PREDICTIONS, REFERENCES), abs=1e-6)
-    assert scores["ROUGE-L"] == pytest.approx(np.mean(list(map(rouge_l, PREDICTIONS, REFERENCES))))
-    assert scores["CIDEr"] == pytest.approx(cider(PREDICTIONS, REFERENCES), abs=1e-6)
+@pytest.mark.parametrize("seed", range(3))
+def test_second_implementation(seed):
+    """BLEU@4, ROUGE-L and CIDEr as above, on hand-written captions and on random ones with several references."""
+    for captions in ((PREDICTIONS, REFERENCES), random_captions(np.random.default_rng(seed), replace=True)):
+        scores = caption_metrics(*captions, ["ROUGE-L", "BLEU@4", "CIDEr"])
+        assert list(scores) == ["ROUGE-L", "BLEU@4", "CIDEr"] and min(scores.values()) > 0
+        assert scores["BLEU@4"] == pytest.approx(bleu4(*captions), abs=1e-6)
+        assert scores["ROUGE-L"] == pytest.approx(np.mean(list(map(rouge_l, *captions))))
+        assert scores["CIDEr"] == pytest.approx(cider(*captions), abs=1e-6)
+
+
+@needs_java
+def test_second_implementation_of_meteor():
+    predictions, references = random_captions(np.random.default_rng(0), replace=False)
+    references[0].append(predictions[0])
+    assert caption_metrics(predictions, references, ["METEOR"])["METEOR"] == pytest.approx(
+        meteor(predictions, references), abs=1e-9
+    )
 
 
 @needs_java
 def test_meteor_by_hand():
-    """
-    Denkowski & Lavie (2014) with the weights of version 1.5 for English, for statistics summed over the set, which has
-    an empty caption in it and a bar of METEOR's own protocol.
-    """
-    alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
-    matched = delta * 3 + (1 - delta) * 1  # cat, sat, mat; on, a function word
-    precision = matched / (delta * 3 + (1 - delta) * 3)  # a, on, a are function words
-    recall = matched / (delta * (3 + 1) + (1 - delta) * (3 + 1))  # the reference of the empty caption counts too
-    mean = precision * recall / (alpha * precision + (1 - alpha) * recall)
-    penalty = gamma * (2 / 4) ** beta  # four matched words in two chunks: "cat sat on", "mat"
-    scores = caption_metrics(["a ||| cat sat on a mat", ""], [["the cat sat on the mat"], ["a cat"]], ["METEOR"])
+    """One empty caption, whose reference counts too, and a bar of METEOR's own protocol."""
+    predictions, references = ["a ||| cat sat on a mat", ""], [["the cat sat on the mat"], ["a cat"]]
+    matched = 0.75 * 3 + 0.25 * 1  # cat, sat, mat; on, a function word
+    precision = matched / (0.75 * 3 + 0.25 * 3)  # a, on and a are function words
+    recall = matched / (0.75 * (3 + 1) + 0.25 * (3 + 1))
+    mean = precision * recall / (0.85 * precision + 0.15 * recall)
+    penalty = 0.6 * (2 / 4) ** 0.2  # four matched words in two chunks: "cat sat on", "mat"
+    scores = caption_metrics(predictions, references, ["METEOR"])
     assert scores == {"METEOR": pytest.approx(mean * (1 - penalty), abs=1e-6)}
 
 
@@ -137,22 +194,182 @@ def test_what_cannot_run_is_missing_with_the_remedy(monkeypatch, lacks):
         remedy = r'pip install "gmail-hf[captioning]"'
     else:
         monkeypatch.setattr(captioning, "find_spec", lambda name: object())
-        monkeypatch.setattr(captioning, "_java_runs", lambda: False)
+        monkeypatch.setattr(captioning, "_java_version", lambda: None)
         remedy = "install Java 11 or newer"
     missing = missing_metrics(["BLEU@4", "CIDEr"])
     assert set(missing) == {"BLEU@4", "CIDEr"} and all(remedy in text for text in missing.values())
     assert caption_metrics(["a"], [["a"]], ["BLEU@4", "CIDEr"]) == {"BLEU@4": None, "CIDEr": None}
 
 
-def test_java_that_only_stands_in_for_one(monkeypatch, tmp_path):
-    java = tmp_path / "java"
-    java.write_text("#!/bin/sh\necho 'get Java from java.com' >&2\nexit 1\n")
-    java.chmod(0o755)
-    for path, runs in ((tmp_path, False), (tmp_path / "empty", False)):
-        monkeypatch.setenv("PATH", str(path))
-        captioning._java_runs.cache_clear()
-        assert captioning._java_runs() is runs
-    captioning._java_runs.cache_clear()
+@pytest.mark.parametrize(
+    ("script", "version"),
+    [
+        ("echo 'get Java from java.com' >&2; exit 1", None),
+        ("echo 'openjdk version \"17.0.15\" 2025-04-15' >&2", 17),
+        ("echo 'java version \"1.8.0_312\"' >&2", 8),
+        (None, None),
+    ],
+)
+def test_java_version(monkeypatch, tmp_path, script, version):
+    """On some systems a `java` that only tells where to get one stands in for it."""
+    if script:
+        (tmp_path / "java").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert captioning._java_version.__wrapped__() == version
+
+
+@pytest.fixture
+def spice_jars(monkeypatch, tmp_path):
+    """A folder in which SPICE's Stanford CoreNLP is, as `java` 11 would find it; nothing is downloaded."""
+    monkeypatch.setattr(captioning, "_java_version", lambda: 11)
+    monkeypatch.setattr(captioning, "_spice_folder", lambda: tmp_path)
+    for jar in captioning.SPICE_JARS:
+        (tmp_path / jar).touch()
+    return tmp_path
+
+
+@needs_java
+def test_spice_is_asked_of_pycocoevalcap(monkeypatch, spice_jars):
+    from pycocoevalcap.spice import spice
+
+    class Spice:
+        def compute_score(self, truths, results):
+            assert results == {0: ["a cat"], 1: [""]}
+            assert truths == {0: ["a cat", "two cats"], 1: ["a dog"]}
+            return np.float64(0.25), [{}, {}]
+
+    monkeypatch.setattr(spice, "Spice", Spice)
+    scores = caption_metrics(["A cat.", ""], [["a cat", "Two cats!"], ["a dog"]], ["SPICE", "ROUGE-L"])
+    assert scores == {"SPICE": 0.25, "ROUGE-L": 0.5}
+
+
+@needs_java
+def test_spice_is_missing_and_nothing_is_downloaded(monkeypatch, spice_jars):
+    from pycocoevalcap.spice import get_stanford_models
+
+    monkeypatch.setattr(get_stanford_models, "urlretrieve", lambda *_, **__: pytest.fail("a download"))
+    assert missing_metrics(["SPICE"]) == {}
+    (spice_jars / captioning.SPICE_JARS[1]).unlink()
+    remedy = missing_metrics(["CIDEr", "SPICE"])
+    assert list(remedy) == ["SPICE"]
+    assert (
+        "python -m pycocoevalcap.spice.get_stanford_models" in remedy["SPICE"] and str(spice_jars) in remedy["SPICE"]
+    )
+    assert caption_metrics(["a"], [["a"]], ["SPICE", "ROUGE-L"]) == {"SPICE": None, "ROUGE-L": 1.0}
+    monkeypatch.setattr(captioning, "_java_version", lambda: 17)
+    assert "up to Java 14, and `java` is 17" in missing_metrics(["SPICE"])["SPICE"]
+
+
+# Of length 5, 1, 2, 1: only directions count. red and crimson are 60 degrees apart, red and cat 90, dog and cat 180.
+VECTORS = {"red": (5, 0), "crimson": (0.5, math.sqrt(0.75)), "cat": (0, 2), "dog": (0, -1), "the": (1, 1)}
+
+
+def write_vectors(path, binary=False):
+    lines = [f"{len(VECTORS)} 2\n".encode()]
+    for word, vector in VECTORS.items():
+        numbers = np.array(vector, "<f4").tobytes() if binary else " ".join(map(repr, map(float, vector))).encode()
+        lines.append(word.encode() + b" " + numbers + b"\n")
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wb") as file:
+        file.writelines(lines)
+    return path
+
+
+@pytest.fixture
+def vectors(tmp_path):
+    return load_word_vectors(write_vectors(tmp_path / "vectors.txt"))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "distance"),
+    [
+        ("the red cat", ["a cat red"], 0),  # stop words and order do not count
+        ("red", ["crimson"], 1),  # the chord of 60 degrees
+        ("cat", ["dog"], 2),
+        ("red", ["cat"], math.sqrt(2)),
+        ("cat", ["dog", "unseen", "crimson"], 2 * math.sin(math.radians(15))),  # the nearest reference
+        # Half of the words stay cats; of the other half, the better plan moves red to crimson and no cat to it.
+        ("red cat", ["crimson cat"], 1 / 2),
+        # A third of the mass of cat stays with cat, a sixth and a half of red go to dog: 1/6 * 2 + 1/2 * sqrt(2).
+        ("red cat", ["cat dog dog"], 1 / 6 * 2 + 1 / 2 * math.sqrt(2)),
+        ("red unseen", ["red"], 0),  # a word without a vector is left out
+        ("unseen", ["unseen"], math.inf),
+        ("", ["red"], math.inf),
+        ("the", ["the"], math.inf),
+    ],
+)
+def test_word_movers_by_hand(vectors, prediction, references, distance):
+    assert word_movers_score(prediction, references, vectors) == pytest.approx(math.exp(-distance), abs=1e-6)
+
+
+def test_word_movers_equal_gensims(vectors):
+    """gensim's own word mover's distance, on random captions of words that all have vectors."""
+    rng = np.random.default_rng(0)
+    words = [word for word in VECTORS if word not in word_movers.STOP_WORDS]
+    for _ in range(20):
+        prediction, *references = [list(rng.choice(words, rng.integers(1, 8))) for _ in range(4)]
+        nearest = min(vectors.wmdistance(prediction, caption) for caption in references)
+        score = word_movers_score(" ".join(prediction), [" ".join(caption) for caption in references], vectors)
+        assert score == pytest.approx(math.exp(-nearest), abs=1e-6)
+
+
+@needs_java
+def test_wmd_is_the_mean_over_images(tmp_path):
+    path = write_vectors(tmp_path / "vectors.bin", binary=True)
+    scores = caption_metrics(["A RED cat.", "cat", ""], [["dog", "red cat"], ["dog"], ["dog"]], ["WMD"], path)
+    assert scores == {"WMD": pytest.approx((1 + math.exp(-2) + 0) / 3, abs=1e-6)}
+
+
+def test_formats_of_word_vectors(tmp_path):
+    texts = [write_vectors(tmp_path / name) for name in ("a.txt", "a.vec", "a.txt.gz")]
+    binaries = [write_vectors(tmp_path / name, binary=True) for name in ("b.bin", "b.bin.gz")]
+    assert [check_word_vectors(path) for path in texts + binaries] == [False] * 3 + [True] * 2
+    for path in texts + binaries:
+        loaded = load_word_vectors(str(path))
+        for word, vector in VECTORS.items():
+            np.testing.assert_allclose(loaded[word], vector, rtol=1e-6)
+
+
+def test_pickles_are_refused_unread(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was loaded",))
+
+    named, hidden = tmp_path / "vectors.model", tmp_path / "vectors.bin"
+    named.write_bytes(pickle.dumps(Bomb(), protocol=0))
+    hidden.write_bytes(pickle.dumps(Bomb()))
+    for path in (named, hidden):
+        for read in (check_word_vectors, load_word_vectors, lambda path: missing_metrics(["WMD"], path)):
+            with pytest.raises(ValueError, match=f"{path} is a pickle.*save_word2vec_format"):
+                read(path)
+
+
+def test_word_vectors_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file .*absent.bin of word vectors"):
+        missing_metrics(["WMD"], tmp_path / "absent.bin")
+    glove = tmp_path / "glove.txt"
+    glove.write_text("red 1.0 0.0\ncat 0.0 1.0\n")
+    with pytest.raises(ValueError, match="not in word2vec's format.*GloVe"):
+        check_word_vectors(glove)
+    for binary in (False, True):
+        path = write_vectors(tmp_path / "cut", binary)
+        path.write_bytes(path.read_bytes()[:-12])
+        with pytest.raises(ValueError, match="cut is damaged"):
+            load_word_vectors(path)
+    zero = tmp_path / "zero.txt"
+    zero.write_text("2 2\nred 1.0 0.0\ncat 0.0 0.0\n")
+    with pytest.raises(ValueError, match="word vector of 'cat' is zero"):
+        word_movers_score("red", ["cat"], load_word_vectors(zero))
+
+
+@needs_java
+def test_wmd_is_missing_with_the_remedy(monkeypatch, tmp_path):
+    assert "give `word_vectors=`" in missing_metrics(["WMD"])["WMD"]
+    assert caption_metrics(["a"], [["a"]], ["ROUGE-L", "WMD"]) == {"ROUGE-L": 1.0, "WMD": None}
+    there = captioning.find_spec
+    monkeypatch.setattr(captioning, "find_spec", lambda name: None if name == "ot" else there(name))
+    path = write_vectors(tmp_path / "vectors.txt")
+    assert 'pip install "gmail-hf[captioning]"' in missing_metrics(["WMD"], path)["WMD"]
 
 
 def test_exact_match():

@@ -1,0 +1,127 @@
+"""
+Word mover's distance between captions (Kusner et al., 2015) as a score: the optimal transport of their words.
+
+It needs `pip install "gmail-hf[captioning]"` and a file of word vectors.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from gensim.models import KeyedVectors
+
+# Those of coco-caption: NLTK's English list without the contractions, which its tokenizer takes apart.
+STOP_WORDS = frozenset(
+    """
+    i me my myself you your yours yourself yourselves he him his himself she her hers herself it its itself
+    we our ours ourselves they them their theirs themselves this that these those what which who whom
+    a an the some any each both few all more most other such own same no nor not only
+    am is are was were be been being have has had having do does did doing can will just should
+    and but or if because as until while than so too very now then once again further here there when where why how
+    of at by for with about against between into through during before after above below to from up down in out on off
+    over under s t d m o y ll re ve ma don ain aren couldn didn doesn hadn hasn haven isn mightn mustn needn shan
+    shouldn wasn weren won wouldn
+    """.split()
+)
+PICKLES = (".pkl", ".pickle", ".model")
+
+
+def word_movers_score(prediction: str, references: Sequence[str], vectors: KeyedVectors) -> float:
+    """
+    exp(-WMD) of a caption and the nearest of its references: 1 for the same words, 0 for nothing to compare.
+
+    The score of Kilickaya et al. (2017) as coco-caption computes it: stop words and words without a vector are left
+    out, and the best reference counts. Vectors have length 1, as in gensim 4; with the unscaled vectors of gensim 3,
+    which published figures may have been made with, scores are lower.
+
+    Args:
+        prediction: words apart by spaces, in lower case.
+        references: one or more captions of the same form.
+        vectors: gensim's, see `load_word_vectors`.
+
+    Raises:
+        ValueError: a word's vector is zero or not finite.
+    """
+    words = _content_words(prediction, vectors)
+    distances = [_distance(words, _content_words(caption, vectors), vectors) for caption in references]
+    return math.exp(-min(distances))
+
+
+def _content_words(caption: str, vectors: KeyedVectors) -> Counter[str]:
+    return Counter(word for word in caption.split() if word not in STOP_WORDS and word in vectors.key_to_index)
+
+
+def _distance(first: Counter[str], second: Counter[str], vectors: KeyedVectors) -> float:
+    if not first or not second:
+        return math.inf
+    import ot
+
+    units = [np.stack([_unit(word, vectors) for word in words]) for words in (first, second)]  # (words, dim)
+    cost = np.linalg.norm(units[0][:, None] - units[1][None], axis=-1)  # (words of first, words of second)
+    weights = [np.array([*words.values()]) / words.total() for words in (first, second)]
+    return float(ot.emd2(*weights, cost))
+
+
+def _unit(word: str, vectors: KeyedVectors) -> np.ndarray:
+    vector = vectors[word].astype(np.float64)
+    norm = np.linalg.norm(vector)
+    if not 0 < norm < math.inf:
+        raise ValueError(f"the word vector of '{word}' is zero or not finite; use another file of word vectors")
+    return vector / norm
+
+
+def load_word_vectors(path: str | os.PathLike) -> KeyedVectors:
+    """
+    Word vectors in word2vec's text or binary format, gzipped if the name ends in .gz.
+
+    Raises:
+        FileNotFoundError, ValueError: as `check_word_vectors`, and ValueError for a damaged file.
+    """
+    from gensim.models import KeyedVectors
+
+    binary = check_word_vectors(path)
+    try:
+        return KeyedVectors.load_word2vec_format(os.fspath(path), binary=binary)
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or not in word2vec's format: {error}") from error
+
+
+def check_word_vectors(path: str | os.PathLike) -> bool:
+    """
+    Whether a file in word2vec's format is binary; only its beginning is read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another format, gensim's own among them, which is a pickle.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path} of word vectors")
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        header = file.readline(100)
+        if path.suffix in PICKLES or header.startswith(b"\x80"):
+            raise ValueError(
+                f"{path} is a pickle, which may run code when it is loaded; save the vectors by "
+                "`vectors.save_word2vec_format(path, binary=True)` and give that file"
+            )
+        counts = header.split()
+        if len(counts) != 2 or not all(count.isdigit() for count in counts):
+            raise ValueError(
+                f"{path} is not in word2vec's format, whose first line is the number of words and the dimension; "
+                "put that line before a file of GloVe's"
+            )
+        dim = int(counts[1])
+        fields = file.readline(100 + 50 * dim).split()
+    try:
+        return len([float(field) for field in fields[1:]]) != dim
+    except ValueError:
+        return True
