@@ -109,7 +109,7 @@ def test_ranks_of_images_once_or_once_a_caption():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-3, 1e-6])
 def test_blocks_in_float32_rank_as_float64_does(monkeypatch, dtype, spread):
     # The smaller the spread, the more similarities lie closer together than float32 tells apart.
     monkeypatch.setattr(retrieval, "BLOCK", 64)
@@ -123,6 +123,29 @@ def test_blocks_in_float32_rank_as_float64_does(monkeypatch, dtype, spread):
     assert ranks["image_to_text"].tolist() == ranks_from_similarity(similarity, relevant).tolist()
     assert ranks["text_to_image"].tolist() == ranks_from_similarity(similarity.T, relevant.T).tolist()
     assert (images == before[0]).all() and (texts == before[1]).all()
+
+
+def test_captions_of_few_words_are_answers_for_many_images(monkeypatch):
+    monkeypatch.setattr(retrieval, "BLOCK", 4)
+    rng = np.random.default_rng(7)
+    images, texts, caption_ids = rng.normal(size=(30, 5)), rng.normal(size=(30, 5)), rng.integers(0, 3, 30)
+    ranks = image_text_ranks(images, texts, np.arange(30), caption_ids)
+    similarity, relevant = unit(images) @ unit(texts).T, caption_ids[:, None] == caption_ids
+    assert ranks["image_to_text"].tolist() == ranks_from_similarity(similarity, relevant).tolist()
+    assert ranks["text_to_image"].tolist() == ranks_from_similarity(similarity.T, relevant.T).tolist()
+
+
+@pytest.mark.parametrize(("ahead_by", "rank"), [(1e-6, 2), (5e-8, 2), (-5e-8, 2), (-1e-6, 1)])
+def test_differences_below_float32_count_beyond_the_tolerance(ahead_by, rank):
+    # Query i points along axis i; its right answer at cosine 0.6, a wrong one nearly there, both else along own axes.
+    def entries(cosine, axis):
+        gallery = np.zeros((30, 90))
+        gallery[np.arange(30), np.arange(30)] = cosine
+        gallery[np.arange(30), axis + np.arange(30)] = np.sqrt(1 - cosine**2)
+        return gallery
+
+    gallery = np.concatenate([entries(0.6, 30), entries(0.6 + ahead_by, 60)])
+    assert (retrieval_ranks(np.eye(30, 90), gallery, np.arange(30), np.arange(60)) == rank).all()
 
 
 def test_copies_tie_whatever_their_place():
