@@ -5,19 +5,37 @@ scikit-learn and matplotlib are imported only inside the functions that need the
 """
 
 from .alignment import alignment_metrics, centroid_distance, paired_cosine, separability, token_similarity
-from .captioning import CAPTION_METRICS, caption_metrics, exact_match, missing_metrics, plot_captions
+from .captioning import (
+    CAPTION_METRICS,
+    EXTRA_CAPTION_METRICS,
+    caption_metrics,
+    exact_match,
+    missing_metrics,
+    plot_captions,
+)
 from .intervals import bootstrap_interval
 from .metrics import metric_path
 from .plots import plot_embeddings, plot_pairs
 from .readout import AffineMap, GapClosed, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
 from .retrieval import image_text_ranks, image_text_retrieval, ranks_from_similarity, recall_at_k, retrieval_ranks
 from .train_on_generated import PairEmbeddings, aggregate, to_markdown, train_on_generated
+from .vqa import (
+    MultipleChoiceItem,
+    mmmu_item,
+    multiple_choice_accuracy,
+    multiple_choice_items,
+    multiple_choice_messages,
+    parse_choice,
+    scienceqa_item,
+)
 from .zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_ranks
 
 __all__ = [
     "CAPTION_METRICS",
+    "EXTRA_CAPTION_METRICS",
     "AffineMap",
     "GapClosed",
+    "MultipleChoiceItem",
     "PairEmbeddings",
     "aggregate",
     "alignment_metrics",
@@ -34,14 +52,20 @@ __all__ = [
     "mean_shift",
     "metric_path",
     "missing_metrics",
+    "mmmu_item",
+    "multiple_choice_accuracy",
+    "multiple_choice_items",
+    "multiple_choice_messages",
     "nearest_centroid",
     "paired_cosine",
+    "parse_choice",
     "plot_captions",
     "plot_embeddings",
     "plot_pairs",
     "ranks_from_similarity",
     "recall_at_k",
     "retrieval_ranks",
+    "scienceqa_item",
     "separability",
     "to_markdown",
     "token_similarity",
