@@ -57,6 +57,9 @@ class EvaluationArguments:
     limit: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
     batch_size: int = field(default=64, metadata={"help": "Images or texts a forward pass."})
     num_beams: int = field(default=5, metadata={"help": "Beams of the search for a caption."})
+    word_vectors: str | None = field(
+        default=None, metadata={"help": "For WMD of captions: a file in word2vec's format, such as GoogleNews'."}
+    )
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
     device: str | None = field(default=None, metadata={"help": "Where to run; the GPU if there is one."})
     seed: int = field(default=0, metadata={"help": "Of bootstrap intervals, folds and t-SNE."})
@@ -71,9 +74,18 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
 
     import torch
 
-    from gmail_hf.benchmarks import Settings, finished, load_model, open_source, plan, results_in, run
-    from gmail_hf.benchmarks import to_html, to_markdown
-    from gmail_hf.evaluation import missing_metrics
+    from gmail_hf.benchmarks import (
+        Settings,
+        finished,
+        load_model,
+        missing_caption_metrics,
+        open_source,
+        plan,
+        results_in,
+        run,
+        to_html,
+        to_markdown,
+    )
 
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
@@ -85,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is at least 1, not {getattr(args, name)}.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(args.modality, args.batch_size, args.seed, args.num_beams, progress=True)
+    settings = Settings(args.modality, args.batch_size, args.seed, args.num_beams, args.word_vectors, progress=True)
 
     sources = [open_source(benchmark, places.get(benchmark.name), args.limit) for benchmark in benchmarks]
     model = load_model(args.model, args.revision, args.dtype, device)
@@ -95,7 +107,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     plans = [plan(*pair, model, captioner, settings) for pair in zip(benchmarks, sources, strict=True)]
     known = [finished(planned, settings, args.output_dir) for planned in plans]
     if any("captioning" in planned.tasks for planned in plans):
-        for metric, remedy in missing_metrics().items():
+        for metric, remedy in missing_caption_metrics(settings).items():
             logger.warning(f"{metric} will be missing: {remedy}.")
 
     results, folder = {}, Path(args.output_dir)

@@ -1,0 +1,44 @@
+"""
+Benchmarks: models in, scores out; what `examples/evaluate_gmail.py` runs.
+
+The scores themselves are `gmail_hf.evaluation`'s, functions of arrays and texts.
+"""
+
+from .alignment import evaluate_alignment
+from .captioning import evaluate_captioning, missing_caption_metrics
+from .data import Source, open_source
+from .measure import Example, Measured, Settings
+from .models import LoadedModel, load_model
+from .registry import BENCHMARKS, LAYOUTS, Benchmark, get_benchmark
+from .report import environment, to_html, to_markdown
+from .retrieval import evaluate_retrieval
+from .runner import finished, plan, results_in, run
+from .vqa import evaluate_vqa
+from .zero_shot import evaluate_zero_shot
+
+__all__ = [
+    "BENCHMARKS",
+    "LAYOUTS",
+    "Benchmark",
+    "Example",
+    "LoadedModel",
+    "Measured",
+    "Settings",
+    "Source",
+    "environment",
+    "evaluate_alignment",
+    "evaluate_captioning",
+    "evaluate_retrieval",
+    "evaluate_vqa",
+    "evaluate_zero_shot",
+    "finished",
+    "get_benchmark",
+    "load_model",
+    "missing_caption_metrics",
+    "open_source",
+    "plan",
+    "results_in",
+    "run",
+    "to_html",
+    "to_markdown",
+]

@@ -1,0 +1,97 @@
+"""Captions of images against references (the paper's Tables 1, 6, 8, 9, 11, 13, 16 and 17)."""
+
+from itertools import islice
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..data import decode_image
+from ..evaluation.captioning import (
+    CAPTION_METRICS,
+    EXTRA_CAPTION_METRICS,
+    caption_metrics,
+    exact_match,
+    missing_metrics,
+)
+from .data import Source, captions_of
+from .generate import chats, write
+from .measure import Example, Measured, Settings, interval
+
+# LLaVA-1.5's own prompt for captions; a captioner gets none.
+PROMPT = "Provide a one-sentence caption for the provided image."
+MAX_NEW_TOKENS = 64
+EXAMPLES = 12
+METRICS = (*CAPTION_METRICS, *EXTRA_CAPTION_METRICS)  # the paper's
+
+
+def missing_caption_metrics(settings: Settings) -> dict[str, str]:
+    """The paper's caption scores that cannot be computed on this machine, each with what to do about it."""
+    return missing_metrics(METRICS, settings.word_vectors)
+
+
+def evaluate_captioning(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
+    """
+    COCO's caption scores, and the share of captions that equal a reference.
+
+    Args:
+        model: any of `AutoModelForImageTextToText`, such as [`ClipCapForConditionalGeneration`], in evaluation mode,
+            on its device; one that chats is asked for a caption of one sentence.
+        processor: its processor.
+        source: of captions or pairs; rows of one `image_id` are one image.
+        settings: see [`Settings`].
+
+    Returns:
+        Scores of [`evaluation.caption_metrics`] and `exact_match`; each caption as a prediction.
+
+    Raises:
+        ValueError: an image without a caption, or unreadable.
+    """
+    references: dict[Any, dict[str, None]] = {}
+
+    def new_images():
+        for row in source.read():
+            image_id, written = captions_of(row, source)
+            if image_id not in references:
+                references[image_id] = {}
+                yield image_id, row[source.image_column]
+            references[image_id].update(dict.fromkeys(written))
+
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
+    captions: list[str] = []
+    thumbnails = []
+    rows = new_images()
+    with tqdm(desc="Captions", unit="image", disable=not settings.progress) as bar:
+        while batch := list(islice(rows, settings.batch_size)):
+            images = [[decode_image(cell)] for _, cell in batch]
+            captions += write(
+                model,
+                processor,
+                images,
+                [message] * len(batch) if chats(processor) else None,
+                settings.modality,
+                num_beams=settings.num_beams,
+                do_sample=False,
+                max_new_tokens=MAX_NEW_TOKENS,
+            )
+            thumbnails += images[: EXAMPLES - len(thumbnails)]
+            bar.update(len(batch))
+    truths = [list(written) for written in references.values()]
+    matches = [exact_match([caption], [truth]) for caption, truth in zip(captions, truths, strict=True)]
+    telling = any(matches)  # of captions in free wording, none equals a reference
+    return Measured(
+        scores={
+            **caption_metrics(captions, truths, METRICS, settings.word_vectors),
+            "exact_match": exact_match(captions, truths),
+        },
+        intervals={"exact_match": interval(matches, settings)},
+        counts={"images": len(captions), "references": sum(map(len, truths))},
+        missing=missing_caption_metrics(settings),
+        predictions=[
+            {"image_id": image_id, "caption": caption, "references": truth}
+            for image_id, caption, truth in zip(references, captions, truths, strict=True)
+        ],
+        examples=[
+            Example(images, caption, truth[0], bool(match) if telling else None)
+            for images, caption, truth, match in zip(thumbnails, captions, truths, matches, strict=False)
+        ],
+    )

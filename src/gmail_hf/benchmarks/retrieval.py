@@ -1,0 +1,62 @@
+"""Image-text retrieval (the paper's Tables 2, 3, 5 and 7)."""
+
+from typing import Any
+
+import numpy as np
+
+from ..evaluation import image_text_ranks, recall_at_k
+from .data import Source, captions_of
+from .embed import count_truncated, image_embeds, text_embeds
+from .measure import Measured, Settings, recall_intervals
+
+
+def evaluate_retrieval(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
+    """
+    Recall of captions by images and of images by captions.
+
+    Where each image has one caption, images whose captions are equal are right answers for each other.
+
+    Args:
+        model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device.
+        source: of captions or pairs; rows of one `image_id` are one image.
+        settings: see [`Settings`].
+
+    Returns:
+        The scores of [`evaluation.image_text_retrieval`].
+
+    Raises:
+        ValueError: an image without a caption, unreadable or with an embedding that is not finite.
+    """
+    captions: dict[Any, dict[str, None]] = {}  # of each image, without repetitions, in order
+
+    def new_images():
+        for row in source.read():
+            image_id, written = captions_of(row, source)
+            if image_id not in captions:
+                captions[image_id] = {}
+                yield row[source.image_column]
+            captions[image_id].update(dict.fromkeys(written))
+
+    images = image_embeds(model, processor, new_images(), settings.modality, settings, source.name)
+    texts = [caption for written in captions.values() for caption in written]
+    counts = [len(written) for written in captions.values()]
+    embeds = text_embeds(model, processor, texts, settings, "Captions")
+    image_ids = np.arange(len(images))
+    if len(texts) == len(images):
+        ids = {"caption_ids": np.array(texts)}
+    else:
+        ids = {"text_image_ids": np.repeat(image_ids, counts)}
+    scores, intervals = {}, {}
+    for way, ranks in image_text_ranks(images, embeds, image_ids, **ids).items():
+        scores |= {f"{way}_{name}": value for name, value in recall_at_k(ranks).items()}
+        scores[f"{way}_median_rank"] = float(np.median(ranks))
+        intervals |= recall_intervals(ranks, way, settings)
+    return Measured(
+        scores=scores,
+        intervals=intervals,
+        counts={
+            "images": len(images),
+            "captions": len(texts),
+            "truncated captions": count_truncated(model, processor, texts),
+        },
+    )

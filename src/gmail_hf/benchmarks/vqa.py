@@ -1,0 +1,96 @@
+"""Multiple-choice questions about images (the paper's Tables 10 and 15)."""
+
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..data import BadImageError, decode_image
+from ..evaluation.vqa import (
+    mmmu_item,
+    multiple_choice_accuracy,
+    multiple_choice_items,
+    parse_choice,
+    scienceqa_item,
+)
+from .data import Source
+from .generate import write
+from .measure import Example, Measured, Settings, interval
+
+# Of each layout: how a row becomes a question, and the classes whose accuracies are told.
+ITEMS = {"scienceqa": (scienceqa_item, "subject"), "mmmu": (mmmu_item, "discipline")}
+MAX_NEW_TOKENS = 32  # the answer is a letter
+EXAMPLES = 12
+
+
+def evaluate_vqa(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
+    """
+    Accuracy on questions with an image and choices; open ones and those without an image are left out.
+
+    Args:
+        model: any of `AutoModelForImageTextToText` that chats, in evaluation mode, on its device; it answers greedily.
+        processor: its processor, with a chat template.
+        source: of ScienceQA or MMMU.
+        settings: see [`Settings`].
+
+    Returns:
+        `accuracy`, that of each class of questions, and the share of answers that name no choice; each answer as a
+        prediction.
+
+    Raises:
+        ValueError: no question with an image and choices, an image that cannot be read, a row that does not fit.
+    """
+    to_item, kind = ITEMS[source.layout]
+    items, skipped = multiple_choice_items(source.read(), to_item)
+    if not items:
+        raise ValueError(f"'{source.name}' has no question with an image and choices among {skipped}.")
+    answers: list[str] = []
+    examples: list[Example] = []
+    with tqdm(desc="Answers", unit="question", disable=not settings.progress, total=len(items)) as bar:
+        for start in range(0, len(items), settings.batch_size):
+            batch = items[start : start + settings.batch_size]
+            images = [[_decode(cell, start + i) for cell in item.images] for i, item in enumerate(batch)]
+            answers += write(
+                model,
+                processor,
+                images,
+                [item.messages for item in batch],
+                settings.modality,
+                max_new_tokens=MAX_NEW_TOKENS,
+                do_sample=False,
+                num_beams=1,
+            )
+            examples += [Example(pictures, "") for pictures in images[: EXAMPLES - len(examples)]]
+            bar.update(len(batch))
+    chosen = [parse_choice(text, item.choices, item.rules) for text, item in zip(answers, items, strict=True)]
+    right = [item.answer for item in items]
+    found = multiple_choice_accuracy(chosen, right, [item.group[kind] for item in items])
+    lines = []
+    for item, text, choice in zip(items, answers, chosen, strict=True):
+        facts = {"answer": text, "choice": None if choice is None else item.choices[choice]}
+        lines.append({"question": _text(item.messages), **facts, "right": item.choices[item.answer], **item.group})
+    for example, line in zip(examples, lines, strict=False):
+        example.text, example.right = line["answer"], line["choice"] == line["right"]
+        example.reference = f"{line['question']} Right: {line['right']}"
+    return Measured(
+        scores={
+            "accuracy": found["accuracy"],
+            **{f"accuracy, {group}": score for group, score in found["groups"].items()},
+            "unparsed": found["unparsed"],
+        },
+        intervals={"accuracy": interval(np.equal(chosen, right), settings)},
+        counts={"questions": len(items), **{f"left out, {why}": count for why, count in skipped.items()}},
+        predictions=lines,
+        examples=examples,
+    )
+
+
+def _decode(cell: Any, number: int):
+    try:
+        return decode_image(cell)
+    except BadImageError as error:
+        raise ValueError(f"Question {number}: {error}.") from error
+
+
+def _text(messages: list[dict[str, Any]]) -> str:
+    return " ".join(item["text"] for item in messages[0]["content"] if item["type"] == "text")
