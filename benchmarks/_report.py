@@ -1,39 +1,20 @@
 """Where a result comes from: machine, software, commit, date."""
 
-import os
-import platform
 import subprocess
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-PACKAGES = ("gmail-hf", "torch", "transformers", "peft", "datasets", "diffusers", "scikit-learn", "numpy")
 
+def environment() -> dict[str, Any]:
+    """What [`gmail_hf.benchmarks.environment`] tells, and the commit."""
+    from gmail_hf.benchmarks import environment as installed
 
-def environment() -> dict:
-    import torch
-
-    packages = {}
-    for package in PACKAGES:
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            packages[package] = None
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no accelerator"
-    here = Path(__file__).parent
-    git = ["git", "-C", str(here)]
+    git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run(
         [*git, "status", "--porcelain", "--", "../src", "."], capture_output=True, text=True
     ).stdout
-    return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {device}",
-        "python": platform.python_version(),
-        "packages": packages,
-        "git_commit": commit or None,
-        "uncommitted_changes": bool(changed),
-    }
+    return {**installed(), "git_commit": commit or None, "uncommitted_changes": bool(changed)}
 
 
 def provenance(result: dict) -> list[str]:
