@@ -121,13 +121,11 @@ def image_text_ranks(
         )
     first = np.sort(np.unique(image_ids, return_index=True)[1])  # one row an image
     ids = [(image_ids[first], text_image_ids)]
-    for has, name, needs, what in (
-        (text_image_ids, "image", ids[0][0], "caption"),
-        (ids[0][0], "caption", text_image_ids, "image"),
-    ):
-        lost = np.flatnonzero(~np.isin(needs, has))
+    sides = ("image", ids[0][0]), ("caption", text_image_ids)
+    for (name, own), (partner, theirs) in (sides, sides[::-1]):
+        lost = np.flatnonzero(~np.isin(own, theirs))
         if len(lost):
-            raise ValueError(f"{name} {lost[0]} (image id {needs[lost[0]]}) has no {what}; drop it or check the ids")
+            raise ValueError(f"{name} {lost[0]} (image id {own[lost[0]]}) has no {partner}; drop it or check the ids")
     if caption_ids is not None:
         caption_ids = np.asarray(caption_ids)
         if caption_ids.shape != (len(texts),):
@@ -199,15 +197,15 @@ def unit_ranks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks both ways from one pass over the similarities: (n,) of the queries, (m,) of the gallery as queries.
 
-    `ids` are pairs of (n,) and (m,) ids, one pair for each kind of id. A gallery entry that is relevant to no query
-    gets rank 0; a query that has nothing relevant raises a ValueError.
+    `ids` are pairs of (n,) and (m,) ids, one pair for each kind of id. A query that has nothing relevant raises a
+    ValueError; a gallery entry that is relevant to no query gets rank n + 1.
     """
     codes = [_codes(*pair) for pair in ids]
     best = _best_relevant(queries, gallery, codes)
     lost = np.flatnonzero(np.isneginf(best[0]))
     if len(lost):
         raise ValueError(f"query {lost[0]} has no relevant gallery entry; drop it or check the ids")
-    ranks = np.ones(len(queries), np.int64), np.where(np.isneginf(best[1]), 0, 1)
+    ranks = np.ones(len(queries), np.int64), np.ones(len(gallery), np.int64)
     for rows in _blocks(np.arange(len(queries))):
         left = queries[rows]
         left32 = left.astype(np.float32)
