@@ -9,7 +9,7 @@ scores of captions Java):
     python examples/evaluate_gmail.py --model gmail-digits --captioner clipcap-digits --benchmarks digits \\
         --output_dir gmail-digits-scores
 
-Benchmarks from the Hub, streamed; without a GPU, the first 500 rows are a matter of minutes:
+Benchmarks from the Hub, streamed, or the first rows of one:
 
     python examples/evaluate_gmail.py --model org/gmail-coco --benchmarks coco,flickr30k,dtd,cars \\
         --output_dir gmail-coco-scores

@@ -138,7 +138,7 @@ def test_what_was_missing_is_measured_once_it_can_be(planned, tmp_path, fake_sco
     assert finished(first, SETTINGS, tmp_path / "out") is not None
     markdown, html = to_markdown([result]), to_html([result], tmp_path / "out")
     assert "| COCO | Captions | METEOR | – | – | Java is missing; install it |" in markdown
-    assert "missing<br><small>Java is missing; install it</small>" in html
+    assert 'class="why">Java is missing; install it</small>' in html
     fake_scores.clear()
     assert finished(first, SETTINGS, tmp_path / "out") is None
     again = run(first, SETTINGS, tmp_path / "out")

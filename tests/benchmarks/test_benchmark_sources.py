@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, Image
 from server import HubServer, commit_id
 from tiny import make_pairs, picture
 
-from gmail_hf.benchmarks import BENCHMARKS, LAYOUTS, get_benchmark
+from gmail_hf.benchmarks import BENCHMARKS, LAYOUTS, data, get_benchmark
 from gmail_hf.benchmarks.data import SHAREGPT4V_FILE, captions_of, tasks_of
 from gmail_hf.data import decode_image
 
@@ -78,9 +78,22 @@ def test_pairs_stand_in_for_captions(source, tmp_path, kind):
     assert tasks_of(get_benchmark("flickr30k"), found) == ("retrieval", "captioning", "alignment")
 
 
+def test_unreachable_hub(source, monkeypatch):
+    def dataset_info(*args):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(data.HfApi, "dataset_info", dataset_info)
+    with pytest.raises(ConnectionError, match=r"RuntimeError: no route to host.* --dataset dtd=FOLDER"):
+        source("dtd")
+
+
 def test_pairs_without_generated_images_are_captions(source, tmp_path):
     make_pairs(4).remove_columns("generated_image").to_parquet(tmp_path / "real.parquet")
     found = source("coco", tmp_path / "real.parquet")
+    assert tasks_of(get_benchmark("digits"), source("digits", tmp_path / "real.parquet")) == (
+        "retrieval",
+        "captioning",
+    )
     assert tasks_of(get_benchmark("coco"), found) == ("retrieval", "captioning")
 
 
@@ -162,13 +175,16 @@ def test_bad_data_are_told_at_once(source, tmp_path):
 CLIENT = """
 import json, sys
 from huggingface_hub import HfApi
-from gmail_hf.benchmarks import get_benchmark, open_source
+from gmail_hf.benchmarks import get_benchmark, load_model, open_source
 from gmail_hf.data import decode_image
 
 for name in ("wds", "gone"):
     HfApi().create_repo(f"org/{name}", repo_type="dataset")
 HfApi().upload_folder(repo_id="org/wds", repo_type="dataset", folder_path=sys.argv[1])
 HfApi().upload_folder(repo_id="org/gone", repo_type="dataset", folder_path=sys.argv[1], ignore_patterns="*.txt")
+HfApi().create_repo("org/gmail")
+HfApi().upload_folder(repo_id="org/gmail", folder_path=sys.argv[2])
+model = load_model("org/gmail")
 found = open_source(get_benchmark("dtd"), "org/wds")
 rows = list(found.read())
 errors = []
@@ -178,24 +194,26 @@ for name in ("org/gone", "org/never"):
     except Exception as error:
         errors.append(f"{type(error).__name__}: {error}")
 print(json.dumps({
-    "revision": found.revision, "split": found.split, "labels": [row["cls"] for row in rows], "errors": errors,
+    "model": [model.name, model.revision], "revision": found.revision,
+    "split": found.split, "labels": [row["cls"] for row in rows], "errors": errors,
     "pixels": decode_image(rows[5]["webp"]).tobytes().hex(),
     "names": found.lines("classnames.txt"), "templates": found.lines("zeroshot_classification_templates.txt"),
 }))
 """
 
 
-def test_classes_streamed_from_the_hub(tmp_path):
+def test_classes_and_model_from_the_hub(tmp_path, model_folders):
     folder = write_classes(tmp_path / "wds")
     with HubServer() as hub:
         done = subprocess.run(
-            [sys.executable, "-c", CLIENT, str(folder)],
+            [sys.executable, "-c", CLIENT, str(folder), model_folders["gmail"]],
             env={**os.environ, **hub.environment(tmp_path / "home")},
             capture_output=True,
             text=True,
         )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["model"] == ["org/gmail", commit_id(1)]
     assert (answer["revision"], answer["split"]) == (commit_id(1), "test")
     assert answer["labels"] == [0, 1, 2, 0, 1, 0]
     assert answer["pixels"] == picture(5).tobytes().hex()

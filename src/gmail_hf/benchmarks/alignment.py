@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data import decode_image
 from ..evaluation import alignment_metrics, plot_embeddings, retrieval_ranks, separability
 from ..modeling_gmail import GmailCLIPModel
-from .data import Source
+from .data import Source, read_image
 from .embed import image_embeds
 from .measure import Example, Measured, Settings, interval, recall_intervals
 
@@ -43,7 +42,8 @@ def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Set
             if side == "real":
                 ids.append((str(row["caption"]), str(row["image_id"])))
                 if len(examples) < EXAMPLES:
-                    images = [decode_image(row["real_image"]), decode_image(row["generated_image"])]
+                    where = f"{source.name}: image {row['image_id']}"
+                    images = [read_image(row[f"{side}_image"], where) for side in ("real", "generated")]
                     examples.append(Example(images, row["caption"]))
             yield row[f"{side}_image"]
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..data import decode_image
 from ..evaluation.captioning import (
     CAPTION_METRICS,
     EXTRA_CAPTION_METRICS,
@@ -13,7 +12,7 @@ from ..evaluation.captioning import (
     exact_match,
     missing_metrics,
 )
-from .data import Source, captions_of
+from .data import Source, captions_of, read_image
 from .generate import chats, write
 from .measure import Example, Measured, Settings, interval
 
@@ -62,7 +61,7 @@ def evaluate_captioning(model: Any, processor: Any, source: Source, settings: Se
     rows = new_images()
     with tqdm(desc="Captions", unit="image", disable=not settings.progress) as bar:
         while batch := list(islice(rows, settings.batch_size)):
-            images = [[decode_image(cell)] for _, cell in batch]
+            images = [[read_image(cell, f"{source.name}: image {image_id}")] for image_id, cell in batch]
             captions += write(
                 model,
                 processor,

@@ -12,11 +12,11 @@ from typing import Any
 
 import datasets
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from PIL import Image as PILImage
 
-from ..data import undecoded
+from ..data import BadImageError, decode_image, undecoded
 from ..loading import load_pairs
-from .registry import ALIGNMENT, LAYOUTS, RETRIEVAL, Benchmark
+from .registry import ALIGNMENT, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark
 
 SHAREGPT4V_FILE, SHAREGPT4V_ROWS = "share-captioner_coco_lcs_sam_1246k_1107.json", 1000
 
@@ -89,7 +89,7 @@ def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | N
         split, revision, read, lines = _hub_rows(name, benchmark)
     try:
         first = next(iter(read(limit)), None)
-    except (OSError, HfHubHTTPError) as error:
+    except OSError as error:
         raise ConnectionError(f"'{name}' cannot be read: {error}") from error
     if first is None:
         raise ValueError(f"Split '{split}' of '{name}' is empty.")
@@ -107,8 +107,11 @@ def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | N
 
 
 def tasks_of(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
-    """What can be measured on these data: alignment needs generated images beside the real ones."""
-    return tuple(task for task in benchmark.tasks if task != ALIGNMENT or source.has_pairs)
+    """What can be measured on these data: not every pair has a generated image, or shows digits."""
+    absent = set() if source.has_pairs else {ALIGNMENT}
+    if source.layout == "pairs" and "digits" not in source.columns:
+        absent.add(ZERO_SHOT)
+    return tuple(task for task in benchmark.tasks if task not in absent)
 
 
 def captions_of(row: dict[str, Any], source: Source) -> tuple[Any, list[str]]:
@@ -129,6 +132,19 @@ def captions_of(row: dict[str, Any], source: Source) -> tuple[Any, list[str]]:
     if not captions:
         raise ValueError(f"Image {image_id} of '{source.name}' has no caption.")
     return image_id, captions
+
+
+def read_image(cell: Any, where: str) -> PILImage.Image:
+    """
+    An RGB image from a cell of an image column, see `decode_image`.
+
+    Raises:
+        ValueError: it cannot be read; the message begins with `where`.
+    """
+    try:
+        return decode_image(cell)
+    except BadImageError as error:
+        raise ValueError(f"{where}: {error}.") from error
 
 
 def fingerprint(path: str | os.PathLike) -> str:
@@ -153,7 +169,7 @@ def _nonempty(name: str, lines: Callable[[str], list[str]]) -> Callable[[str], l
     def read(file: str) -> list[str]:
         try:
             found = [line.strip() for line in lines(file) if line.strip()]
-        except FileNotFoundError as error:  # EntryNotFoundError of the Hub is none, but hf_hub_download's own is
+        except FileNotFoundError as error:
             raise ValueError(f"'{name}' has no file {file}.") from error
         if not found:
             raise ValueError(f"{file} of '{name}' is empty.")
@@ -182,7 +198,7 @@ def _local_rows(path: Path, benchmark: Benchmark) -> tuple[str, Callable]:
 def _hub_rows(name: str, benchmark: Benchmark) -> tuple[str, str, Callable, Callable]:
     try:
         about = HfApi().dataset_info(name)
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    except Exception as error:  # those of the HTTP client are another package's in each version of huggingface_hub
         raise ConnectionError(
             f"'{name}' cannot be reached on the Hub ({type(error).__name__}: {str(error).splitlines()[0]}). Check the "
             f"name, your connection and `hf auth login`, or bring the data: --dataset {benchmark.name}=FOLDER."

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data import BadImageError, decode_image, image_processor_of
+from ..data import image_processor_of
 from ..modeling_gmail import GmailCLIPModel
+from .data import read_image
 from .measure import Settings
 
 
@@ -38,7 +39,7 @@ def image_embeds(
     with tqdm(desc=desc, unit="image", disable=not settings.progress) as bar:
         for images in _batches(cells, settings.batch_size):
             first = sum(map(len, embeds))
-            decoded = [_decode(cell, first + i, desc) for i, cell in enumerate(images)]
+            decoded = [read_image(cell, f"{desc}: image {first + i}") for i, cell in enumerate(images)]
             pixel_values = image_processor_of(processor)(images=decoded, return_tensors="pt")["pixel_values"]
             features = model.get_image_features(pixel_values.to(model.device, model.dtype), **branch).pooler_output
             embeds.append(_unit(features, first, f"{desc}: the embedding of image"))
@@ -89,13 +90,6 @@ def count_truncated(model: Any, processor: Any, texts: list[str]) -> int:
 def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
     while batch := list(islice(items, size)):
         yield batch
-
-
-def _decode(cell: Any, row: int, desc: str):
-    try:
-        return decode_image(cell)
-    except BadImageError as error:
-        raise ValueError(f"{desc}: image {row}: {error}.") from error
 
 
 def _unit(features: torch.Tensor, first: int, what: str) -> np.ndarray:

@@ -1,11 +1,11 @@
 """The models that benchmarks are run on, loaded and checked."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -69,7 +69,11 @@ def load_model(
     """
     if name.count("/") != 1 and not Path(name).exists():
         raise FileNotFoundError(f"There is no model at '{name}'.")
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    if Path(name).exists():
+        commit, version = fingerprint(name), None
+    else:  # all files of one commit, which is the folder that they are cached in
+        commit = version = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    config = AutoConfig.from_pretrained(name, revision=version)
     if isinstance(config, GmailConfig):
         kind, processor_class = GmailCLIPModel, CLIPProcessor
     elif isinstance(config, CLIPConfig):
@@ -81,11 +85,10 @@ def load_model(
             f"'{name}' is a '{config.model_type}', neither a CLIP nor an image-text-to-text model such as ClipCap or "
             "LLaVA."
         )
-    options = {"revision": revision, "dtype": getattr(torch, dtype), "output_loading_info": True}
+    options = {"revision": version, "dtype": getattr(torch, dtype), "output_loading_info": True}
     if not config.model_type.startswith("gmail"):  # these see to it themselves
         options["use_safetensors"] = True
     model, info = kind.from_pretrained(name, **options)
     check_nothing_missing(name, info["missing_keys"])
-    processor = processor_class.from_pretrained(name, revision=revision)
-    commit = getattr(config, "_commit_hash", None)
-    return LoadedModel(model.eval().to(device), processor, name, commit or fingerprint(os.fspath(name)))
+    processor = processor_class.from_pretrained(name, revision=version)
+    return LoadedModel(model.eval().to(device), processor, name, commit)

@@ -15,13 +15,20 @@ from jinja2 import Environment
 from PIL import Image as PILImage
 
 SMALL = 64  # pixels of the longer side, up to which an image is shown as pixels
-PACKAGES = ("gmail-hf", "torch", "transformers", "peft", "datasets", "diffusers", "scikit-learn", "numpy")
+PACKAGES = (
+    *("gmail-hf", "torch", "transformers", "peft", "datasets", "diffusers"),
+    *("scikit-learn", "scipy", "numpy", "pycocoevalcap"),
+)
 TASKS = {
     "retrieval": "Image-text retrieval",
     "zero_shot": "Zero-shot classification",
     "captioning": "Captions",
     "vqa": "Questions",
     "alignment": "Alignment of generated with real images",
+}
+NOTES = {
+    "captioning": "What the model wrote; in grey, where it differs, a reference.",
+    "vqa": "What the model wrote; in grey, the question and the right answer.",
 }
 LABELS = {
     "image_to_text": "image to text",
@@ -107,6 +114,7 @@ def to_html(results: Sequence[dict[str, Any]], output_dir: str | os.PathLike) ->
         results=results,
         models=list({model["name"]: model["revision"] for r in results for model in r["models"].values()}.items()),
         titles=TASKS,
+        notes=NOTES,
         tabulate=tabulate,
     )
 

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..data import BadImageError, decode_image
 from ..evaluation.vqa import (
     mmmu_item,
     multiple_choice_accuracy,
@@ -13,7 +12,7 @@ from ..evaluation.vqa import (
     parse_choice,
     scienceqa_item,
 )
-from .data import Source
+from .data import Source, read_image
 from .generate import write
 from .measure import Example, Measured, Settings, interval
 
@@ -49,7 +48,9 @@ def evaluate_vqa(model: Any, processor: Any, source: Source, settings: Settings)
     with tqdm(desc="Answers", unit="question", disable=not settings.progress, total=len(items)) as bar:
         for start in range(0, len(items), settings.batch_size):
             batch = items[start : start + settings.batch_size]
-            images = [[_decode(cell, start + i) for cell in item.images] for i, item in enumerate(batch)]
+            images = [
+                [read_image(cell, f"Question {start + i}") for cell in item.images] for i, item in enumerate(batch)
+            ]
             answers += write(
                 model,
                 processor,
@@ -83,13 +84,6 @@ def evaluate_vqa(model: Any, processor: Any, source: Source, settings: Settings)
         predictions=lines,
         examples=examples,
     )
-
-
-def _decode(cell: Any, number: int):
-    try:
-        return decode_image(cell)
-    except BadImageError as error:
-        raise ValueError(f"Question {number}: {error}.") from error
 
 
 def _text(messages: list[dict[str, Any]]) -> str:
