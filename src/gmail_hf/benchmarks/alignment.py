@@ -4,11 +4,13 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
+from ..data import decode_image
 from ..evaluation import alignment_metrics, plot_embeddings, retrieval_ranks, separability
 from ..modeling_gmail import GmailCLIPModel
-from .data import Source, read_image
-from .embed import image_embeds
+from .data import Source
+from .embed import batches, embed_batch
 from .measure import Example, Measured, Settings, interval, recall_intervals
 
 MIN_PAIRS = 10  # fewer are too few for folds and a picture
@@ -34,38 +36,36 @@ def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Set
         ValueError: fewer than 10 pairs; an image that is unreadable or whose embedding is not finite.
         ImportError: scikit-learn or matplotlib is missing.
     """
-    examples: list[Example] = []
-    ids: list[tuple[str, str]] = []  # caption and image id of each pair
-
-    def cells(side: str):
-        for row in source.read():
-            if side == "real":
-                ids.append((str(row["caption"]), str(row["image_id"])))
-                if len(examples) < EXAMPLES:
-                    where = f"{source.name}: image {row['image_id']}"
-                    images = [read_image(row[f"{side}_image"], where) for side in ("real", "generated")]
-                    examples.append(Example(images, row["caption"]))
-            yield row[f"{side}_image"]
-
-    def embed(side: str, modality: str) -> np.ndarray:
-        desc = f"{source.name}, {side} images through {modality}"
-        return image_embeds(model, processor, cells(side), modality, settings, desc)
-
-    real = embed("real", "real")
-    if len(real) < MIN_PAIRS:
-        raise ValueError(f"Alignment needs at least {MIN_PAIRS} pairs; '{source.name}' has {len(real)}.")
-    generated = {"before": embed("generated", "real")}
+    ways = {"real": ("real_image", "real"), "before": ("generated_image", "real")}
     if has_gen_branch(model):
-        generated["after"] = embed("generated", "gen")
-    caption_ids, image_ids = np.array(ids).T
+        ways["after"] = ("generated_image", "gen")
+    embeds: dict[str, list[np.ndarray]] = {name: [] for name in ways}
+    ids: list[tuple[str, str]] = []  # caption and image id of each pair
+    examples: list[Example] = []
+    with tqdm(desc="Pairs", unit="pair", disable=not settings.progress) as bar:
+        for rows in batches(source.read(), settings.batch_size):
+            for name, (column, modality) in ways.items():
+                desc = f"{source.name}, {column}"
+                cells = [row[column] for row in rows]
+                embeds[name].append(embed_batch(model, processor, cells, modality, len(ids), desc))
+            for row in rows[: EXAMPLES - len(examples)]:
+                images = [decode_image(row["real_image"]), decode_image(row["generated_image"])]
+                examples.append(Example(images, row["caption"]))
+            ids += [(str(row["caption"]), str(row["image_id"])) for row in rows]
+            bar.update(len(rows))
+    if len(ids) < MIN_PAIRS:
+        raise ValueError(f"Alignment needs at least {MIN_PAIRS} pairs; '{source.name}' has {len(ids)}.")
+    generated = {name: np.concatenate(parts) for name, parts in embeds.items()}
+    real = generated.pop("real")
     both = np.array(ids)
+    caption_ids, image_ids = both.T
     scores, intervals, figures = {}, {}, {}
-    for when, embeds in generated.items():
-        found = alignment_metrics(embeds, real, caption_ids, image_ids)
-        found["separability"] = separability(embeds, real, settings.seed)
-        ranks = retrieval_ranks(embeds, real, both, both)
+    for when, moved in generated.items():
+        found = alignment_metrics(moved, real, caption_ids, image_ids)
+        found["separability"] = separability(moved, real, settings.seed)
+        ranks = retrieval_ranks(moved, real, both, both)
         means = {
-            "paired_cosine": interval((embeds * real).sum(axis=1), settings),
+            "paired_cosine": interval((moved * real).sum(axis=1), settings),
             **recall_intervals(ranks, "gen_to_real", settings),
         }
         scores |= {f"{name}_{when}": value for name, value in found.items()}

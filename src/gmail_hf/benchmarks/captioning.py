@@ -1,6 +1,5 @@
 """Captions of images against references (the paper's Tables 1, 6, 8, 9, 11, 13, 16 and 17)."""
 
-from itertools import islice
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -13,6 +12,7 @@ from ..evaluation.captioning import (
     missing_metrics,
 )
 from .data import Source, captions_of, read_image
+from .embed import batches
 from .generate import chats, write
 from .measure import Example, Measured, Settings, interval
 
@@ -58,9 +58,8 @@ def evaluate_captioning(model: Any, processor: Any, source: Source, settings: Se
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
     captions: list[str] = []
     thumbnails = []
-    rows = new_images()
     with tqdm(desc="Captions", unit="image", disable=not settings.progress) as bar:
-        while batch := list(islice(rows, settings.batch_size)):
+        for batch in batches(new_images(), settings.batch_size):
             images = [[read_image(cell, f"{source.name}: image {image_id}")] for image_id, cell in batch]
             captions += write(
                 model,

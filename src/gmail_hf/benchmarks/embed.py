@@ -14,7 +14,6 @@ from .data import read_image
 from .measure import Settings
 
 
-@torch.no_grad()
 def image_embeds(
     model: Any, processor: Any, cells: Iterable[Any], modality: str, settings: Settings, desc: str
 ) -> np.ndarray:
@@ -32,21 +31,25 @@ def image_embeds(
         `np.ndarray` of shape `(images, projection_dim)`, float32, L2-normalised.
 
     Raises:
-        ValueError: an image cannot be read or its embedding is not finite, with its row; there is none.
+        ValueError: an image cannot be read or its embedding is not finite, with its row.
     """
-    branch = {"modality": modality} if isinstance(model, GmailCLIPModel) else {}
-    embeds, cells = [], iter(cells)
+    embeds, done = [], 0
     with tqdm(desc=desc, unit="image", disable=not settings.progress) as bar:
-        for images in _batches(cells, settings.batch_size):
-            first = sum(map(len, embeds))
-            decoded = [read_image(cell, f"{desc}: image {first + i}") for i, cell in enumerate(images)]
-            pixel_values = image_processor_of(processor)(images=decoded, return_tensors="pt")["pixel_values"]
-            features = model.get_image_features(pixel_values.to(model.device, model.dtype), **branch).pooler_output
-            embeds.append(_unit(features, first, f"{desc}: the embedding of image"))
-            bar.update(len(images))
-    if not embeds:
-        raise ValueError(f"{desc}: there are no images.")
+        for batch in batches(cells, settings.batch_size):
+            embeds.append(embed_batch(model, processor, batch, modality, done, desc))
+            done += len(batch)
+            bar.update(len(batch))
     return np.concatenate(embeds)
+
+
+@torch.no_grad()
+def embed_batch(model: Any, processor: Any, cells: list[Any], modality: str, first: int, desc: str) -> np.ndarray:
+    """As [`image_embeds`], of one batch whose first row is `first`."""
+    branch = {"modality": modality} if isinstance(model, GmailCLIPModel) else {}
+    images = [read_image(cell, f"{desc}: image {first + i}") for i, cell in enumerate(cells)]
+    pixel_values = image_processor_of(processor)(images=images, return_tensors="pt")["pixel_values"]
+    features = model.get_image_features(pixel_values.to(model.device, model.dtype), **branch).pooler_output
+    return _unit(features, first, f"{desc}: the embedding of image")
 
 
 @torch.no_grad()
@@ -66,7 +69,7 @@ def text_embeds(model: Any, processor: Any, texts: list[str], settings: Settings
     """
     embeds = []
     with tqdm(desc=desc, unit="text", disable=desc is None or not settings.progress, total=len(texts)) as bar:
-        for batch in _batches(iter(texts), settings.batch_size):
+        for batch in batches(texts, settings.batch_size):
             inputs = processor.tokenizer(
                 batch, padding=True, truncation=True, max_length=context_length(model), return_tensors="pt"
             ).to(model.device)
@@ -87,7 +90,9 @@ def count_truncated(model: Any, processor: Any, texts: list[str]) -> int:
     return sum(len(ids) > context_length(model) for ids in tokens)
 
 
-def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` items, the last one shorter."""
+    items = iter(items)
     while batch := list(islice(items, size)):
         yield batch
 

@@ -119,10 +119,8 @@ def finished(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -
     if not path.exists():
         return None
     result = json.loads(path.read_text(encoding="utf-8"))
-    there, here = (
-        _flat({key: result[key] for key in ("models", "dataset", "settings")}),
-        _flat(identity(planned, settings)),
-    )
+    wanted = identity(planned, settings)
+    here, there = _flat(wanted), _flat({key: result[key] for key in wanted})
     changed = [
         f"{key}: {there.get(key)} -> {here.get(key)}" for key in {**there, **here} if there.get(key) != here.get(key)
     ]
