@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import textwrap
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,7 +119,7 @@ def caption_metrics(
 
     Returns:
         Scores by name: CIDEr in 0..10, the others in 0..1 (papers print all of them times 100); None for a metric that
-        cannot run here, see `missing_metrics`.
+        cannot run here, see `missing_metrics`, or that fails, with a warning.
 
     Raises:
         ValueError: lists of unequal length or empty, an image without references, an unknown metric; word vectors in
@@ -186,7 +187,7 @@ def _score(
     truths: dict[int, list[str]],
     results: dict[int, list[str]],
     word_vectors: str | os.PathLike | None,
-) -> float:
+) -> float | None:
     if metric == "BLEU@4":
         from pycocoevalcap.bleu.bleu import Bleu
 
@@ -202,7 +203,11 @@ def _score(
         from pycocoevalcap.spice.spice import Spice as Scorer
     else:
         from pycocoevalcap.rouge.rouge import Rouge as Scorer
-    return float(Scorer().compute_score(truths, results)[0])
+    try:
+        return float(Scorer().compute_score(truths, results)[0])
+    except subprocess.CalledProcessError as error:  # SPICE brings native code, which not every machine runs
+        warnings.warn(f"{metric} failed, see Java's message above: {error}", stacklevel=2)
+        return None
 
 
 def plot_captions(

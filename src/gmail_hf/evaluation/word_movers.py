@@ -40,8 +40,8 @@ def word_movers_score(prediction: str, references: Sequence[str], vectors: Keyed
     exp(-WMD) of a caption and the nearest of its references: 1 for the same words, 0 for nothing to compare.
 
     The score of Kilickaya et al. (2017) as coco-caption computes it: stop words and words without a vector are left
-    out, and the best reference counts. Vectors have length 1, as in gensim 4; with the unscaled vectors of gensim 3,
-    which published figures may have been made with, scores are lower.
+    out, and the best reference counts. Vectors are scaled to length 1, as in gensim 4. gensim 3 did not scale them, so
+    figures published from it do not compare.
 
     Args:
         prediction: words apart by spaces, in lower case.
