@@ -117,6 +117,11 @@ def test_a_finished_benchmark_is_known_and_another_run_is_not_mixed_in(planned, 
         finished(first, Settings("gen", num_beams=1), out)
     with pytest.raises(FileExistsError, match="dataset.limit: None -> 3"):
         finished(planned("dtd", classes, limit=3), SETTINGS, out)
+    # Nor are models or settings in one report; what another benchmark does not take part in may differ.
+    captions = write_captions(tmp_path / "captions", [["a"], ["b"]])
+    assert finished(planned("coco", captions, "gmail", "clipcap", limit=1), SETTINGS, out) is None
+    with pytest.raises(FileExistsError, match="dtd.json' is the result of another run .*settings.seed: 0 -> 1"):
+        finished(planned("coco", captions), Settings(num_beams=1, seed=1), out)
     (classes / "classnames.txt").write_text("cat\ndog\nfish\n")
     with pytest.raises(FileExistsError, match="dataset.revision: files [0-9a-f]+ -> files [0-9a-f]+"):
         finished(planned("dtd", classes), SETTINGS, out)
@@ -149,7 +154,7 @@ def test_a_result_tells_where_it_comes_from(planned, loaded, tmp_path):
     first = planned("dtd", write_classes(tmp_path / "classes"), limit=5)
     result = run(first, SETTINGS, tmp_path / "out")
     gmail = loaded["gmail"]
-    assert result["models"] == {"zero_shot": {"name": gmail.name, "revision": gmail.revision, "dtype": "float32"}}
+    assert result["models"] == {"clip": {"name": gmail.name, "revision": gmail.revision, "dtype": "float32"}}
     assert result["dataset"] == {
         "name": str(tmp_path / "classes"),
         "revision": first.source.revision,

@@ -83,15 +83,16 @@ def plan(
 def identity(planned: Plan, settings: Settings) -> dict[str, Any]:
     """All that decides a result: models, data, settings. Batch size and device change it by rounding only."""
     source = planned.source
+    models = {
+        "clip" if chosen.embeds else "image-text-to-text": {
+            "name": chosen.name,
+            "revision": chosen.revision,
+            "dtype": str(chosen.model.dtype).removeprefix("torch."),
+        }
+        for chosen in planned.tasks.values()
+    }
     return {
-        "models": {
-            task: {
-                "name": chosen.name,
-                "revision": chosen.revision,
-                "dtype": str(chosen.model.dtype).removeprefix("torch."),
-            }
-            for task, chosen in planned.tasks.items()
-        },
+        "models": models,
         "dataset": {
             "name": source.name,
             "revision": source.revision,
@@ -113,25 +114,28 @@ def finished(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -
     score that can be computed by now.
 
     Raises:
-        FileExistsError: there is a result of other models, data or settings; the message tells the difference.
+        FileExistsError: there is a result of other models, data or settings, if only of another benchmark: one report
+            must not mix them. The message tells the difference.
     """
-    path = Path(output_dir, f"{planned.benchmark.name}.json")
-    if not path.exists():
+    known, wanted = None, identity(planned, settings)
+    for result in results_in(output_dir):
+        there, here = _flat({key: result[key] for key in wanted}), _flat(wanted)
+        if result["benchmark"] == planned.benchmark.name:
+            known, keys = result, {**there, **here}
+        else:
+            keys = [key for key in there if key in here and not key.startswith("dataset.")]
+        changed = [f"{key}: {there.get(key)} -> {here.get(key)}" for key in keys if there.get(key) != here.get(key)]
+        if changed:
+            path = Path(output_dir, f"{result['benchmark']}.json")
+            raise FileExistsError(
+                f"'{path}' is the result of another run (there -> here: {'; '.join(changed)}). Choose another "
+                "--output_dir, or remove that file."
+            )
+    if known is None:
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
-    wanted = identity(planned, settings)
-    here, there = _flat(wanted), _flat({key: result[key] for key in wanted})
-    changed = [
-        f"{key}: {there.get(key)} -> {here.get(key)}" for key in {**there, **here} if there.get(key) != here.get(key)
-    ]
-    if changed:
-        raise FileExistsError(
-            f"'{path}' is the result of another run (there -> here: {'; '.join(changed)}). Choose another "
-            "--output_dir, or remove that file."
-        )
-    missing = {name for task in result["tasks"].values() for name in task["missing"]}
+    missing = {name for task in known["tasks"].values() for name in task["missing"]}
     still = missing_metrics(sorted(missing), settings.word_vectors)
-    return result if missing == set(still) else None
+    return known if missing == set(still) else None
 
 
 def run(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dict[str, Any]:
