@@ -150,6 +150,15 @@ def test_what_was_missing_is_measured_once_it_can_be(planned, tmp_path, fake_sco
     assert again["tasks"]["captioning"]["scores"]["METEOR"] == 0.25
 
 
+def test_a_score_that_failed_is_missing_and_not_tried_again(planned, tmp_path, fake_scores, monkeypatch):
+    monkeypatch.setattr(captioning, "caption_metrics", lambda *args: {"BLEU@4": 0.5, "METEOR": None})
+    fake_scores.clear()  # nothing is known to be missing
+    first = planned("coco", write_captions(tmp_path / "captions", [["a"], ["b"]]), "clipcap")
+    result = run(first, SETTINGS, tmp_path / "out")
+    assert "| COCO | Captions | METEOR | – | – | it failed; a warning of the run tells why |" in to_markdown([result])
+    assert finished(first, SETTINGS, tmp_path / "out") == result
+
+
 def test_a_result_tells_where_it_comes_from(planned, loaded, tmp_path):
     first = planned("dtd", write_classes(tmp_path / "classes"), limit=5)
     result = run(first, SETTINGS, tmp_path / "out")

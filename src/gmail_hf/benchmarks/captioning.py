@@ -18,6 +18,7 @@ from .measure import Example, Measured, Settings, interval
 
 # LLaVA-1.5's own prompt for captions; a captioner gets none.
 PROMPT = "Provide a one-sentence caption for the provided image."
+FAILED = "it failed; a warning of the run tells why"
 MAX_NEW_TOKENS = 64
 EXAMPLES = 12
 METRICS = (*CAPTION_METRICS, *EXTRA_CAPTION_METRICS)  # the paper's
@@ -76,14 +77,13 @@ def evaluate_captioning(model: Any, processor: Any, source: Source, settings: Se
     truths = [list(written) for written in references.values()]
     matches = [exact_match([caption], [truth]) for caption, truth in zip(captions, truths, strict=True)]
     telling = any(matches)  # of captions in free wording, none equals a reference
+    scores = caption_metrics(captions, truths, METRICS, settings.word_vectors)
+    remedies = missing_caption_metrics(settings)
     return Measured(
-        scores={
-            **caption_metrics(captions, truths, METRICS, settings.word_vectors),
-            "exact_match": exact_match(captions, truths),
-        },
+        scores={**scores, "exact_match": exact_match(captions, truths)},
         intervals={"exact_match": interval(matches, settings)},
         counts={"images": len(captions), "references": sum(map(len, truths))},
-        missing=missing_caption_metrics(settings),
+        missing={name: remedies.get(name, FAILED) for name, score in scores.items() if score is None},
         predictions=[
             {"image_id": image_id, "caption": caption, "references": truth}
             for image_id, caption, truth in zip(references, captions, truths, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 from ..evaluation import missing_metrics
 from ..evaluation._checks import optional_import
 from .alignment import MIN_PAIRS, evaluate_alignment
-from .captioning import evaluate_captioning
+from .captioning import FAILED, evaluate_captioning
 from .data import Source, tasks_of
 from .generate import chats
 from .measure import Measured, Settings
@@ -133,9 +133,8 @@ def finished(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -
             )
     if known is None:
         return None
-    missing = {name for task in known["tasks"].values() for name in task["missing"]}
-    still = missing_metrics(sorted(missing), settings.word_vectors)
-    return known if missing == set(still) else None
+    lacked = [name for task in known["tasks"].values() for name, why in task["missing"].items() if why != FAILED]
+    return known if set(lacked) == set(missing_metrics(lacked, settings.word_vectors)) else None
 
 
 def run(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dict[str, Any]:
