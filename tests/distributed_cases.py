@@ -94,7 +94,12 @@ def main(output: Path, clip_folder: str) -> None:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     output.mkdir(exist_ok=True)
     tensors = {"cache": cache(clip_folder, output / "cache", rank, world_size)}
-    splits = {"even": (slice(0, 4), slice(4, 8)), "uneven": (slice(0, 3), slice(3, 8))}
+    # Of "none", one process has no readable pair at all.
+    splits = {
+        "even": (slice(0, 4), slice(4, 8)),
+        "uneven": (slice(0, 3), slice(3, 8)),
+        "none": (slice(0, 8), slice(8, 8)),
+    }
     for case in CASES:
         for name, split in splits.items():
             for key, value in one_step(clip_folder, case, split[rank]).items():

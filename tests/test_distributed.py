@@ -56,7 +56,7 @@ def part(tensors: dict, prefix: str) -> dict:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-@pytest.mark.parametrize("split", ["even", "uneven"])
+@pytest.mark.parametrize("split", ["even", "uneven", "none"])
 @pytest.mark.parametrize("case", [case for case in CASES if case != "local"])
 def test_two_processes_give_the_gradient_of_one(results, clip_folder, case, split):
     expected = one_step(str(clip_folder), case, slice(None))

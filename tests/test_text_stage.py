@@ -131,3 +131,23 @@ def test_joint_training_is_the_weighted_sum(clip_folder):
     align, text, joint = gradients
     for name, gradient in joint.items():
         torch.testing.assert_close(gradient, align[name] + 0.3 * text[name], atol=1e-6, rtol=1e-4)
+
+
+def test_branch_that_was_never_aligned_is_told(clip_folder, train):
+    fresh = GmailCLIPModel.from_clip(clip_folder, text_lora=True)
+    assert fresh.is_base("gen") and fresh.is_base("real") and not make_model(clip_folder).is_base("gen")
+    with pytest.raises(ValueError, match="`gen` branch is still the pretrained CLIP.*stage 1"):
+        train(model=fresh, **TEXT)
+    train(model=fresh, generated_modality="real", max_steps=1, **TEXT)
+    joint = GmailCLIPModel.from_clip(clip_folder, text_lora=True)
+    train(model=joint, gen_text_weight=1.0, max_steps=1)
+
+
+def test_frozen_branches_draw_no_dropout(clip_folder, train):
+    runs = []
+    for cache in (True, False):
+        model = make_model(clip_folder, lora_dropout=0.5)
+        model.add_text_lora()
+        runs.append(train(model=model, cache_real_embeds=cache, **TEXT))
+    assert runs[0].model.text_model.training and not runs[0].model.vision_model.training
+    assert logged(runs[0]) == pytest.approx(logged(runs[1]), rel=1e-4)

@@ -284,10 +284,14 @@ class AdapterMixin:
                 )
         return tensors
 
+    def is_base(self, modality: str) -> bool:
+        """Whether a branch is the pretrained CLIP: it has no adapter, or an untrained one."""
+        return modality not in self.config.trainable_modalities or not self._changes_base(self._peft_tensors(modality))
+
     def _changes_base(self, tensors: dict[str, torch.Tensor]) -> bool:
         """Whether an adapter is more than what `save_adapters` writes for a branch without one, at any precision."""
         base = self.visual_projection.weight.cpu().float()
-        projection = tensors.get(f"{PEFT_PREFIX}{PROJECTION}.weight", base).float()
+        projection = tensors.get(f"{PEFT_PREFIX}{PROJECTION}.weight", base).cpu().float()
         if projection.shape != base.shape or not torch.allclose(projection, base, rtol=0.01, atol=1e-3):
             return True
         return any(tensor.any() for key, tensor in tensors.items() if key.endswith("lora_B.weight"))

@@ -125,6 +125,12 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
         branches = self.visual_projection.branches
         return modality in branches and branches[modality].requires_grad
 
+    def train(self, mode: bool = True) -> "GmailCLIPModel":
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.vision_model.parameters()):
+            self.vision_model.eval()  # what does not train has no use for dropout
+        return self
+
     def freeze_base(self) -> None:
         """Let only the adapters train, as Algorithm 1 of the paper asks."""
         self.requires_grad_(False)
@@ -182,8 +188,9 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings as in [`embed_images`] and, if asked for, patch tokens `(batch, tokens, hidden)` of a layer."""
         if len(pixel_values) == 0:
+            embeds = self._no_embeds()
             tokens = (0, self.vision_model.embeddings.num_patches, self.vision_embed_dim)
-            return self._no_embeds(), None if token_layer is None else pixel_values.new_zeros(tokens)
+            return embeds, None if token_layer is None else embeds.new_zeros(tokens) + embeds.sum()
         if mini_batch_size is None or mini_batch_size >= len(pixel_values):
             return self._unit_features(pixel_values, modality, token_layer)
         chunks = []

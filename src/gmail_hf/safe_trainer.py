@@ -9,10 +9,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 class SafeTrainer(Trainer):
-    """`Trainer` that leaves its arguments as training_args.json; its own pickle nobody should have to trust."""
+    """
+    `Trainer` that leaves its arguments as training_args.json; its own pickle nobody should have to trust.
+
+    For the same reason it pushes finished models only, by `push_to_hub()`, and no checkpoint on the way, whatever
+    `hub_strategy` says.
+    """
 
     def cost(self) -> dict[str, int]:
         """
@@ -42,6 +50,9 @@ class SafeTrainer(Trainer):
             "flops_per_step": counter.get_total_flops(),
             "peak_memory_bytes": peak,
         }
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        logger.warning_once("Nothing is pushed before the end of training: checkpoints on the way hold pickles.")
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -164,7 +164,8 @@ class GmailTrainer(SafeTrainer):
 
     Raises:
         TypeError: `model`, `args` or a data set of another class.
-        ValueError: a data set that [`check_pairs`] refuses; options that leave nothing to train; float16 weights.
+        ValueError: a data set that [`check_pairs`] refuses; options that leave nothing to train; text losses alone
+            on a branch that was never aligned; float16 weights.
     """
 
     # The loss is a mean over the pairs of a batch: accumulated batches are averaged by the Trainer.
@@ -326,7 +327,16 @@ def _choose_trainable(model: GmailCLIPModel, losses: GmailLossConfig) -> None:
     """Let train what a loss reaches: unused parameters would stop DDP."""
     model.freeze_base()
     model.vision_model.check_modalities([losses.generated_modality])
-    images = {losses.generated_modality, "real"} if losses.aligns else set()
+    layers = model.config.vision_config.num_hidden_layers
+    if losses.token_weight > 0 and not -layers - 1 <= losses.token_layer <= layers:
+        raise ValueError(f"`token_layer` {losses.token_layer} is out of range: the vision tower has {layers} layers.")
+    modality = losses.generated_modality
+    if losses.gen_text_weight > 0 and not losses.aligns and modality != "real" and model.is_base(modality):
+        raise ValueError(
+            f"The `{modality}` branch is still the pretrained CLIP: text losses would take generated images for real "
+            'ones. Align it first (stage 1), or say so by `generated_modality="real"`.'
+        )
+    images = {modality, "real"} if losses.aligns else set()
     reached = images | ({TEXT_ADAPTER} if losses.needs_text else set())
     for name, parameter in model.adapter_parameters():
         parameter.requires_grad_(any(adapter in name.split(".") for adapter in reached))
