@@ -11,7 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import make_clip, make_model, picture
 from tiny_llava import PATCHES, inputs, make_tokenizer, rename_weights, save_llama, save_llava
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProcessor, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaProcessor,
+    pipeline,
+)
 
 from gmail_hf import GmailCLIPModel, GmailVisionModel
 from gmail_hf.llava import GmailLlavaForConditionalGeneration, build_processor
@@ -116,6 +123,8 @@ def test_wrong_keywords_and_modalities(llava, llava_processor):
     batch = inputs(llava_processor)
     with pytest.raises(TypeError, match="modalty"):
         llava(**batch, modalty="gen")
+    with pytest.raises(TypeError, match="modalty"):
+        llava.model(**batch, modalty="gen")
     with pytest.raises(ValueError, match="modalty"):
         llava.generate(**batch, modalty="gen")
     with pytest.raises(ValueError, match="Unknown modality .'fake'"):
@@ -208,6 +217,9 @@ def test_export_leaves_the_model_alone(llava, plain, llava_processor):
     assert torch.equal(logits(llava.to_llava("real"), batch), logits(plain, batch))
     with pytest.raises(ValueError, match="Unknown modality"):
         llava.to_llava("fake")
+    eos_token_id = llava.generation_config.eos_token_id
+    llava.to_llava("gen").generation_config.eos_token_id = -1
+    assert llava.generation_config.eos_token_id == eos_token_id != -1
 
 
 def test_pipeline_by_path(llava, llava_processor, tmp_path):
@@ -236,6 +248,19 @@ def test_only_adapters_that_reach_the_features_train(llava, llava_processor):
     assert not any(p.requires_grad for p in llava.model.vision_tower.parameters())
     with pytest.raises(ValueError, match="'real'.* have no adapter"):
         llava.train_vision_adapters(["real"])
+
+
+def test_a_frozen_tower_does_not_drop_out(clip_folder, llava_folder, llava_processor, tmp_path):
+    make_model(clip_folder, lora_dropout=0.5).save_pretrained(tmp_path)
+    llava = GmailLlavaForConditionalGeneration.from_llava(llava_folder, gmail=tmp_path)
+    batch = inputs(llava_processor)
+    expected = logits(llava, batch, modality="gen")
+    llava.train()
+    assert llava.model.language_model.training
+    assert torch.equal(logits(llava, batch, modality="gen"), expected)
+    llava.train_vision_adapters(["gen"])
+    llava.train()
+    assert not torch.equal(logits(llava, batch, modality="gen"), expected)
 
 
 def test_last_layers_features_reach_all_adapters(llava):
@@ -321,6 +346,41 @@ def test_tied_embeddings(gmail_folder, tmp_path):
     torch.testing.assert_close(
         logits(model.to_llava("gen"), batch), logits(model, batch, modality="gen"), atol=1e-5, rtol=1e-5
     )
+
+
+def test_all_parts_take_the_language_models_dtype(gmail_folder, llama_folder, tmp_path):
+    llama = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.bfloat16)
+    llama.save_pretrained(tmp_path / "llama")
+    AutoTokenizer.from_pretrained(llama_folder).save_pretrained(tmp_path / "llama")
+    processor = build_processor(gmail_folder, tmp_path / "llama")
+    model = GmailLlavaForConditionalGeneration.from_vision_text_pretrained(gmail_folder, tmp_path / "llama", processor)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    batch = inputs(processor).to(torch.bfloat16)
+    expected = logits(model, batch, modality="gen")
+    said = model.generate(**batch, modality="gen", max_new_tokens=3, do_sample=False)
+    model.save_pretrained(tmp_path / "model")
+    again = GmailLlavaForConditionalGeneration.from_pretrained(tmp_path / "model")
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(again, batch, modality="gen"), expected)
+    assert torch.equal(again.generate(**batch, modality="gen", max_new_tokens=3, do_sample=False), said)
+
+
+def test_pipeline_in_batches_equals_one_by_one(gmail_folder, llama_folder, tmp_path):
+    processor = build_processor(gmail_folder, llama_folder)
+    model = GmailLlavaForConditionalGeneration.from_vision_text_pretrained(gmail_folder, llama_folder, processor)
+    model.generation_config.eos_token_id = None
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    serve = pipeline("image-text-to-text", model=str(tmp_path))
+    chats = []
+    for index, text in enumerate(("What?", "What is it that the image shows?")):
+        items = [{"type": "image", "image": picture(index)}, {"type": "text", "text": text}]
+        chats.append([{"role": "user", "content": items}])
+    settings = {"return_full_text": False, "generate_kwargs": {"max_new_tokens": 5, "do_sample": False}}
+    alone = [serve(text=chat, **settings)[0]["generated_text"] for chat in chats]
+    together = serve(text=chats, batch_size=2, **settings)
+    assert [said[0]["generated_text"] for said in together] == alone
+    assert alone[0] != alone[1]
 
 
 def test_files_hold_no_pickle(llava, tmp_path):

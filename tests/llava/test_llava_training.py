@@ -34,6 +34,7 @@ CONVERSATION = [
     turn("user", "assistant A"),
     turn("assistant", "A"),
 ]
+TEXT_ONLY = [{"messages": [turn("user", "Hello"), turn("assistant", "Hi")], "images": []}]
 
 
 def labelled(processor, batch, row: int) -> list[str]:
@@ -107,8 +108,7 @@ def test_modalities_one_an_image(llava_processor):
 
 
 def test_text_only_rows(llava_processor):
-    rows = [{"messages": [turn("user", "Hello"), turn("assistant", "Hi")], "images": []}]
-    batch = LlavaCollator(llava_processor)(rows)
+    batch = LlavaCollator(llava_processor)(TEXT_ONLY)
     assert labelled(llava_processor, batch, 0) == ["Hi<|eot_id|>"] and "pixel_values" not in batch
 
 
@@ -126,6 +126,18 @@ def test_batch_without_a_readable_image_teaches_nothing(llava, llava_processor):
     loss = llava(**batch, num_items_in_batch=torch.tensor(0)).loss
     loss.backward()
     assert loss.item() == 0
+    gradients = [parameter.grad for parameter in llava.model.multi_modal_projector.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_batch_without_images_trains_nothing_of_the_projector(llava, llava_processor):
+    batch = LlavaCollator(llava_processor)(TEXT_ONLY)
+    with torch.no_grad():
+        expected = llava.eval()(**batch).loss
+    llava.freeze_all_but_projector()
+    loss = llava.train()(**batch).loss
+    loss.backward()
+    assert torch.equal(loss, expected) and loss > 0
     gradients = [parameter.grad for parameter in llava.model.multi_modal_projector.parameters()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
 

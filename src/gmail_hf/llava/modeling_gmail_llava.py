@@ -5,6 +5,7 @@ Generated images pass the tower's `gen` branch in training, photographs its `rea
 reads patch features of an inner layer, so the branches differ by their LoRA updates alone, not by their projections.
 """
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,13 @@ class GmailLlavaModel(LlavaModel):
 
     config: GmailLlavaConfig
 
+    def train(self, mode: bool = True) -> "GmailLlavaModel":
+        super().train(mode)
+        # Dropout in what cannot adapt to it would only disturb what trains.
+        if not any(parameter.requires_grad for parameter in self.vision_tower.parameters()):
+            self.vision_tower.eval()
+        return self
+
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -94,6 +102,9 @@ class GmailLlavaModel(LlavaModel):
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         image_sizes: torch.Tensor | None = None,
@@ -101,6 +112,7 @@ class GmailLlavaModel(LlavaModel):
         modality: Modality | None = None,
         **kwargs: Any,
     ) -> Any:
+        _reject_unknown("GmailLlavaModel.forward()", kwargs)
         # LlavaModel gives its keywords to the language model, which has no use for a modality.
         if pixel_values is not None and mm_encoder_outputs is None:
             features = self.get_image_features(
@@ -113,7 +125,13 @@ class GmailLlavaModel(LlavaModel):
             )
             pixel_values, mm_encoder_outputs = None, {"image": features}
         return super().forward(
-            input_ids=input_ids, pixel_values=pixel_values, mm_encoder_outputs=mm_encoder_outputs, **kwargs
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
         )
 
 
@@ -250,6 +268,9 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                 as in LLaVA, is the last but one.
             kwargs: go to both `from_pretrained`, such as `dtype`, `attn_implementation`.
 
+        Returns:
+            A model that is all of the language model's dtype.
+
         Raises:
             ValueError: one of the models is of another kind; the processor does not fit them.
         """
@@ -266,7 +287,10 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                 f"'{text_model_name_or_path}', a {language_model.config.model_type}, is not laid out like Llama, "
                 f"`model.*` and `lm_head.weight`: it has {strange[0]}."
             )
+        tower.to(language_model.dtype)  # its features go on through projector and language model
+        tower.config.dtype = language_model.dtype
         config = GmailLlavaConfig(
+            dtype=language_model.dtype,
             vision_config=tower.config,
             text_config=language_model.config,
             image_token_index=processor.image_token_id,
@@ -368,8 +392,7 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             ValueError: unknown modality, or a list of another length than the images.
             TypeError: an unknown keyword.
         """
-        unknown = {key: value for key, value in kwargs.items() if key not in CACHE_KEYWORDS}
-        reject_unknown("GmailLlavaForConditionalGeneration.forward()", unknown)
+        _reject_unknown("GmailLlavaForConditionalGeneration.forward()", kwargs)
         outputs = super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -388,6 +411,12 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         if labels is not None and not (labels != IGNORED).any():
             # No image of the batch could be read: a mean over no token is NaN, and would make every weight NaN.
             outputs.loss = outputs.logits.sum() * 0
+        if self.training and labels is not None and pixel_values is None and mm_encoder_outputs is None:
+            # Without images nothing else reaches what projects them: alone it could not be trained on such a batch,
+            # and DDP would wait for its gradients.
+            parts = (self.model.vision_tower, self.model.multi_modal_projector)
+            idle = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+            outputs.loss = outputs.loss + 0 * sum(parameter.sum().to(outputs.loss) for parameter in idle)
         return outputs
 
     def to_llava(self, modality: str) -> LlavaForConditionalGeneration:
@@ -411,6 +440,10 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         return _assemble(LlavaForConditionalGeneration, config, weights, self).eval()
 
 
+def _reject_unknown(method: str, kwargs: dict[str, Any]) -> None:
+    reject_unknown(method, {key: value for key, value in kwargs.items() if key not in CACHE_KEYWORDS})
+
+
 @contextmanager
 def _without_report() -> Iterator[None]:
     """Keep transformers from reporting missing weights; the caller checks them."""
@@ -430,7 +463,7 @@ def _assemble(
         model = model_class(config)
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
-    model.generation_config = source.generation_config
+    model.generation_config = copy.deepcopy(source.generation_config)
     model.to(source.device)  # its buffers
     return model.train(source.training)
 

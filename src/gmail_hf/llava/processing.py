@@ -21,8 +21,8 @@ def build_processor(
     """
     A `LlavaProcessor` of a CLIP's image processor and a language model's tokenizer.
 
-    The tokenizer gets an image token and, if it has none, a padding token. The chat template is the tokenizer's own,
-    made to take image items; a chat of texts renders as before.
+    The tokenizer gets an image token and, if it has none, a padding token, and pads on the left. The chat template is
+    the tokenizer's own, made to take image items; a chat of texts renders as before.
 
     Args:
         vision_model_name_or_path: a Hub id or folder of a [`GmailCLIPModel`] or CLIP.
@@ -35,7 +35,8 @@ def build_processor(
         ValueError: there is no chat template.
     """
     vision_config = AutoConfig.from_pretrained(vision_model_name_or_path, revision=vision_revision)
-    tokenizer = AutoTokenizer.from_pretrained(text_model_name_or_path, revision=text_revision)
+    # On the left, where `generate` needs it; collators name their own side.
+    tokenizer = AutoTokenizer.from_pretrained(text_model_name_or_path, revision=text_revision, padding_side="left")
     if chat_template is None and tokenizer.chat_template:
         chat_template = tokenizer.get_chat_template()
     vocabulary = tokenizer.get_vocab()
