@@ -23,7 +23,7 @@ from .adapters import AdapterMixin
 from .configuration_gmail import GmailConfig
 from .layers import ModalityProjection
 from .losses import PAPER_LOSSES, GmailLossConfig, gmail_loss
-from .towers import GmailTextModel, GmailVisionModel, Modality, init_branches, reject_unknown
+from .towers import GmailTextModel, GmailVisionModel, Modality, ModalityMixin, init_branches, reject_unknown
 
 
 @dataclass
@@ -48,7 +48,7 @@ class GmailOutput(ModelOutput):
     text_embeds: torch.FloatTensor | None = None
 
 
-class GmailCLIPModel(AdapterMixin, CLIPModel):
+class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
     """
     A CLIP with one image branch for real images and one for generated images (GMAIL, section 3.1 and Figure 2).
 
@@ -83,19 +83,6 @@ class GmailCLIPModel(AdapterMixin, CLIPModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_branches(self, module)
-
-    @property
-    def modality(self) -> str:
-        """The branch used where a call names none; `config.default_modality` at first."""
-        return self.vision_model.modality
-
-    @modality.setter
-    def modality(self, value: str) -> None:
-        self.vision_model.modality = value
-
-    def using(self, modality: str):
-        """Make `modality` the default branch inside a `with` block."""
-        return self.vision_model.using(modality)
 
     def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of all adapters: LoRA weights and the branches' projections."""

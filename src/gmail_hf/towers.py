@@ -37,6 +37,23 @@ def reject_unknown(method: str, kwargs: dict[str, Any]) -> None:
         raise TypeError(f"{method} got unexpected keyword argument(s) {unknown}.")
 
 
+class ModalityMixin:
+    """The default branch of a model is that of its `vision_model`."""
+
+    @property
+    def modality(self) -> str:
+        """The branch used where a call names none; `config.default_modality` at first."""
+        return self.vision_model.modality
+
+    @modality.setter
+    def modality(self, value: str) -> None:
+        self.vision_model.modality = value
+
+    def using(self, modality: str):
+        """Make `modality` the default branch inside a `with` block."""
+        return self.vision_model.using(modality)
+
+
 class _VisionCheckpoints:
     """Loading a part of a [`GmailCLIPModel`]'s checkpoint."""
 
@@ -174,7 +191,7 @@ def init_branches(model: PreTrainedModel, module: nn.Module) -> None:
             init.copy_(weight, model.visual_projection.weight)  # leaves loaded weights alone
 
 
-class GmailVisionModelWithProjection(_VisionCheckpoints, CLIPVisionModelWithProjection):
+class GmailVisionModelWithProjection(ModalityMixin, _VisionCheckpoints, CLIPVisionModelWithProjection):
     """
     The image side of [`GmailCLIPModel`]: the encoder and the branches' projections, without the text encoder.
 

@@ -104,6 +104,25 @@ def test_mixed_batch_equals_one_by_one(captioner):
     assert not torch.allclose(default, captioner(pixel_values=images, input_ids=tokens, modality="gen").logits)
 
 
+def test_default_branch(gpt2_captioner):
+    images, vision = pixels(4), gpt2_captioner.vision_model
+
+    def embed_by_vision(images, modality=None):
+        return vision(images, modality=modality).image_embeds
+
+    for model, embed in ((gpt2_captioner, gpt2_captioner.get_prefix_embeds), (vision, embed_by_vision)):
+        real, gen = (embed(images, modality=modality) for modality in ("real", "gen"))
+        assert model.modality == "real" and torch.equal(embed(images), real) and not torch.equal(real, gen)
+        with model.using("gen"):
+            assert model.modality == "gen" and torch.equal(embed(images), gen)
+        model.modality = "gen"
+        assert torch.equal(embed(images), gen)
+        model.modality = "real"
+        assert torch.equal(embed(images), real)
+        with pytest.raises(ValueError, match=r"Unknown modality \['fake'\]"):
+            model.modality = "fake"
+
+
 def test_padded_row_equals_row_alone(captioner):
     inputs = batch()
     padded = captioner(**inputs).logits

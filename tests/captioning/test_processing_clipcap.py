@@ -50,7 +50,7 @@ def test_pipeline_captions_photographs(folder, gpt2_captioner, processor):
     assert alone["generated_text"] == expected[1]
     (begun,) = captioner(images[0], text="a cat", max_new_tokens=6)
     assert begun["generated_text"].startswith("a cat")
-    captioner.model.vision_model.vision_model.modality = "gen"
+    captioner.model.modality = "gen"
     tokens = gpt2_captioner.generate(pixel_values=pixel_values, modality="gen", max_new_tokens=6)
     together = captioner(paths, text=["", ""], max_new_tokens=6)
     assert [answer["generated_text"] for answer in together] == make_tokenizer().batch_decode(

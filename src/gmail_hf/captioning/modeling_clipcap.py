@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..adapters import check_nothing_missing
 from ..configuration_gmail import GmailConfig, GmailVisionConfig
-from ..towers import GmailVisionModelWithProjection, Modality, reject_unknown
+from ..towers import GmailVisionModelWithProjection, Modality, ModalityMixin, reject_unknown
 from .configuration_clipcap import OWN_FIELDS, ClipCapConfig
 from .mapping import MAPPERS, TransformerMapper
 
@@ -28,7 +28,7 @@ MAX_NEW_TOKENS = 64  # of a caption, where the language model's generation confi
 IGNORED = -100  # labels that the loss leaves out
 
 
-class ClipCapForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, GenerationMixin):
     """
     An image encoder with branches, a mapping network and a causal language model.
 
@@ -248,7 +248,7 @@ class ClipCapForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels (same shape, *optional*): `input_ids` with -100 where no loss is wanted, which is on padding; see
                 [`CaptionCollator`].
             modality (`str` or a list of `batch` of them, *optional*): the branch of `pixel_values`, all or each;
-                default the encoder's own, `"real"`.
+                default `self.modality`, at first `"real"`.
             interpolate_pos_encoding (`bool`): allow other image sizes than the pretrained one.
 
         Returns:
