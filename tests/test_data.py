@@ -93,6 +93,22 @@ def test_unreadable_images_are_named(tmp_path):
         decode_image(cells[2])
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("kind", [datasets.List, datasets.LargeList])
+def test_lists_of_images_stay_raw(kind, streamed):
+    cells = [[png(0), png(1, truncated=True)], [], [png(2)]]
+    features = datasets.Features({"images": kind(datasets.Image()), "caption": datasets.Value("string")})
+    dataset = datasets.Dataset.from_dict({"images": cells, "caption": ["a", "b", "c"]}, features=features)
+    dataset = dataset.to_iterable_dataset() if streamed else dataset.select([2, 0])
+    raw = undecoded(dataset)
+    expected = cells if streamed else [cells[2], cells[0]]
+    assert [row["images"] for row in raw] == expected
+    assert dataset.features == features  # the data set itself still decodes
+    if not streamed:
+        assert raw._fingerprint != dataset._fingerprint  # or what is cached of one would serve the other
+        assert raw.data.nbytes == dataset.data.nbytes and not raw.cache_files  # nothing is copied
+
+
 # Ids
 
 

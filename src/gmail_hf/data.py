@@ -6,6 +6,8 @@ A data set of pairs has the columns `real_image` and `generated_image` (`dataset
 stage 2, does not need the other.
 """
 
+import copy
+import dataclasses
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
@@ -13,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, IterableDataset
+from datasets import Dataset, Image, IterableDataset, LargeList, List
+from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
 from PIL import ImageOps
 from transformers.utils import logging
@@ -49,11 +52,29 @@ def decode_image(cell: Any) -> PILImage.Image:
 
 
 def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """The data set with raw image columns, so that a damaged image fails where it can be named, not while loading."""
+    """
+    The data set with raw images in its columns of images and of lists of them, so that a damaged image fails where it
+    can be named, not while loading.
+    """
     for name, feature in (dataset.features or {}).items():
-        if isinstance(feature, Image) and feature.decode:
-            dataset = dataset.cast_column(name, Image(decode=False))
+        raw = _undecoded_feature(feature)
+        if raw == feature:
+            continue
+        if isinstance(feature, Image) or isinstance(dataset, IterableDataset):
+            dataset = dataset.cast_column(name, raw)
+        else:  # of lists `cast_column` would write a copy of all images
+            dataset = copy.deepcopy(dataset)
+            dataset.info.features[name] = raw
+            dataset._fingerprint = Hasher.hash([dataset._fingerprint, name, "undecoded"])
     return dataset
+
+
+def _undecoded_feature(feature: Any) -> Any:
+    if isinstance(feature, Image) and feature.decode:
+        return Image(decode=False)
+    if isinstance(feature, (List, LargeList)):
+        return dataclasses.replace(feature, feature=_undecoded_feature(feature.feature))
+    return feature
 
 
 def check_pairs(
