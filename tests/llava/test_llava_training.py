@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import picture, png
 from tiny_llava import PATCHES, VICUNA_TEMPLATE, inputs, make_llava_processor, make_tokenizer, question
+from transformers import TrainingArguments
 
 from gmail_hf.llava import (
     LLAMA3_CHAT_TEMPLATE,
@@ -13,6 +14,7 @@ from gmail_hf.llava import (
     LlavaCollator,
     language_model_lora,
 )
+from gmail_hf.llava.training import optimizer_of
 
 peft = pytest.importorskip("peft")
 
@@ -104,6 +106,9 @@ def test_modalities_one_an_image(llava_processor):
         {"messages": [*question(images=2), turn("assistant", "B")], "images": [picture(1), picture(2)]},
         {"messages": CONVERSATION, "images": [picture(0)], "modality": "real"},
     ]
+    rows[0]["modality"] = None
+    assert LlavaCollator(llava_processor, "gen")(rows)["modality"] == ["gen", "gen", "real"]
+    del rows[0]["modality"]
     assert LlavaCollator(llava_processor, "gen")(rows)["modality"] == ["gen", "gen", "real"]
 
 
@@ -117,6 +122,18 @@ def test_unreadable_image_is_not_learned(llava_processor, caplog):
     with caplog.at_level(logging.WARNING):
         batch = LlavaCollator(llava_processor)(rows)
     assert labelled(llava_processor, batch, 0) == [] and len(labelled(llava_processor, batch, 1)) == 2
+
+
+def test_a_conversation_longer_than_the_model_takes_is_told_once(llava_processor, caplog):
+    rows = [{"messages": CONVERSATION, "images": [picture(0)]}]
+    length = LlavaCollator(llava_processor)(rows)["input_ids"].shape[1]
+    with caplog.at_level(logging.WARNING):
+        LlavaCollator(llava_processor, max_length=length)(rows)
+        assert not caplog.messages
+        collator = LlavaCollator(llava_processor, max_length=length - 1)
+        for _ in range(2):
+            assert collator(rows)["input_ids"].shape[1] == length
+    assert len(caplog.messages) == 1 and f"{length} tokens, more than the {length - 1}" in caplog.text
 
 
 def test_batch_without_a_readable_image_teaches_nothing(llava, llava_processor):
@@ -174,6 +191,18 @@ def test_projector_alone(llava, llava_processor):
     llava.freeze_all_but_projector()
     train(llava, llava_processor)
     assert changed(llava, before) == {name for name in before if "multi_modal_projector" in name}
+
+
+def test_learning_rate_of_the_projector(llava, tmp_path):
+    model = peft.get_peft_model(llava, language_model_lora(rank=2, alpha=4))
+    args = TrainingArguments(tmp_path, learning_rate=2e-4, weight_decay=0.1, use_cpu=True)
+    assert optimizer_of(model, args) is None
+    projector, others = optimizer_of(model, args, 2e-5).param_groups
+    assert (projector["lr"], others["lr"], projector["weight_decay"], others["weight_decay"]) == (2e-5, 2e-4, 0.1, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups = [[names.pop(id(parameter)) for parameter in group["params"]] for group in (projector, others)]
+    assert not names and all("multi_modal_projector" in name for name in groups[0])
+    assert all(".lora_" in name for name in groups[1])
 
 
 def test_lora_on_the_language_model(llava, llava_processor, llava_folder, gmail_folder, tmp_path):

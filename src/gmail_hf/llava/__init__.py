@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from .chat import LLAMA3_CHAT_TEMPLATE, with_images
 from .configuration_gmail_llava import GmailLlavaConfig
+from .conversations import Conversations
 from .modeling_gmail_llava import GmailLlavaForConditionalGeneration, GmailLlavaModel
 from .processing import build_processor, check_processor
 from .training import LlavaCollator, language_model_lora
@@ -14,6 +15,7 @@ AutoProcessor.register(GmailLlavaConfig, LlavaProcessor)
 
 __all__ = [
     "LLAMA3_CHAT_TEMPLATE",
+    "Conversations",
     "GmailLlavaConfig",
     "GmailLlavaForConditionalGeneration",
     "GmailLlavaModel",

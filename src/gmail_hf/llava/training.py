@@ -25,6 +25,8 @@ class LlavaCollator:
     Args:
         processor (`LlavaProcessor`): see [`build_processor`].
         modality (`str`, *optional*): the branch of the images of rows that name none.
+        max_length (`int`, *optional*): the language model's `max_position_embeddings`; the first conversation of more
+            tokens is told by a warning. Nothing is cut: that would part an image from its tokens.
 
     A call takes rows with `messages`, a conversation in the format of transformers' chat templates; `images`, the list
     of its images in their order (see [`decode_image`]); and, optionally, `modality`, a name.
@@ -39,9 +41,10 @@ class LlavaCollator:
             the start of a conversation otherwise than the whole.
     """
 
-    def __init__(self, processor: LlavaProcessor, modality: str | None = None):
+    def __init__(self, processor: LlavaProcessor, modality: str | None = None, max_length: int | None = None):
         self.processor = processor
         self.modality = modality
+        self.max_length = max_length
         self.end_of_turn = "" if end_of_turn(processor) is not None else processor.tokenizer.eos_token
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -62,7 +65,7 @@ class LlavaCollator:
             texts.append(text)
             spans.append(answers)
             counts.append(len(row["images"]))
-            modality += [row.get("modality", self.modality)] * len(row["images"])
+            modality += [row.get("modality") or self.modality] * len(row["images"])
         batch = self.processor(
             images=images or None,
             text=texts,
@@ -73,6 +76,13 @@ class LlavaCollator:
             return_tensors="pt",
         )
         batch = dict(batch)
+        length = batch["input_ids"].shape[1]
+        if self.max_length is not None and length > self.max_length:
+            logger.warning(
+                f"A conversation has {length} tokens, more than the {self.max_length} that the language model takes; "
+                "shorten such conversations. Others are not told."
+            )
+            self.max_length = None
         offsets = batch.pop("offset_mapping")  # (rows, tokens, 2), characters of the text with expanded images
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for index, (text, answers) in enumerate(zip(texts, spans, strict=True)):
