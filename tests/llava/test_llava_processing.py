@@ -3,7 +3,16 @@
 import pytest
 import torch
 from tiny import make_processor, picture
-from tiny_llava import LLAMA3_TOKENS, PATCHES, VICUNA_TEMPLATE, inputs, make_tokenizer, question, save_llama
+from tiny_llava import (
+    LLAMA3_TOKENS,
+    PATCHES,
+    VICUNA_TEMPLATE,
+    inputs,
+    make_llava_processor,
+    make_tokenizer,
+    question,
+    save_llama,
+)
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessor,
@@ -98,6 +107,36 @@ def test_build_processor_and_model(gmail_folder, llama_folder, tmp_path):
     assert again.generation_config.eos_token_id == sorted(ends)
     with torch.no_grad():
         assert torch.equal(again(**inputs(processor), modality="gen").logits, gen)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "llava", "vicuna"])
+def test_chat_template_makes_all_inputs(kind, llava, llava_folder, gmail_folder, llama_folder):
+    """One beginning of text, whether template or tokenizer writes it, and batches as one by one."""
+    if kind == "llama3":
+        processor = build_processor(gmail_folder, llama_folder)
+        model = GmailLlavaForConditionalGeneration.from_vision_text_pretrained(gmail_folder, llama_folder, processor)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(llava_folder, padding_side="left")  # as LLaVA's are published
+        processor = make_llava_processor(tokenizer, VICUNA_TEMPLATE if kind == "vicuna" else LLAMA3_CHAT_TEMPLATE)
+        model = llava
+    conversations = []
+    for index, text in enumerate(("What?", "What is it that you see?")):
+        items = [{"type": "image", "image": picture(index)}, {"type": "text", "text": text}]
+        conversations.append([{"role": "user", "content": items}])
+    settings = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    batch = processor.apply_chat_template(conversations, processor_kwargs={"padding": True}, **settings)
+    assert (batch["input_ids"] == processor.tokenizer.bos_token_id).sum(dim=1).tolist() == [1, 1]
+    length = batch["input_ids"].shape[1]
+    model.generation_config.eos_token_id = None
+    together = model.generate(**batch, modality="real", max_new_tokens=5, do_sample=False)[:, length:]
+    said = []
+    for row, conversation in enumerate(conversations):
+        alone = processor.apply_chat_template(conversation, **settings)
+        assert torch.equal(batch["input_ids"][row, -alone["input_ids"].shape[1] :], alone["input_ids"][0])
+        assert torch.equal(batch["pixel_values"][row], alone["pixel_values"][0])
+        output = model.generate(**alone, modality="real", max_new_tokens=5, do_sample=False)
+        said.append(output[0, alone["input_ids"].shape[1] :])
+    assert torch.equal(together, torch.stack(said))
 
 
 def test_a_tokenizer_keeps_its_own_tokens(gmail_folder, tmp_path):
