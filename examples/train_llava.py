@@ -41,6 +41,7 @@ from pathlib import Path
 from _common import CONFIGS, bytes_of_checkpoints, parse_args
 
 PRINTED = 5  # answers shown after training
+DTYPES = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}  # and the mixed precision that they train in
 
 logger = logging.getLogger("gmail_hf")
 
@@ -54,11 +55,14 @@ class ModelArguments:
     gmail_revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
     llava_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "A LLaVA on the same CLIP, or a model that this script wrote, by Hub id or folder; or else"},
+        metadata={
+            "help": "A LLaVA on the same CLIP, or a model that this script wrote, whose vision tower is then its own; "
+            "by Hub id or folder. Its language model takes the place of --text_model_name_or_path."
+        },
     )
     text_model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "a language model for a fresh projector, or 'digits', the one that comes along."},
+        metadata={"help": "A language model for a fresh projector, or 'digits', the one that comes along."},
     )
     text_model_revision: str | None = field(default=None, metadata={"help": "Revision of either on the Hub."})
     chat_template: str | None = field(
@@ -71,7 +75,9 @@ class ModelArguments:
     projector_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the projector, if not --learning_rate."}
     )
-    dtype: str = field(default="float32", metadata={"help": "Of the frozen weights; 'bfloat16' goes with --bf16."})
+    dtype: str = field(
+        default="float32", metadata={"help": "Of the frozen weights; 'bfloat16' needs --bf16, 'float16' --fp16."}
+    )
     attn_implementation: str | None = field(default=None, metadata={"help": "'sdpa', 'eager', 'flash_attention_2'."})
 
 
@@ -113,9 +119,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         CONFIGS / "llava_digits.yaml",
     )
 
+    if model_args.dtype not in DTYPES:
+        raise ValueError(f"--dtype is one of {list(DTYPES)}, not '{model_args.dtype}'.")
+    precision = DTYPES[model_args.dtype]
+    if precision not in (None, training_args.mixed_precision):
+        raise ValueError(f"--dtype {model_args.dtype} trains in mixed precision alone: add --{precision}.")
+    if model_args.train not in ("projector", "projector+lora"):
+        raise ValueError(f"--train is 'projector' or 'projector+lora', not '{model_args.train}'.")
+
     from transformers import set_seed
 
-    from gmail_hf.llava import LlavaCollator, check_processor, language_model_lora
+    from gmail_hf.llava import Conversations, LlavaCollator, check_processor, language_model_lora
     from gmail_hf.llava.training import optimizer_of
     from gmail_hf.loading import check_free_disk, check_output_dir, load_pairs
     from gmail_hf.safe_trainer import SafeTrainer
@@ -123,8 +137,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if training_args.should_log else logging.ERROR)
     checkpoint = check_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
-    if model_args.train not in ("projector", "projector+lora"):
-        raise ValueError(f"--train is 'projector' or 'projector+lora', not '{model_args.train}'.")
+    if checkpoint is not None:
+        written = "projector+lora" if Path(checkpoint, "adapter_config.json").exists() else "projector"
+        if model_args.train != written:
+            raise ValueError(f"'{checkpoint}' was written by --train {written}: resume it by that.")
     training_args.remove_unused_columns = False  # the collator needs the conversations
     # The Trainer would push adapters beside the whole model, as if the folder were an adapter.
     push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False
@@ -139,7 +155,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 revision=data_args.dataset_revision,
                 max_samples=max_samples,
             )
-        return Conversations(rows, image_column, data_args, f"Split '{split}' of '{data_args.dataset_name}'")
+        return Conversations(
+            rows,
+            image_column,
+            f"Split '{split}' of '{data_args.dataset_name}'",
+            messages_column=data_args.messages_column,
+            caption_column=data_args.caption_column,
+            question=data_args.question,
+        )
 
     train_dataset = load(data_args.train_split, data_args.image_column, data_args.max_train_samples)
     eval_dataset = load(data_args.eval_split, data_args.real_image_column, data_args.max_eval_samples)
@@ -147,7 +170,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model, processor = _model_and_processor(model_args)
     check_processor(processor, model.config)
     model.model.vision_tower.check_modalities([data_args.modality, "real"])
-    collator = LlavaCollator(processor, data_args.modality)
+    for dataset in (train_dataset, eval_dataset):
+        dataset.check(processor, model.config.vision_config.modalities)
+    max_length = getattr(model.config.text_config, "max_position_embeddings", None)
+    collator = LlavaCollator(processor, data_args.modality, max_length)
     collator([train_dataset[0], train_dataset[len(train_dataset) - 1]])  # what cannot be learned is told now
     if model_args.train == "projector":
         model.freeze_all_but_projector()
@@ -170,12 +196,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         processing_class=processor,
         optimizers=(optimizer_of(model, training_args, model_args.projector_learning_rate), None),
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    training = trainer.train(resume_from_checkpoint=checkpoint).metrics
     trainer.save_state()
+    training.update(trainer.cost())
+    trainer.log_metrics("train", training)
+    trainer.save_metrics("train", training)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if model_args.train == "projector+lora":
         if training_args.should_save:
             model.save_pretrained(Path(training_args.output_dir, "adapter"))
+            Path(training_args.output_dir, "adapter", "README.md").unlink(missing_ok=True)  # PEFT's empty form
         model = model.merge_and_unload()
     model = model.to(dtype)
     if training_args.should_save:
@@ -199,8 +229,8 @@ def _model_and_processor(args: ModelArguments):
     from gmail_hf.llava import GmailLlavaForConditionalGeneration, build_processor
 
     gmail, llava, text_model = args.gmail_name_or_path, args.llava_name_or_path, args.text_model_name_or_path
-    if (llava is None) == (text_model is None):
-        raise ValueError("Give either --llava_name_or_path or --text_model_name_or_path.")
+    if llava is None and text_model is None:
+        raise ValueError("Give --llava_name_or_path or --text_model_name_or_path.")
     settings = {"dtype": getattr(torch, args.dtype), "attn_implementation": args.attn_implementation}
     if llava is not None:
         processor = AutoProcessor.from_pretrained(llava, revision=args.text_model_revision)
@@ -208,6 +238,7 @@ def _model_and_processor(args: ModelArguments):
             model = GmailLlavaForConditionalGeneration.from_pretrained(
                 llava, revision=args.text_model_revision, **settings
             )
+            logger.info(f"The vision tower is that of '{llava}', not of --gmail_name_or_path.")
             return model, processor
     if "/" not in gmail and not Path(gmail).exists():
         raise FileNotFoundError(f"There is no '{gmail}': train a GmailCLIPModel by examples/train_gmail.py first.")
@@ -229,58 +260,13 @@ def _model_and_processor(args: ModelArguments):
     return model, processor
 
 
-class Conversations:
-    """
-    Rows for `LlavaCollator`, and the `kind` of each: `messages` for a data set's own conversations; for digits scenes,
-    one row a question, the question's name; `caption` for captions.
-    """
-
-    def __init__(self, rows, image_column: str, args: DataArguments, name: str):
-        from gmail_hf.data import undecoded
-        from gmail_hf.digits.questions import QUESTIONS
-
-        if args.messages_column in rows.column_names:
-            self.kinds, needed = ["messages"], [args.messages_column]
-        elif {"digits", "colors"} <= set(rows.column_names):
-            self.kinds, needed = list(QUESTIONS), ["digits", "colors"]
-        else:
-            self.kinds, needed = ["caption"], [args.caption_column]
-        missing = [column for column in (image_column, *needed) if column not in rows.column_names]
-        if missing:
-            raise ValueError(f"{name} lacks the column(s) {missing}; it has {rows.column_names}.")
-        if len(rows) == 0:
-            raise ValueError(f"{name} is empty.")
-        self.has_modality = "modality" in rows.column_names
-        kept = [image_column, *needed, *(["modality"] if self.has_modality else [])]
-        self.rows, self.image_column, self.args = undecoded(rows.select_columns(kept)), image_column, args
-
-    def __len__(self) -> int:
-        return len(self.rows) * len(self.kinds)
-
-    def __getitem__(self, index: int) -> dict:
-        from gmail_hf.digits.questions import scene_messages
-
-        row, kind = self.rows[index // len(self.kinds)], self.kinds[index % len(self.kinds)]
-        if kind == "messages":
-            messages = row[self.args.messages_column]
-        elif "digits" in row:
-            messages = scene_messages(row, [kind])
-        else:
-            question = [{"type": "image"}, {"type": "text", "text": self.args.question}]
-            answer = [{"type": "text", "text": row[self.args.caption_column]}]
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        images = row[self.image_column]
-        example = {"messages": messages, "images": images if isinstance(images, list) else [images], "kind": kind}
-        return {**example, "modality": row["modality"]} if self.has_modality else example
-
-
-def _ask(model, processor, dataset: Conversations, training_args, max_new_tokens: int) -> dict[str, float]:
+def _ask(model, processor, dataset, training_args, max_new_tokens: int) -> dict[str, float]:
     """Ask the first question of each conversation; the main process writes predictions.jsonl."""
     import torch
     from accelerate.utils import gather_object
     from tqdm.auto import tqdm
 
-    from gmail_hf.data import decode_image
+    from gmail_hf.data import BadImageError, decode_image
     from gmail_hf.llava.processing import lacks_bos
 
     model.eval()
@@ -288,14 +274,21 @@ def _ask(model, processor, dataset: Conversations, training_args, max_new_tokens
     size = training_args.per_device_eval_batch_size
     mine = range(training_args.process_index, len(dataset), training_args.world_size)
     for start in tqdm(range(0, len(mine), size), desc="Answers", disable=not training_args.should_log):
-        indices = mine[start : start + size]
-        examples, prompts, images = [dataset[index] for index in indices], [], []
-        for example in examples:
+        asked, prompts, images = [], [], []
+        for index in mine[start : start + size]:
+            example = dataset[index]
             turns = [message["role"] for message in example["messages"]].index("assistant")
             example["prompt"], example["reference"] = example["messages"][:turns], example["messages"][turns]
             text = processor.apply_chat_template(example["prompt"], tokenize=False, add_generation_prompt=True)
+            try:
+                images += [decode_image(image) for image in example["images"][: text.count(processor.image_token)]]
+            except BadImageError as error:
+                logger.warning(f"{dataset.name}, row {index // len(dataset.kinds)}, is not asked about: {error}.")
+                continue
+            asked.append((index, example))
             prompts.append(text)
-            images += [decode_image(image) for image in example["images"][: text.count(processor.image_token)]]
+        if not asked:
+            continue
         inputs = processor(
             images=images or None,
             text=prompts,
@@ -307,7 +300,7 @@ def _ask(model, processor, dataset: Conversations, training_args, max_new_tokens
         with torch.no_grad():
             output = model.generate(**inputs, modality="real", max_new_tokens=max_new_tokens, do_sample=False)
         written = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for index, example, answer in zip(indices, examples, written, strict=True):
+        for (index, example), answer in zip(asked, written, strict=True):
             question, reference = _text(example["prompt"][-1]), _text(example["reference"])
             answers.append((index, example["kind"], question, answer.strip(), reference))
     answers = sorted(gather_object(answers))
@@ -322,7 +315,10 @@ def _ask(model, processor, dataset: Conversations, training_args, max_new_tokens
     metrics = {}
     for kind in dataset.kinds:
         exact = [answer == reference for _, name, _, answer, reference in answers if name == kind]
-        metrics[f"eval_{kind}_exact_match"] = sum(exact) / len(exact)
+        if exact:
+            metrics[f"eval_{kind}_exact_match"] = sum(exact) / len(exact)
+    if not metrics:
+        raise ValueError(f"{dataset.name} has no image that can be read; the trained model is saved.")
     return {**metrics, "eval_exact_match": sum(metrics.values()) / len(metrics)}
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -14,12 +15,14 @@ from datasets import Dataset, Image
 from peft import PeftModel
 from PIL import ImageFilter
 from server import HubServer
-from tiny import randomise
+from tiny import png, randomise
 from transformers import AutoProcessor, pipeline
 
 from gmail_hf import GmailCLIPModel
+from gmail_hf.data import undecoded
 from gmail_hf.digits import clip_path, llama_path, load_digits
 from gmail_hf.llava import GmailLlavaForConditionalGeneration, build_processor
+from gmail_hf.safe_trainer import SafeTrainer
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_llava.py"
 SHORT = [
@@ -76,6 +79,10 @@ def weights(folder) -> dict[str, torch.Tensor]:
     return GmailLlavaForConditionalGeneration.from_pretrained(folder).state_dict()
 
 
+def without_text_model(options: list[str]) -> list[str]:
+    return [option for option in options if not option.startswith("--text_model")]
+
+
 def base(gmail) -> dict[str, torch.Tensor]:
     processor = build_processor(gmail, llama_path())
     model = GmailLlavaForConditionalGeneration.from_vision_text_pretrained(gmail, llama_path(), processor)
@@ -119,11 +126,15 @@ def test_projector_resumed_equals_uninterrupted(script, common, gmail, pairs, tm
     assert said[0]["generated_text"].strip() == asked["prediction"]
 
 
-def test_lora_saves_adapter_and_merged_model(script, common, tmp_path):
+def test_lora_saves_adapter_and_merged_model(script, common, tmp_path, caplog):
     lora = ["--train=projector+lora", "--lora_rank=4", "--lora_alpha=8", "--projector_learning_rate=1e-3"]
     script.main([*common, *lora, "--output_dir", str(tmp_path / "whole"), "--gradient_checkpointing"])
     whole = weights(tmp_path / "whole")
     first = predictions(tmp_path / "whole")
+    cost = json.loads((tmp_path / "whole" / "train_results.json").read_text())
+    projector = sum(weight.numel() for name, weight in whole.items() if "multi_modal_projector" in name)
+    assert projector < cost["trained_parameters"] < cost["parameters"] and cost["flops_per_step"] > 0
+    assert cost["train_runtime"] > 0
     adapter = PeftModel.from_pretrained(
         GmailLlavaForConditionalGeneration.from_pretrained(tmp_path / "whole"), tmp_path / "whole" / "adapter"
     )
@@ -138,11 +149,22 @@ def test_lora_saves_adapter_and_merged_model(script, common, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert predictions(part) == first
     # A trained model is a model to train on.
-    more = [option for option in common if not option.startswith("--text_model")]
-    script.main([*more, "--llava_name_or_path", str(part), "--output_dir", str(tmp_path / "more")])
-    more = weights(tmp_path / "more")
-    changed = {name for name in more if not torch.equal(more[name], resumed[name])}
-    assert changed == {name for name in more if "multi_modal_projector" in name}
+    more = [*without_text_model(common), "--llava_name_or_path", str(part), "--output_dir", str(tmp_path / "more")]
+    with caplog.at_level(logging.INFO, logger="gmail_hf"):
+        script.main(more)
+    assert f"The vision tower is that of '{part}', not of --gmail_name_or_path." in caplog.messages
+    trained = weights(tmp_path / "more")
+    changed = {name for name in trained if not torch.equal(trained[name], resumed[name])}
+    assert changed == {name for name in trained if "multi_modal_projector" in name}
+    # An adapter names the model that it goes on.
+    assert {path.name for path in (part / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    script.main([*more[:-1], str(tmp_path / "adapted"), *lora, "--max_steps=1"])
+    config = json.loads((tmp_path / "adapted" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(part)
+    with pytest.raises(ValueError, match=r"checkpoint-4' was written by --train projector: resume it by that"):
+        script.main([*more, "--train=projector+lora", "--resume_from_checkpoint=true"])
+    with pytest.raises(ValueError, match=r"checkpoint-4' was written by --train projector\+lora"):
+        script.main([*common, "--output_dir", str(part), "--resume_from_checkpoint=true"])
 
 
 def test_branch_and_column_decide(script, common, tmp_path):
@@ -177,6 +199,50 @@ def test_conversations_and_mixed_branches_of_a_data_set(script, pairs, gmail, tm
     told = predictions(tmp_path / "out")
     assert [line["question"] for line in told] == ["Describe the image."] * 4
     assert [line["reference"] for line in told] == pairs["caption"][:4]
+
+
+def test_evaluation_goes_through_real_and_is_padded_on_the_left(script, common, tmp_path, monkeypatch):
+    calls, generate = [], GmailLlavaForConditionalGeneration.generate
+
+    def spy(model, **kwargs):
+        calls.append(kwargs)
+        return generate(model, **kwargs)
+
+    monkeypatch.setattr(GmailLlavaForConditionalGeneration, "generate", spy)
+    script.main([*common, "--max_steps=1", "--output_dir", str(tmp_path)])
+    assert [call["modality"] for call in calls] == ["real", "real"]  # 20 questions in batches of 16
+    masks = [call["attention_mask"] for call in calls]
+    assert all(mask[:, -1].all() for mask in masks) and not all(mask.all() for mask in masks)
+
+
+def test_half_precision_trains_in_float32(script, common, tmp_path, monkeypatch):
+    trained, frozen, groups, train = set(), set(), [], SafeTrainer.train
+
+    def spy(trainer, **kwargs):
+        for parameter in trainer.model.parameters():
+            (trained if parameter.requires_grad else frozen).add(parameter.dtype)
+        groups.extend((group["lr"], len(group["params"])) for group in trainer.optimizer.param_groups)
+        return train(trainer, **kwargs)
+
+    monkeypatch.setattr(SafeTrainer, "train", spy)
+    options = ["--dtype=bfloat16", "--bf16", "--use_cpu", "--max_steps=1", "--projector_learning_rate=1e-3"]
+    script.main([*common, *options, "--output_dir", str(tmp_path)])
+    assert trained == {torch.float32} and frozen == {torch.bfloat16}
+    assert groups == [(1e-3, 4)]
+    assert {weight.dtype for weight in weights(tmp_path).values()} == {torch.bfloat16}
+
+
+def test_unreadable_real_images_are_not_asked_about(script, pairs, gmail, tmp_path, caplog):
+    broken = png(0, truncated=True)
+    rows = [{**row, "real_image": broken if i == 1 else row["real_image"]} for i, row in enumerate(undecoded(pairs))]
+    Dataset.from_list(rows, features=pairs.features).save_to_disk(tmp_path / "pairs")
+    common = ["--dataset_name", str(tmp_path / "pairs"), "--gmail_name_or_path", gmail, *SHORT, "--max_steps=1"]
+    with caplog.at_level(logging.WARNING, logger="gmail_hf"):
+        metrics = script.main([*common, "--output_dir", str(tmp_path / "out")])
+    told = predictions(tmp_path / "out")
+    assert [line["row"] for line in told] == [0] * 5 + [2] * 5 + [3] * 5
+    assert json.loads((tmp_path / "out" / "eval_results.json").read_text()) == metrics
+    assert sum("row 1, is not asked about" in message for message in caplog.messages) == 5
 
 
 def test_captions_answer_the_question(script, pairs, gmail, tmp_path):
@@ -220,7 +286,9 @@ def test_pushed_and_loaded_by_id(common, tmp_path):
         (["--train=everything"], "'projector' or 'projector\\+lora', not 'everything'"),
         (["--modality=fake"], "Unknown modality"),
         (["--train_split=dev"], "no split 'dev'"),
-        (["--llava_name_or_path=org/llava"], "either --llava_name_or_path or --text_model_name_or_path"),
+        (["--dtype=bf16"], r"--dtype is one of \['float32', 'bfloat16', 'float16'\], not 'bf16'"),
+        (["--dtype=bfloat16"], "add --bf16"),
+        (["--dtype=float16", "--bf16", "--use_cpu"], "add --fp16"),
         (["--gmail_name_or_path", clip_path()], "not a GmailCLIPModel"),
     ],
 )
@@ -228,6 +296,11 @@ def test_mistakes_are_told_before_training(script, common, tmp_path, options, me
     with pytest.raises(ValueError, match=message):
         script.main([*common, *options, "--output_dir", str(tmp_path / "out")])
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_no_language_model(script, common, tmp_path):
+    with pytest.raises(ValueError, match="Give --llava_name_or_path or --text_model_name_or_path"):
+        script.main([*without_text_model(common), "--output_dir", str(tmp_path)])
 
 
 def test_no_gmail_model_yet(script, common, tmp_path):
