@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_tokenizer, pixels
 from tiny_captioner import make_captioner
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, BertConfig, CLIPModel, T5Config
+from transformers import AutoModelForCausalLM, BertConfig, BloomConfig, CLIPModel, GenerationConfig, T5Config
 
 from gmail_hf import GmailCLIPModel, GmailVisionModelWithProjection
 from gmail_hf.captioning import CaptionCollator, ClipCapConfig, ClipCapForConditionalGeneration
@@ -196,6 +196,45 @@ def test_generation_config_is_the_language_models(gmail_folder, text_folders, tm
     assert make_captioner(gmail_folder, text_folders["gpt2"]).generation_config.max_new_tokens == 64
 
 
+def test_what_a_generation_config_leaves_unset_is_the_models_own(gpt2_captioner):
+    embeds = batch()["image_embeds"]
+    gpt2_captioner.generation_config.update(max_new_tokens=30, repetition_penalty=1.5, eos_token_id=None)
+    written = gpt2_captioner.generate(image_embeds=embeds, generation_config=GenerationConfig(num_beams=2))
+    assert torch.equal(written, gpt2_captioner.generate(image_embeds=embeds, num_beams=2)) and written.shape[1] == 30
+    gpt2_captioner.generation_config.num_beams = 3
+    given = GenerationConfig(num_beams=1, max_new_tokens=5)
+    written = gpt2_captioner.generate(image_embeds=embeds, generation_config=given)
+    assert torch.equal(written, gpt2_captioner.generate(image_embeds=embeds, num_beams=1, max_new_tokens=5))
+    assert given.repetition_penalty is None  # it stays the caller's
+
+
+def test_captions_stay_in_the_context(gmail_folder, text_folders):
+    """GPT-2 has 96 learned positions: with a prefix of 90, a caption has 6 of them."""
+    captioner = make_captioner(gmail_folder, text_folders["gpt2"], prefix_length=90)
+    captioner.generation_config.eos_token_id = None  # no caption ends by itself
+    assert captioner.config.max_caption_length == 6
+    embeds, tokens = batch()["image_embeds"], torch.ones(4, 7, dtype=torch.long)
+    written = captioner.generate(image_embeds=embeds)
+    assert torch.equal(written, captioner.generate(image_embeds=embeds, max_new_tokens=6)) and written.shape[1] == 6
+    assert captioner.generate(image_embeds=embeds, input_ids=tokens[:, :4]).shape[1] == 6
+    assert captioner(image_embeds=embeds, input_ids=tokens[:, :6]).logits.shape[1] == 96
+    for call in (captioner, captioner.generate):
+        with pytest.raises(ValueError, match=r"have 7 tokens; .* has room for 6.*max_length=6"):
+            call(image_embeds=embeds, input_ids=tokens)
+    with pytest.raises(ValueError, match="fill the language model's context"):
+        captioner.generate(image_embeds=embeds, input_ids=tokens[:, :6])
+    with pytest.raises(StrictDataclassClassValidationError, match="leaves no room for a caption"):
+        make_captioner(gmail_folder, text_folders["gpt2"], prefix_length=96)
+    assert ClipCapConfig(text_config=BloomConfig()).max_caption_length is None
+
+
+def test_a_frozen_text_model_does_not_drop_out(gpt2_captioner):
+    gpt2_captioner.train()
+    gpt2_captioner.freeze_text_model()
+    assert gpt2_captioner.training and not gpt2_captioner.text_model.training
+    assert torch.equal(gpt2_captioner(**batch()).loss, gpt2_captioner(**batch()).loss)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_what_is_frozen_stays(captioner, frozen):
     if frozen:
@@ -244,6 +283,16 @@ def test_precision_and_attention_are_passed_on(gmail_folder, text_folders):
     inputs = batch()
     exact = model.float()(**inputs).loss
     torch.testing.assert_close(model.bfloat16()(**inputs).loss, exact, rtol=0.05, atol=0.05, check_dtype=False)
+
+
+def test_parts_have_the_dtype_of_the_language_model(gmail_folder, text_folders, tmp_path):
+    AutoModelForCausalLM.from_pretrained(text_folders["gpt2"], dtype=torch.bfloat16).save_pretrained(tmp_path / "text")
+    captioner = make_captioner(gmail_folder, tmp_path / "text")  # the image encoder's checkpoint is float32
+    captioner.save_pretrained(tmp_path / "captioner")
+    reloaded = ClipCapForConditionalGeneration.from_pretrained(tmp_path / "captioner")
+    for model in (captioner, reloaded):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(reloaded(pixels(4)).logits, captioner(pixels(4)).logits)
 
 
 def test_missing_weights_are_an_error(gpt2_captioner, tmp_path):
@@ -306,6 +355,9 @@ def test_mistakes_are_named(gpt2_captioner):
             call(image_embeds=embeds, input_ids=tokens[:3])
     with pytest.raises(TypeError, match="modalty"):
         gpt2_captioner(pixel_values=images, modalty="gen")
+    with pytest.raises(ValueError, match="`use_cache=True`: forward.. returns no cache"):
+        gpt2_captioner(**inputs, use_cache=True)
+    assert torch.equal(gpt2_captioner(**inputs, use_cache=False).loss, gpt2_captioner(**inputs).loss)
     with pytest.raises(ValueError, match="modalty"):
         gpt2_captioner.generate(pixel_values=images, modalty="gen")
     with pytest.raises(ValueError, match="must be the same"):

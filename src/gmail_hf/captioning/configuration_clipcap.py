@@ -27,7 +27,7 @@ class ClipCapConfig(PreTrainedConfig):
 
     Raises:
         huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range, or `text_config` is of no
-            causal language model.
+            causal language model, or of one whose context the prefix fills.
         ValueError: a field is unknown and named like one of these.
     """
 
@@ -64,6 +64,16 @@ class ClipCapConfig(PreTrainedConfig):
                 f"`text_config` is a {kind.__name__}, which is of no causal language model; ClipCap continues a "
                 "prefix, as GPT-2 and Llama do."
             )
+        if self.max_caption_length is not None and self.max_caption_length < 1:
+            raise ValueError(
+                f"`prefix_length` ({self.prefix_length}) leaves no room for a caption in the language model's context."
+            )
+
+    @property
+    def max_caption_length(self) -> int | None:
+        """Tokens of a caption that fit the language model's context beside the prefix; None where it has no bound."""
+        context = getattr(self.text_config.get_text_config(), "max_position_embeddings", None)
+        return None if context is None or context < 0 else context - self.prefix_length
 
 
 OWN_FIELDS = sorted(set(ClipCapConfig.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))

@@ -103,7 +103,8 @@ class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, Generation
             vision_model_name_or_path: a Hub id or folder of a [`GmailCLIPModel`]; its image side is taken.
             text_model_name_or_path: a Hub id or folder of a causal language model.
             vision_revision, text_revision (`str`, *optional*): their revisions on the Hub.
-            dtype, attn_implementation: as in `PreTrainedModel.from_pretrained`.
+            dtype, attn_implementation: as in `PreTrainedModel.from_pretrained`. A checkpoint has one dtype: where
+                those of the parts differ, all get the language model's.
             fields: of [`ClipCapConfig`], such as `prefix_length` and `mapping_type`.
 
         Raises:
@@ -133,7 +134,7 @@ class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, Generation
         )
         check_nothing_missing(text_model_name_or_path, info["missing_keys"])
         config.vision_config, config.text_config = vision_model.config, text_model.config
-        return cls(config, vision_model, text_model).eval()
+        return cls(config, vision_model.to(text_model.dtype), text_model).eval()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
@@ -215,6 +216,12 @@ class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, Generation
             return {"inputs_embeds": prefix, "attention_mask": prefix.new_ones(prefix.shape[:2], dtype=torch.long)}
         if len(input_ids) != len(prefix):
             raise ValueError(f"{len(prefix)} images, but {len(input_ids)} rows of `input_ids`.")
+        room = self.config.max_caption_length
+        if room is not None and input_ids.shape[1] > room:
+            raise ValueError(
+                f"`input_ids` have {input_ids.shape[1]} tokens; beside the prefix of {prefix.shape[1]} the language "
+                f"model's context has room for {room}. Cut captions: `CaptionCollator(tokenizer, max_length={room})`."
+            )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         tokens = self.get_input_embeddings()(input_ids)  # (batch, tokens, hidden)
@@ -257,10 +264,13 @@ class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, Generation
 
         Raises:
             ValueError: both images and embeddings or neither; embeddings of another dimension; `modality` with
-                embeddings, unknown or of another length than the batch; labels of another shape than the tokens.
+                embeddings, unknown or of another length than the batch; labels of another shape than the tokens; more
+                tokens than the language model's context has room for; `use_cache=True`.
             TypeError: an unknown keyword.
         """
         reject_unknown("ClipCapForConditionalGeneration.forward()", kwargs)
+        if kwargs.pop("use_cache", None):
+            raise ValueError("`use_cache=True`: forward() returns no cache; generate() keeps one of its own.")
         if labels is not None and (input_ids is None or labels.shape != input_ids.shape):
             shape = None if input_ids is None else tuple(input_ids.shape)
             raise ValueError(f"`labels` have shape {tuple(labels.shape)}, `input_ids` {shape}: they must be the same.")
@@ -302,8 +312,9 @@ class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, Generation
             input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): how the captions begin, without
                 special tokens but for padding.
             attention_mask (same shape, *optional*): 0 on padding.
-            generation_config (`GenerationConfig`, *optional*): default `self.generation_config`, which is the language
-                model's own, with at most 64 new tokens unless it says otherwise.
+            generation_config (`GenerationConfig`, *optional*): what it leaves unset is that of
+                `self.generation_config`, which is the language model's own, with at most 64 new tokens unless it says
+                otherwise. There are never more new tokens than the language model's context has room for.
             kwargs: as in `GenerationMixin.generate`: `num_beams`, `max_new_tokens`, `do_sample`, and the like.
 
         Returns:
@@ -311,12 +322,19 @@ class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, Generation
             output object with `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: as `forward`, and for unknown keywords.
+            ValueError: as `forward`, and for unknown keywords, or a beginning that leaves the caption no room.
         """
         prefix = self.get_prefix_embeds(pixel_values, image_embeds, modality, interpolate_pos_encoding)
         config = copy.deepcopy(generation_config or self.generation_config)
+        config.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
         model_kwargs = config.update(**kwargs)
         inputs = self._inputs(prefix, input_ids, attention_mask)
+        room = self.config.max_caption_length
+        if room is not None and config.max_new_tokens is not None:
+            room -= inputs["inputs_embeds"].shape[1] - prefix.shape[1]
+            if room < 1:
+                raise ValueError("The beginnings in `input_ids` fill the language model's context: shorten them.")
+            config.max_new_tokens = min(config.max_new_tokens, room)
         # Padding goes to the front: the prefix and the beginning must end where the caption goes on.
         order = inputs["attention_mask"].argsort(dim=1, stable=True)  # (batch, prefix_length + tokens)
         rows = torch.arange(len(order), device=order.device)[:, None]
