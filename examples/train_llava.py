@@ -304,6 +304,9 @@ def _ask(model, processor, dataset, training_args, max_new_tokens: int) -> dict[
             question, reference = _text(example["prompt"][-1]), _text(example["reference"])
             answers.append((index, example["kind"], question, answer.strip(), reference))
     answers = sorted(gather_object(answers))
+    missing = len(dataset) - len(answers)
+    if missing:
+        logger.warning(f"{missing} of {len(dataset)} questions were not asked: scores leave them out.")
     if training_args.should_save:
         with open(Path(training_args.output_dir, "predictions.jsonl"), "w", encoding="utf-8") as file:
             for index, kind, question, answer, reference in answers:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset, DatasetDict, Image
 from peft import PeftModel
 from PIL import ImageFilter
 from server import HubServer
@@ -243,6 +243,22 @@ def test_unreadable_real_images_are_not_asked_about(script, pairs, gmail, tmp_pa
     assert [line["row"] for line in told] == [0] * 5 + [2] * 5 + [3] * 5
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text()) == metrics
     assert sum("row 1, is not asked about" in message for message in caplog.messages) == 5
+    assert "5 of 20 questions were not asked: scores leave them out." in caplog.messages
+
+
+@pytest.mark.parametrize("bad", ["train", "validation"])
+def test_rows_of_both_splits_are_read_before_training(script, pairs, gmail, tmp_path, bad):
+    good = pairs.select_columns(["real_image", "generated_image", "caption"])
+    captions = [None if i == 5 else caption for i, caption in enumerate(pairs["caption"])]
+    splits = dict.fromkeys(("train", "validation"), good)
+    splits[bad] = good.remove_columns("caption").add_column("caption", captions)
+    DatasetDict(splits).save_to_disk(tmp_path / "pairs")
+    common = ["--dataset_name", str(tmp_path / "pairs"), "--gmail_name_or_path", gmail, *SHORT]
+    with pytest.raises(ValueError, match=f"Split '{bad}' of .*, row 5, column 'caption': it holds NoneType"):
+        script.main(
+            [*common, "--eval_split=validation", "--max_eval_samples=24", "--output_dir", str(tmp_path / "out")]
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_captions_answer_the_question(script, pairs, gmail, tmp_path):
