@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _report import environment, provenance
 
 VARIANTS = {
     "GMAIL (Eq. 1)": {},
@@ -151,6 +150,7 @@ def main(argv: list[str] | None = None) -> dict:
         from gmail_hf.digits import clip_path
 
     model_path = args.model_name_or_path or clip_path()
+    from gmail_hf.benchmarks import environment
     from gmail_hf.evaluation import aggregate, to_markdown
 
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +161,7 @@ def main(argv: list[str] | None = None) -> dict:
     unused = ("output_dir", *(of_digits if args.pairs else of_files))
     settings = {key: value for key, value in vars(args).items() if key not in unused}
     result = {
-        "environment": environment(),
+        "environment": environment(Path(__file__).parent),
         "settings": settings,
         "seconds": round(time.perf_counter() - start),
         "mean": mean,
@@ -177,6 +177,8 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def report(result: dict, table: str) -> str:
+    from gmail_hf.benchmarks import provenance
+
     settings = result["settings"]
     return "\n".join(
         [

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, help="A JSON file for the results.")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
 
-    from _report import environment
+    from gmail_hf.benchmarks import environment
 
     start = time.perf_counter()
     sides = {"ours": sys.executable} | ({"clip_benchmark": args.peer_python} if args.peer_python else {})
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> dict:
         run = measure(sys.executable, "scaling", str(captions))
         result["scaling"][captions] = run
         print(f"1,000 images x {captions:,} captions: {run['seconds']:.1f} s, {run['peak_mb']:.0f} MB")
-    result |= {"seconds": round(time.perf_counter() - start), "environment": environment()}
+    result |= {"seconds": round(time.perf_counter() - start), "environment": environment(Path(__file__).parent)}
     if args.output:
         args.output.write_text(json.dumps(result, indent=2) + "\n")
     return result

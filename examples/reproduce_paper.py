@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> dict:
         for table in tables:
             print(f"# {table.heading}\n" + "\n".join(coco_commands(table)) + "\n")
         return {}
+    from gmail_hf.benchmarks import environment, provenance
     from gmail_hf.evaluation import aggregate
 
     start = time.perf_counter()
@@ -77,6 +78,7 @@ def main(argv: list[str] | None = None) -> dict:
         rows = {key: future.result() for key, future in rows.items()}
         figures = {number: future.result() for number, future in figures.items()}
     result = {
+        "environment": environment(Path(__file__).parent),
         "settings": {key: value for key, value in vars(args).items() if key not in ("output_dir", "work_dir")},
         "tables": {},
     }
@@ -98,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict:
         "taken for real), seed by seed.",
         "",
     ]
-    (args.output_dir / f"{args.name}.md").write_text("\n".join([*heading, *sections]))
+    (args.output_dir / f"{args.name}.md").write_text("\n".join([*heading, *sections, *provenance(result), ""]))
     print("\n".join(sections))
     for number, path in figures.items():
         print(f"Figure {number}: {path}")

@@ -10,7 +10,7 @@ from .data import Source, open_source
 from .measure import Example, Measured, Settings
 from .models import LoadedModel, load_model
 from .registry import BENCHMARKS, LAYOUTS, Benchmark, get_benchmark
-from .report import environment, to_html, to_markdown
+from .report import environment, provenance, to_html, to_markdown
 from .retrieval import evaluate_retrieval
 from .runner import finished, plan, results_in, run
 from .vqa import evaluate_vqa
@@ -37,6 +37,7 @@ __all__ = [
     "missing_caption_metrics",
     "open_source",
     "plan",
+    "provenance",
     "results_in",
     "run",
     "to_html",

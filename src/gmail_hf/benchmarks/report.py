@@ -3,6 +3,7 @@
 import base64
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -49,8 +50,12 @@ COLUMNS = {
 }
 
 
-def environment() -> dict[str, Any]:
-    """When and where something was computed: date, machine, device, Python, versions of packages."""
+def environment(repository: str | os.PathLike | None = None) -> dict[str, Any]:
+    """When and where something was computed: date, machine, device, Python, versions of packages.
+
+    Args:
+        repository: a folder inside a git checkout; its commit, and whether there are changes to it, are told too.
+    """
     packages = {}
     for package in PACKAGES:
         try:
@@ -58,12 +63,32 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             packages[package] = None
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no accelerator"
-    return {
+    found = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {device}",
         "python": platform.python_version(),
         "packages": packages,
     }
+    if repository is not None:
+        git = ["git", "-C", str(repository)]
+        answers = [
+            subprocess.run([*git, *command], capture_output=True, text=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+        found |= {"git_commit": answers[0] or None, "uncommitted_changes": bool(answers[1])}
+    return found
+
+
+def provenance(result: dict[str, Any]) -> list[str]:
+    """Lines of a Markdown list: machine, software, commit and date of a result with `environment` and `seconds`."""
+    where = result["environment"]
+    packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
+    return [
+        f"- machine: {where['machine']}; {result['seconds']} s in all",
+        f"- software: Python {where['python']}, {packages}",
+        f"- git commit: {where['git_commit']}" + (" with uncommitted changes" * where["uncommitted_changes"]),
+        f"- date: {where['date']}",
+    ]
 
 
 def to_markdown(results: Sequence[dict[str, Any]]) -> str:
