@@ -154,12 +154,14 @@ def test_no_arguments_are_the_embedded_default(script):
     assert training_args.max_steps < 50_000
 
 
-@pytest.mark.parametrize("name", ["coco", "cc3m", "cc12m"])
+@pytest.mark.parametrize("name", ["coco", "cc3m", "cc12m", "coco_llava"])
 def test_configs_hold_the_papers_settings(script, name, tmp_path):
     config = str(SCRIPT.parent / "configs" / f"{name}.yaml")
     without_gpu = ["--bf16", "False", "--output_dir", str(tmp_path)]
     model_args, data_args, args = script.parse(["--config", config, *without_gpu])
-    assert model_args.model_name_or_path == "openai/clip-vit-large-patch14" and model_args.lora_rank == 4
+    for_llava = name == "coco_llava"
+    assert model_args.model_name_or_path == "openai/clip-vit-large-patch14" + "-336" * for_llava
+    assert model_args.lora_rank == 4 and args.token_weight == (1.0 if for_llava else 0.0)
     assert (args.temperature, args.learning_rate, args.weight_decay) == (0.07, 1e-4, 0.01)
     assert (args.max_steps, args.per_device_train_batch_size * 8) == (50_000, 256)
     assert args.lr_scheduler_type == "cosine_with_restarts" and args.lr_scheduler_kwargs == {"num_cycles": 5}
