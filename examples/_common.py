@@ -1,6 +1,7 @@
 """What the training scripts share."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,24 @@ def parse_args(
     return tuple(parsed)
 
 
-def bytes_of_checkpoints(model: Any, training_args: Any) -> int:
-    """What a run will write: the model with two float32 moments of each trained weight, for each checkpoint kept."""
+def bytes_of_checkpoints(model: Any, training_args: Any, num_examples: int = 1) -> int:
+    """
+    What a run will write: the model with two float32 moments of each trained weight, for each checkpoint kept.
+
+    `num_examples` are the rows of an epoch; without it an epoch counts as one step.
+    """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     size = model.num_parameters() * model.dtype.itemsize + 2 * trained * 4
-    saves = -(-training_args.max_steps // training_args.save_steps) if training_args.save_steps >= 1 else 10
-    kept = training_args.save_total_limit or max(1, saves)
-    return size * (kept + 1)
+    saves = _saves(training_args, num_examples)
+    return size * (min(saves, training_args.save_total_limit or saves) + 1)
+
+
+def _saves(args: Any, num_examples: int) -> int:
+    batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    epoch = max(1, math.ceil(num_examples / batch))  # steps
+    steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * epoch
+    if args.save_strategy == "no":
+        return 0
+    if args.save_strategy == "epoch":
+        return math.ceil(steps / epoch)
+    return math.ceil(steps / args.save_steps if args.save_steps >= 1 else 1 / args.save_steps)

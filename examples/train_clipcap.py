@@ -96,6 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         ClipCapProcessor,
         ClipCapTrainer,
         captioned_embeds,
+        check_captions,
     )
     from gmail_hf.embeddings import cached_embeds
     from gmail_hf.evaluation.captioning import missing_metrics
@@ -123,6 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         missing = [column for column in (image_column, *names) if column not in pairs.column_names]
         if missing:
             raise ValueError(f"Split '{split}' lacks the column(s) {missing}; it has {pairs.column_names}.")
+        check_captions(pairs, data_args.caption_column)
         return pairs
 
     train_pairs = load(data_args.train_split, data_args.image_column, data_args.max_train_samples)
@@ -147,12 +149,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     if model_args.freeze_text_model:
         model.freeze_text_model()
-    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args))
+    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args, len(train_pairs)))
     gmail = GmailCLIPModel.from_pretrained(name, revision=model_args.model_revision).to(training_args.device)
     gmail.vision_model.check_modalities([data_args.modality, "real"])
     image_processor = AutoProcessor.from_pretrained(name, revision=model_args.model_revision).image_processor
     tokenizer = AutoTokenizer.from_pretrained(text_name, revision=model_args.text_model_revision)
     processor = ClipCapProcessor(image_processor, tokenizer)
+    collator = CaptionCollator(tokenizer)
+    room = model.config.max_caption_length
+    if room is not None and room < collator.max_length:
+        logger.warning(
+            f"Captions are cut after {room} tokens: with the prefix they fill the language model's context."
+        )
+        collator.max_length = room
 
     def embed(pairs, column: str, encoder: GmailCLIPModel, modality: str):
         embeds = cached_embeds(
@@ -177,7 +186,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        data_collator=CaptionCollator(tokenizer),
+        data_collator=collator,
         processing_class=processor,
     )
     training = trainer.train(resume_from_checkpoint=checkpoint).metrics

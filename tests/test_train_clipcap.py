@@ -12,9 +12,17 @@ from datasets import Dataset, Image
 from huggingface_hub.errors import StrictDataclassError
 from PIL import ImageFilter
 from tiny import make_tokenizer, randomise
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainingArguments,
+)
 
-from gmail_hf import GmailCLIPModel
+from gmail_hf import GmailCLIPModel, loading
 from gmail_hf.digits import clip_path, load_digits
 from gmail_hf.embeddings import embed_images
 from gmail_hf.evaluation import captioning
@@ -156,6 +164,46 @@ def test_branches_and_columns(run, folders, tmp_path, pairs):
     lines = (tmp_path / "real" / "captions.jsonl").read_text().splitlines()
     written = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
     assert [json.loads(line)["caption"] for line in lines] == written
+
+
+def test_other_images_or_another_branch_are_refused_on_resume(run, tmp_path):
+    run("part", "--max_steps=2")
+    before = {path: path.read_bytes() for path in (tmp_path / "part").rglob("*") if path.is_file()}
+    for other in (["--modality", "real"], ["--image_column", "real_image"], ["--max_train_samples", "24"]):
+        with pytest.raises(ValueError, match="trained on other embeddings"):
+            run("part", *other, "--resume_from_checkpoint", "true")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.parametrize(("caption", "row"), [([["a", "b"]] * 32, 0), (["a"] * 20 + [None] + ["a"] * 11, 20)])
+def test_captions_are_checked_before_training(run, tmp_path, pairs, caption, row):
+    Dataset.from_parquet(pairs).remove_columns("caption").add_column("text", caption).to_parquet(
+        tmp_path / "pairs.parquet"
+    )
+    with pytest.raises(ValueError, match=f"Column 'text', row {row}: .* is no caption"):
+        run("out", "--dataset_name", str(tmp_path / "pairs.parquet"), "--caption_column", "text")
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_are_cut_to_a_short_context(run, tmp_path, caplog):
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 12, "vocab_size": 514}
+    GPT2LMHeadModel(GPT2Config(bos_token_id=512, eos_token_id=513, **sizes)).save_pretrained(tmp_path / "text")
+    make_tokenizer().save_pretrained(tmp_path / "text")
+    metrics = run("out", "--text_model_name_or_path", str(tmp_path / "text"))
+    assert "Captions are cut after 9 tokens" in caplog.text and metrics["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("option", ["--save_steps=3", "--save_strategy=epoch", "--save_total_limit=1"])
+def test_disk_is_checked_for_all_checkpoints_of_an_epoch(script, run, tmp_path, monkeypatch, option):
+    needed = []
+    monkeypatch.setattr(loading, "check_free_disk", lambda path, size: needed.append(size))
+    run("out", "--max_steps=-1", "--num_train_epochs=2", option)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    once = script.bytes_of_checkpoints(model, TrainingArguments(str(tmp_path), save_strategy="no", use_cpu=True))
+    kept = len(list((tmp_path / "out").glob("checkpoint-*")))
+    assert kept == {"--save_steps=3": 3, "--save_strategy=epoch": 2, "--save_total_limit=1": 1}[option]
+    assert needed == [once * (kept + 1)]
 
 
 def test_frozen_text_model(run, folders, tmp_path):

@@ -1,11 +1,19 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from tiny import make_model, make_pairs, make_tokenizer
 from tiny_captioner import make_captioner
 from transformers import TrainingArguments
 
-from gmail_hf.captioning import CaptionCollator, ClipCapTrainer, caption_embeds, captioned_embeds, group_references
+from gmail_hf.captioning import (
+    CaptionCollator,
+    ClipCapTrainer,
+    caption_embeds,
+    captioned_embeds,
+    check_captions,
+    group_references,
+)
 from gmail_hf.embeddings import cached_embeds, embed_images
 
 EOS = 513
@@ -25,6 +33,17 @@ def test_rows_are_captions_beside_their_embeddings(clip_folder, processor):
     unreadable = make_pairs(2, bad_real=(0, 1))
     with pytest.raises(ValueError, match="None of the images"):
         captioned_embeds(unreadable, cached_embeds(unreadable, "real_image", model, processor))
+
+
+@pytest.mark.parametrize("bad", [None, "", " \n", ["a cat", "a dog"], 7])
+def test_captions_are_checked(bad):
+    rows = [[text] for text in ("a cat", "a dog")] if isinstance(bad, list) else ["a cat"] * 1500
+    rows = [7, 7] if bad == 7 else rows
+    row = 0 if bad == 7 or isinstance(bad, list) else 1200  # these make a column of their own type
+    rows[row] = bad
+    with pytest.raises(ValueError, match=rf"Column 'texts', row {row}: .* is no caption.*repeat the image"):
+        check_captions(Dataset.from_dict({"caption": rows}), "texts")
+    check_captions(make_pairs(4))
 
 
 def test_references_are_all_captions_of_an_image():
@@ -70,11 +89,12 @@ def embeds_dataset(count):
     )  # fmt: skip
 
 
-def trainer(captioner, output_dir, **fields):
+def trainer(captioner, output_dir, embeds=None, **fields):
+    embeds = embeds or embeds_dataset(8)
     fields = {"save_strategy": "no", "report_to": "none", "use_cpu": True, **fields}
     args = TrainingArguments(str(output_dir), remove_unused_columns=False, **fields)
     collator = CaptionCollator(make_tokenizer())
-    return ClipCapTrainer(model=captioner, args=args, train_dataset=embeds_dataset(8), data_collator=collator)
+    return ClipCapTrainer(model=captioner, args=args, train_dataset=embeds, data_collator=collator)
 
 
 def test_accumulated_batches_equal_one_big_batch(gmail_folder, text_folders, tmp_path):
@@ -97,3 +117,25 @@ def test_another_encoder_is_refused_on_resume(gmail_folder, text_folders, tmp_pa
     other.vision_model.visual_projection.branches["gen"].data += 1
     with pytest.raises(ValueError, match="embeddings of another image encoder"):
         trainer(other, tmp_path, max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_other_embeddings_are_refused_on_resume(gmail_folder, text_folders, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    embeds = embeds_dataset(8)
+
+    def run(embeds, max_steps, **resume):
+        captioner = make_captioner(gmail_folder, text_folders["gpt2"])
+        trainer(captioner, tmp_path, embeds, max_steps=max_steps, **settings).train(**resume)
+
+    def moved(by):
+        return embeds.map(lambda row: {"image_embeds": row["image_embeds"] + np.float32(by)})
+
+    run(embeds, 1)
+    for other in (moved(0.01), embeds.select([1, 0, *range(2, 8)]), embeds.select(range(7))):
+        with pytest.raises(ValueError, match="was trained on other embeddings"):
+            run(other, 2, resume_from_checkpoint=True)
+    run(moved(1e-5), 2, resume_from_checkpoint=True)  # as other hardware would
+    assert (tmp_path / "checkpoint-2").exists()
+    (tmp_path / "checkpoint-2" / "image_embeds_sample.safetensors").unlink()
+    with pytest.raises(ValueError, match="lacks image_embeds_sample.safetensors"):
+        run(embeds, 3, resume_from_checkpoint=True)

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from .configuration_clipcap import ClipCapConfig
-from .data import CaptionCollator, caption_embeds, captioned_embeds, group_references
+from .data import CaptionCollator, caption_embeds, captioned_embeds, check_captions, group_references
 from .modeling_clipcap import ClipCapForConditionalGeneration
 from .processing_clipcap import ClipCapProcessor
 from .trainer import ClipCapTrainer
@@ -20,5 +20,6 @@ __all__ = [
     "ClipCapTrainer",
     "caption_embeds",
     "captioned_embeds",
+    "check_captions",
     "group_references",
 ]

@@ -10,6 +10,26 @@ from tqdm.auto import tqdm
 from .modeling_clipcap import IGNORED, MAX_NEW_TOKENS
 
 
+def check_captions(pairs: Dataset, name: str = "caption") -> None:
+    """
+    Read the whole column `caption`, before hours of work start.
+
+    Args:
+        pairs (`datasets.Dataset`): rows with the column `caption`.
+        name (`str`): what errors call that column.
+
+    Raises:
+        ValueError: a row holds no text, but None, a blank, or a list of captions, say.
+    """
+    captions = (caption for batch in pairs.select_columns(["caption"]).iter(1000) for caption in batch["caption"])
+    for row, caption in enumerate(captions):
+        if not isinstance(caption, str) or not caption.strip():
+            raise ValueError(
+                f"Column '{name}', row {row}: {caption!r} is no caption. A row has one text: repeat the image for "
+                "each of its captions, and leave out rows without one."
+            )
+
+
 def captioned_embeds(pairs: Dataset, embeds: Dataset) -> Dataset:
     """
     The data to train on: captions, and the embeddings of an image column by [`cached_embeds`], without copying either.
