@@ -131,10 +131,10 @@ def test_other_embeddings_are_refused_on_resume(gmail_folder, text_folders, tmp_
         return embeds.map(lambda row: {"image_embeds": row["image_embeds"] + np.float32(by)})
 
     run(embeds, 1)
-    for other in (moved(0.01), embeds.select([1, 0, *range(2, 8)]), embeds.select(range(7))):
+    for other in (moved(0.02), embeds.select([1, 0, *range(2, 8)]), embeds.select(range(7))):
         with pytest.raises(ValueError, match="was trained on other embeddings"):
             run(other, 2, resume_from_checkpoint=True)
-    run(moved(1e-5), 2, resume_from_checkpoint=True)  # as other hardware would
+    run(moved(1e-3), 2, resume_from_checkpoint=True)  # as other hardware would
     assert (tmp_path / "checkpoint-2").exists()
     (tmp_path / "checkpoint-2" / "image_embeds_sample.safetensors").unlink()
     with pytest.raises(ValueError, match="lacks image_embeds_sample.safetensors"):

@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..safe_trainer import SafeTrainer
 
 SAMPLE_NAME, SAMPLE_ROWS = "image_embeds_sample.safetensors", 64
-TOLERANCE = 1e-3  # of an entry of a unit vector: other hardware stays below it, other images or branches do not
+TOLERANCE = 0.01  # of an entry of a unit vector: bfloat16 moves some by 0.003, another branch by 0.3 (digits)
 
 
 class ClipCapTrainer(SafeTrainer):
