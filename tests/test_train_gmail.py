@@ -173,7 +173,7 @@ def test_configs_hold_the_papers_settings(script, name, tmp_path):
         (["--caption_column", "text"], r"no column\(s\) \['text'\]"),
         (["--train_split", "dev"], "no split 'dev'"),
         (["--lora_rank", "0"], "`lora_rank` must be at least 1"),
-        (["--gen_text_weight", "1", "--align_weight", "0"], "text_lora=True"),
+        (["--gen_text_weight", "1", "--align_weight", "0"], "still the pretrained CLIP"),
     ],
 )
 def test_mistakes_are_told_before_training(script, pairs, tmp_path, options, message):
