@@ -3,10 +3,42 @@
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 CONFIGS = Path(__file__).with_name("configs")
+
+
+@dataclass
+class PairArguments:
+    """Which pairs a script reads, and how many."""
+
+    dataset_name: str = field(
+        default="digits",
+        metadata={
+            "help": "Pairs: a Hub id, a folder saved by datasets, parquet files, an imagefolder, or 'digits', which "
+            "come along and are generated on first use."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Its revision."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
+
+    def load(self, split: str, max_samples: int | None, columns: dict[str, str] | None = None) -> Any:
+        """The pairs of a split; arguments as of [`gmail_hf.loading.load_pairs`]."""
+        from gmail_hf.loading import load_pairs
+
+        return load_pairs(
+            self.dataset_name,
+            split,
+            config_name=self.dataset_config_name,
+            revision=self.dataset_revision,
+            columns=columns,
+            max_samples=max_samples,
+        )
 
 
 def parse_args(
@@ -58,6 +90,17 @@ def parse_args(
         action.required = action.required and action.dest not in values
     *parsed, _ = parser.parse_args_into_dataclasses(list(argv))
     return tuple(parsed)
+
+
+def check_trained(name: str) -> None:
+    """
+    Refuse a [`GmailCLIPModel`] that is neither a folder nor a Hub id.
+
+    Raises:
+        FileNotFoundError: with the script that trains one.
+    """
+    if "/" not in name and not Path(name).exists():
+        raise FileNotFoundError(f"There is no '{name}': train a GmailCLIPModel by examples/train_gmail.py first.")
 
 
 def bytes_of_checkpoints(model: Any, training_args: Any, num_examples: int = 1) -> int:

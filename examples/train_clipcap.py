@@ -28,7 +28,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from _common import CONFIGS, bytes_of_checkpoints, parse_args
+from _common import CONFIGS, PairArguments, bytes_of_checkpoints, check_trained, parse_args
 
 PRINTED, PICTURED = 5, 16  # captions shown after training
 
@@ -53,14 +53,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    dataset_name: str = field(
-        default="digits",
-        metadata={"help": "Pairs, as for examples/train_gmail.py: a Hub id, a folder, parquet files, or 'digits'."},
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Its revision."})
-    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+class DataArguments(PairArguments):
     image_column: str = field(default="generated_image", metadata={"help": "The column of its images,"})
     modality: str = field(default="gen", metadata={"help": "and the branch that they go through."})
     eval_split: str = field(default="validation", metadata={"help": "The split whose real images are captioned."})
@@ -69,8 +62,6 @@ class DataArguments:
     image_id_column: str = field(
         default="image_id", metadata={"help": "Of ids: captions of one id are references of one image."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
     num_beams: int = field(default=5, metadata={"help": "Beams of the search for a caption."})
 
 
@@ -100,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     from gmail_hf.embeddings import cached_embeds
     from gmail_hf.evaluation.captioning import missing_metrics
-    from gmail_hf.loading import check_free_disk, check_output_dir, load_pairs
+    from gmail_hf.loading import check_free_disk, check_output_dir
 
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if training_args.should_log else logging.ERROR)
@@ -113,14 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     def load(split: str, image_column: str, max_samples: int | None):
         names = {"caption": data_args.caption_column, "image_id": data_args.image_id_column}
         with training_args.main_process_first(desc="loading pairs"):
-            pairs = load_pairs(
-                data_args.dataset_name,
-                split,
-                config_name=data_args.dataset_config_name,
-                revision=data_args.dataset_revision,
-                columns=names,
-                max_samples=max_samples,
-            )
+            pairs = data_args.load(split, max_samples, names)
         missing = [column for column in (image_column, *names) if column not in pairs.column_names]
         if missing:
             raise ValueError(f"Split '{split}' lacks the column(s) {missing}; it has {pairs.column_names}.")
@@ -131,8 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     eval_pairs = load(data_args.eval_split, data_args.real_image_column, data_args.max_eval_samples)
 
     name, text_name = model_args.model_name_or_path, model_args.text_model_name_or_path
-    if "/" not in name and not Path(name).exists():
-        raise FileNotFoundError(f"There is no '{name}': train a GmailCLIPModel by examples/train_gmail.py first.")
+    check_trained(name)
     if text_name == "digits":
         from gmail_hf.digits import llama_path
 

@@ -28,7 +28,7 @@ import logging
 import sys
 from dataclasses import dataclass, field
 
-from _common import CONFIGS, bytes_of_checkpoints, parse_args
+from _common import CONFIGS, PairArguments, bytes_of_checkpoints, parse_args
 
 # Defaults that a stage brings.
 STAGES = {
@@ -55,20 +55,8 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    dataset_name: str = field(
-        default="digits",
-        metadata={
-            "help": "Pairs: a Hub id, a folder saved by datasets, parquet files, an imagefolder, or 'digits', which "
-            "come along and are generated on first use."
-        },
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Its revision."})
-    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+class DataArguments(PairArguments):
     eval_split: str | None = field(default=None, metadata={"help": "The split to evaluate on; none by default."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many pairs."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many pairs."})
     real_image_column: str = field(default="real_image", metadata={"help": "The column of real images."})
     generated_image_column: str = field(default="generated_image", metadata={"help": "Of generated images."})
     caption_column: str = field(default="caption", metadata={"help": "Of captions."})
@@ -92,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     from gmail_hf import GmailCLIPModel, GmailTrainer
     from gmail_hf.data import check_pairs
-    from gmail_hf.loading import check_free_disk, check_output_dir, load_pairs
+    from gmail_hf.loading import check_free_disk, check_output_dir
 
     logging.basicConfig(format="%(message)s")
     logger = logging.getLogger("gmail_hf")
@@ -102,18 +90,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def load(split: str, max_samples: int | None) -> datasets.Dataset:
         with training_args.main_process_first(desc="loading pairs"):
-            dataset = load_pairs(
-                data_args.dataset_name,
+            dataset = data_args.load(
                 split,
-                config_name=data_args.dataset_config_name,
-                revision=data_args.dataset_revision,
-                columns={
+                max_samples,
+                {
                     "real_image": data_args.real_image_column,
                     "generated_image": data_args.generated_image_column,
                     "caption": data_args.caption_column,
                     "image_id": data_args.image_id_column,
                 },
-                max_samples=max_samples,
             )
         name = f"Split '{split}' of '{data_args.dataset_name}'"
         check_pairs(dataset, name, training_args.on_bad_image, training_args.loss_config().columns)

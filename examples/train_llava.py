@@ -38,7 +38,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from _common import CONFIGS, bytes_of_checkpoints, parse_args
+from _common import CONFIGS, PairArguments, bytes_of_checkpoints, check_trained, parse_args
 
 PRINTED = 5  # answers shown after training
 DTYPES = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}  # and the mixed precision that they train in
@@ -82,14 +82,7 @@ class ModelArguments:
 
 
 @dataclass
-class DataArguments:
-    dataset_name: str = field(
-        default="digits",
-        metadata={"help": "Pairs, as for examples/train_gmail.py: a Hub id, a folder, parquet files, or 'digits'."},
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Its revision."})
-    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+class DataArguments(PairArguments):
     image_column: str = field(
         default="generated_image", metadata={"help": "The column of its images, one or a list of them a row,"}
     )
@@ -103,8 +96,6 @@ class DataArguments:
     question: str = field(
         default="Provide a one-sentence caption for the provided image.", metadata={"help": "What captions answer."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many rows."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
     max_new_tokens: int = field(default=64, metadata={"help": "Longest answer in the evaluation."})
 
 
@@ -131,7 +122,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     from gmail_hf.llava import Conversations, LlavaCollator, check_processor, language_model_lora
     from gmail_hf.llava.training import optimizer_of
-    from gmail_hf.loading import check_free_disk, check_output_dir, load_pairs
+    from gmail_hf.loading import check_free_disk, check_output_dir
     from gmail_hf.safe_trainer import SafeTrainer
 
     logging.basicConfig(format="%(message)s")
@@ -148,13 +139,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def load(split: str, image_column: str, max_samples: int | None) -> Conversations:
         with training_args.main_process_first(desc="loading pairs"):
-            rows = load_pairs(
-                data_args.dataset_name,
-                split,
-                config_name=data_args.dataset_config_name,
-                revision=data_args.dataset_revision,
-                max_samples=max_samples,
-            )
+            rows = data_args.load(split, max_samples)
         return Conversations(
             rows,
             image_column,
@@ -240,8 +225,7 @@ def _model_and_processor(args: ModelArguments):
             )
             logger.info(f"The vision tower is that of '{llava}', not of --gmail_name_or_path.")
             return model, processor
-    if "/" not in gmail and not Path(gmail).exists():
-        raise FileNotFoundError(f"There is no '{gmail}': train a GmailCLIPModel by examples/train_gmail.py first.")
+    check_trained(gmail)
     if llava is not None:
         model = GmailLlavaForConditionalGeneration.from_llava(
             llava, gmail=gmail, gmail_revision=args.gmail_revision, revision=args.text_model_revision, **settings
