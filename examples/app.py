@@ -1,0 +1,240 @@
+"""
+A demo page: score an image against texts by both branches, and compare a real image with a generated one.
+
+The embedded default, after `accelerate launch examples/train_gmail.py` has written gmail-digits (needs
+`pip install "gmail-hf[app,digits]"`):
+
+    python examples/app.py
+
+Any model, with pairs of its own to click on:
+
+    python examples/app.py --model org/gmail-coco --dataset_name org/coco-sd2 --split validation
+
+A plain CLIP is welcome as `--model`; its two branches are the same, and the page says so. Where gmail-digits is
+missing, the page shows the CLIP that comes along. The page loads nothing from other servers; gradio's own variables
+(GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_SHARE) tell it where to listen.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _common import parse_args
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from gmail_hf import GmailCLIPModel
+
+DEFAULT_MODEL = "gmail-digits"
+NUM_EXAMPLES = 6
+BRANCHES = ("real", "gen")
+TITLE = "GMAIL: one CLIP, two image branches"
+INTRODUCTION = (
+    "Photographs pass the `real` branch, generated images the `gen` branch. Training pulled what `gen` makes of "
+    "generated images onto what `real` makes of real ones ([Mo & Yun, ICML 2025](https://arxiv.org/abs/2602.15368))."
+)
+# Pictures of a few pixels fill their frame, unblurred.
+CSS = """
+.pixels img { image-rendering: pixelated; }
+.pixels .image-frame img { width: 100%; height: 100%; object-fit: contain; }
+.similarity { display: grid; grid-template-columns: 1fr auto; gap: .3em; margin: .9em 0; }
+.similarity > i { grid-column: span 2; border-radius: 1em; background: var(--border-color-primary); }
+.similarity i { display: block; height: .7em; border-radius: 1em; }
+"""
+
+
+@dataclass
+class AppArguments:
+    model: str = field(default=DEFAULT_MODEL, metadata={"help": "A GmailCLIPModel or a CLIP, by Hub id or folder."})
+    revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
+    dataset_name: str = field(
+        default="digits", metadata={"help": "Pairs to click on, from wherever train_gmail.py takes them."}
+    )
+    split: str = field(default="test", metadata={"help": "Their split."})
+
+
+def load(name: str, revision: str | None = None) -> tuple["GmailCLIPModel", Any, str]:
+    """
+    A model, its processor, and what to tell visitors about it.
+
+    A plain CLIP gets fresh branches, both equal to itself; so does the CLIP that comes along, where the default model
+    was not trained yet.
+    """
+    import torch
+    from transformers import AutoConfig, AutoProcessor
+
+    from gmail_hf import GmailCLIPModel
+    from gmail_hf.digits import clip_path
+
+    missing = name == DEFAULT_MODEL and not Path(name).is_dir()
+    source = clip_path() if missing else name
+    hub = {"revision": revision} if revision and not missing else {}
+    if AutoConfig.from_pretrained(source, **hub).model_type == "gmail_clip":
+        model = GmailCLIPModel.from_pretrained(source, **hub)
+    else:
+        model = GmailCLIPModel.from_clip(source, **hub)
+    processor = AutoProcessor.from_pretrained(source, **hub)
+    if missing:
+        note = (
+            f"**Not trained yet: both branches are still the same CLIP, so every score shows twice.** There is no "
+            f"`{name}` here. `accelerate launch examples/train_gmail.py` writes it in minutes; then start this page "
+            "again."
+        )
+    elif model.is_base("gen"):
+        note = (
+            f"**`{name}` is not aligned: both branches are the same CLIP, so every score shows twice.** Align it by "
+            f"`accelerate launch examples/train_gmail.py --model_name_or_path {name} --dataset_name ...`."
+        )
+    else:
+        note = f"Model: `{name}`."
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), processor, note
+
+
+def score(model: "GmailCLIPModel", processor: Any, image: "Image", texts: list[str]) -> dict[str, dict[str, float]]:
+    """
+    Zero-shot probabilities of texts for an image, by each branch.
+
+    Returns:
+        `{"real": {text: probability}, "gen": ...}`; the probabilities of a branch sum to one.
+
+    Raises:
+        ValueError: no text, or one that is too long for the model.
+    """
+    import torch
+
+    texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    if not texts:
+        raise ValueError("Write at least one text, one a line.")
+    inputs = processor(text=texts, images=[image] * len(BRANCHES), return_tensors="pt", padding=True)
+    room = model.config.text_config.max_position_embeddings
+    for text, mask in zip(texts, inputs["attention_mask"], strict=True):
+        if mask.sum() > room:
+            raise ValueError(f"'{text[:40]}...' has {mask.sum()} tokens; this model reads {room}.")
+    with torch.no_grad():
+        logits = model(**inputs.to(model.device), modality=list(BRANCHES)).logits_per_image  # (branches, texts)
+    scores = [dict(zip(texts, row, strict=True)) for row in logits.softmax(-1).tolist()]
+    return dict(zip(BRANCHES, scores, strict=True))
+
+
+def compare(model: "GmailCLIPModel", processor: Any, real: "Image", generated: "Image") -> dict[str, float]:
+    """
+    Cosine similarity of a real image through `real` to a generated one: through `real`, taken for a photograph, and
+    through `gen`.
+    """
+    import torch
+
+    pixel_values = processor(images=[real, generated, generated], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        photograph, *others = model.embed_images(pixel_values.to(model.device), ["real", "real", "gen"])
+    return {name: float(photograph @ other) for name, other in zip(BRANCHES, others, strict=True)}
+
+
+def examples(name: str, split: str) -> list[dict[str, Any]]:
+    """The first pairs of a data set with different captions: `real_image`, `generated_image`, `caption`."""
+    from gmail_hf.loading import load_pairs
+
+    rows = {row["caption"]: row for row in load_pairs(name, split, max_samples=4 * NUM_EXAMPLES)}
+    return list(rows.values())[:NUM_EXAMPLES]
+
+
+def read_upload(upload: dict[str, Any] | None) -> "Image":
+    """The picture behind what the browser sent, checked here so that the message names the file and the remedy."""
+    import gradio as gr
+
+    from gmail_hf.data import BadImageError, decode_image
+
+    if upload is None:
+        raise gr.Error("Choose an image first: drop one in, or click on an example.", print_exception=False)
+    try:
+        return decode_image({"bytes": None, "path": upload["path"]})
+    except BadImageError as error:
+        name = upload.get("orig_name") or "This file"
+        raise gr.Error(f"{name} cannot be read; try a PNG, JPEG or WebP.", print_exception=False) from error
+
+
+def similarity_bars(similarities: dict[str, float]) -> str:
+    """Two bars, in the colours of the page's theme."""
+    titles = {"real": "taken for real", "gen": "through <b>gen</b>"}
+    colors = {"real": "neutral-400", "gen": "primary-500"}
+    rows = [
+        f'<div class="similarity"><span>{titles[name]}</span><b>{value:.3f}</b><i><i style="width:'
+        f'{100 * max(0.0, value):.1f}%;background:var(--{colors[name]})"></i></i></div>'
+        for name, value in similarities.items()
+    ]
+    return "<p>Cosine similarity of the generated image to the real one</p>" + "".join(rows)
+
+
+def build(model: "GmailCLIPModel", processor: Any, note: str, pairs: list[dict[str, Any]]) -> Any:
+    """The page, a `gradio.Blocks`."""
+    import gradio as gr
+
+    def on_score(upload, text):
+        image = read_upload(upload)
+        try:
+            return list(score(model, processor, image, text.splitlines()).values())
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    def on_image(upload, text):
+        return on_score(upload, text) if upload else [None] * len(BRANCHES)
+
+    def on_pair(*uploads):
+        if None in uploads:
+            return "Choose both images, or click on a pair below."
+        return similarity_bars(compare(model, processor, *(read_upload(upload) for upload in uploads)))
+
+    def picture(value, label):
+        # The file as it is: gradio would decode it before this page can tell what is wrong with it.
+        how = {"type": "filepath", "image_mode": None, "format": "png", "sources": ["upload", "clipboard"]}
+        return gr.Image(value, label=label, height=280, elem_classes=look, **how)
+
+    first = pairs[0]
+    look = ["pixels"] if max(first["real_image"].size) <= 64 else []
+    singles = [[pair[f"{side}_image"]] for pair in pairs[: NUM_EXAMPLES // 2] for side in ("real", "generated")]
+    couples = [[pair["real_image"], pair["generated_image"]] for pair in pairs]
+    captions = "\n".join(pair["caption"] for pair in pairs)
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.Markdown(f"# {TITLE}\n{INTRODUCTION}\n\n{note}")
+        with gr.Tab("Score an image"), gr.Row():
+            with gr.Column():
+                image = picture(first["generated_image"], "Image")
+                gr.Examples(singles, [image], label="Real and generated images in turn", elem_id="images")
+                text = gr.Textbox(captions, label="Texts, one a line", lines=NUM_EXAMPLES)
+                button = gr.Button("Score", variant="primary")
+            with gr.Column(scale=2):
+                gr.Markdown("For a photograph read `real`, for a generated image `gen`.")
+                with gr.Row():
+                    look_of_scores = {"min_width": 280, "show_heading": False}
+                    labels = [gr.Label(label=name, elem_id=f"{name}-scores", **look_of_scores) for name in BRANCHES]
+        with gr.Tab("Compare a pair"), gr.Row():
+            with gr.Column(scale=2):
+                with gr.Row():
+                    couple = [picture(first["real_image"], "Real"), picture(first["generated_image"], "Generated")]
+                bars = gr.HTML(elem_id="bars")
+            with gr.Column():
+                gr.Examples(couples, couple, label="Pairs of one caption", elem_id="pairs")
+        button.click(on_score, [image, text], labels, preprocess=False)
+        gr.on([page.load, image.change], on_image, [image, text], labels, preprocess=False)
+        gr.on([page.load, *(upload.change for upload in couple)], on_pair, couple, bars, preprocess=False)
+    return page
+
+
+def launch(page: Any, **options: Any) -> tuple[Any, str, str]:
+    """Serve the page; fonts are the visitor's own, and nothing comes from other servers."""
+    import gradio as gr
+
+    theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return page.launch(theme=theme, css=CSS, ssr_mode=False, footer_links=[], max_file_size="20mb", **options)
+
+
+def main(argv: list[str] | None = None) -> None:
+    (args,) = parse_args(sys.argv[1:] if argv is None else argv, (AppArguments,), __doc__)
+    page = build(*load(args.model, args.revision), examples(args.dataset_name, args.split))
+    launch(page)
+
+
+if __name__ == "__main__":
+    main()
