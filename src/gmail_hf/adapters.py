@@ -1,5 +1,6 @@
 """How a two-branch CLIP is made, stored and exported: from CLIP checkpoints, as PEFT folders, to plain CLIPs."""
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -7,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
-from transformers.utils import cached_file
 
-from .configuration_gmail import ADAPTER_FIELDS, TEXT_ADAPTER, GmailConfig, GmailVisionConfig, is_adapter_like
+from .configuration_gmail import (
+    ADAPTER_FIELDS,
+    OWN_FIELDS,
+    TEXT_ADAPTER,
+    GmailConfig,
+    GmailVisionConfig,
+    is_adapter_like,
+)
+from .hub import AUTO_MAP, adapter_files, adapters_config, load_on_base, push_folder, resolve_commit, write_remote_code
 from .layers import ModalityLoRALinear
 
 PEFT_PREFIX = "base_model.model."
@@ -42,12 +49,14 @@ class AdapterMixin:
         Raises:
             ValueError: an invalid field, a checkpoint that lacks weights of a `CLIPModel` or has adapters already.
         """
-        own = set(GmailConfig.__dataclass_fields__) - set(CLIPConfig.__dataclass_fields__)
         # A field that is ours but for a typing error goes to GmailConfig too, which knows to refuse it.
-        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in own or is_adapter_like(key)}
-        fields.setdefault("base_model_name_or_path", str(pretrained_model_name_or_path))
-        fields.setdefault("base_model_revision", kwargs.get("revision"))
+        fields = {key: kwargs.pop(key) for key in list(kwargs) if key in OWN_FIELDS or is_adapter_like(key)}
         GmailConfig(**fields)  # a wrong field is told before the download
+        if commit := resolve_commit(pretrained_model_name_or_path, kwargs):
+            kwargs["revision"] = commit
+        if "base_model_name_or_path" not in fields:
+            fields["base_model_name_or_path"] = str(pretrained_model_name_or_path)
+            fields.setdefault("base_model_revision", kwargs.get("revision"))
         clip, info = CLIPModel.from_pretrained(
             pretrained_model_name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
         )
@@ -69,12 +78,21 @@ class AdapterMixin:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
         """
-        Load a checkpoint that [`~GmailCLIPModel.save_pretrained`] wrote; arguments as in `PreTrainedModel`.
+        Load what [`~GmailCLIPModel.save_pretrained`] or [`~GmailCLIPModel.save_adapters`] wrote.
+
+        The latter is a few megabytes: the CLIP that its config.json names comes from the Hub, at the commit named
+        there, and is checked to be the one that the adapters were trained on. Arguments as in `PreTrainedModel`.
 
         Raises:
-            ValueError: the checkpoint's weights are not exactly this model's; nothing is made up at random.
+            ValueError: the checkpoint's weights are not exactly this model's, nothing is made up at random; the base
+                has other weights than the one that the adapters were trained on.
+            OSError: files are missing, or there is no access to them; the same of the base.
         """
         with_info = kwargs.pop("output_loading_info", False)
+        if config := adapters_config(pretrained_model_name_or_path, kwargs):
+            model = load_on_base(cls, pretrained_model_name_or_path, **{**kwargs, "config": config})
+            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+            return (model, info) if with_info else model
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
         )
@@ -101,21 +119,53 @@ class AdapterMixin:
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
-        self.save_adapters(save_directory)
+        self._save_peft_folders(save_directory)
+        if getattr(self.config, "auto_map", None):
+            write_remote_code(save_directory)
         if push_to_hub:
             # transformers would upload before the adapters are written.
-            api = HfApi(token=kwargs.get("token"))
-            repo_id = hub.pop("repo_id", Path(save_directory).name)
-            repo_id = api.create_repo(repo_id, private=hub.pop("private", None), exist_ok=True).repo_id
-            training = ["checkpoint-*", "runs", "*.pt", "*.pth", "*.bin"]  # of a run in the same folder
-            api.upload_folder(repo_id=repo_id, folder_path=save_directory, ignore_patterns=training, **hub)
+            push_folder(save_directory, token=kwargs.get("token"), **hub)
 
-    def save_adapters(self, save_directory: str | os.PathLike) -> None:
+    def add_remote_code(self) -> None:
         """
-        Write each branch, and the `text` adapter if there is one, as a PEFT folder `save_directory/<name>`.
+        From now on, save a small file with the model by which transformers alone serves its branches, under
+        `trust_remote_code=True`; where gmail-hf is imported nobody needs that or is asked for it.
 
-        A branch without an adapter is written as one that changes nothing.
+        It is not there by default because transformers asks everybody else whether to run the code, even for the
+        tokenizer. `CLIPModel` and PEFT need no such file, nor does what [`~GmailCLIPModel.to_clip`] gives.
         """
+        self.config.auto_map = dict(AUTO_MAP)
+
+    def save_adapters(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **hub_kwargs: Any) -> None:
+        """
+        Write the adapters and the configuration, without the base: `from_pretrained` fetches that.
+
+        Each branch, and the `text` adapter if there is one, is a PEFT folder `save_directory/<name>`; a branch without
+        an adapter is written as one that changes nothing.
+
+        Args:
+            save_directory: the folder; weights of a base that lie in it stay.
+            push_to_hub (`bool`): upload the folder then, in one commit, but for such weights.
+            hub_kwargs: `repo_id` (by default the folder's name), `private`, `token`, `commit_message`, `create_pr`.
+
+        Raises:
+            ValueError: a push, but the base is a folder of this machine.
+        """
+        base = self.config.base_model_name_or_path
+        if push_to_hub and (base is None or os.path.exists(base)):
+            raise ValueError(
+                f"Nobody else can fetch the base of these adapters, '{base}': push the whole model by `push_to_hub`, "
+                "or make it by `from_clip` from a CLIP on the Hub."
+            )
+        config = copy.deepcopy(self.config)
+        config.architectures, config.dtype = [type(self).__name__], self.dtype
+        vars(config).pop("auto_map", None)  # the remote code would look for the base's weights here
+        config.save_pretrained(save_directory)
+        self._save_peft_folders(save_directory)
+        if push_to_hub:
+            push_folder(save_directory, with_weights=False, **hub_kwargs)
+
+    def _save_peft_folders(self, save_directory: str | os.PathLike) -> None:
         from peft import LoraConfig
 
         signature = {"format": "pt", SIGNATURE: json.dumps(self._base_signature())}
@@ -162,9 +212,9 @@ class AdapterMixin:
         folders = [modality] if modality else [*self.config.modalities, TEXT_ADAPTER]
         loaded: dict[str, dict[str, torch.Tensor]] = {}
         for name in folders:
-            files = _adapter_files(source, name, **hub_kwargs)
+            files = adapter_files(source, name, **hub_kwargs)
             if files is None and modality:
-                files = _adapter_files(source, "", **hub_kwargs)
+                files = adapter_files(source, "", **hub_kwargs)
             if files is not None:
                 loaded[name] = self._read_adapter(name, *files)
             elif modality or self._has_adapter(name):
@@ -323,7 +373,9 @@ class AdapterMixin:
         else:
             same = name is None or ours is None or name == ours
         if not same:
-            raise ValueError(f"{source} adapts '{name}', but this model's base is '{ours}' with other weights.")
+            revision = self.config.base_model_revision
+            at = f" at revision {revision}" if revision else ""
+            raise ValueError(f"{source} adapts '{name}', but this model's base is '{ours}'{at} with other weights.")
 
 
 def plain_vision_config(config: GmailVisionConfig) -> dict[str, Any]:
@@ -349,15 +401,6 @@ def _lora_linears(model: nn.Module) -> Iterator[tuple[str, ModalityLoRALinear]]:
     for name, module in model.named_modules():
         if isinstance(module, ModalityLoRALinear):
             yield name, module
-
-
-def _adapter_files(source: str | os.PathLike, subfolder: str, **hub_kwargs: Any) -> tuple[str, str] | None:
-    """Paths of a PEFT folder's two files, downloaded if need be; None if there is no such folder."""
-    lenient = {"_raise_exceptions_for_missing_entries": False}
-    config_file = cached_file(source, "adapter_config.json", subfolder=subfolder, **lenient, **hub_kwargs)
-    if config_file is None:
-        return None
-    return config_file, cached_file(source, "adapter_model.safetensors", subfolder=subfolder, **hub_kwargs)
 
 
 def check_nothing_missing(source: str | os.PathLike, missing: set[str]) -> None:

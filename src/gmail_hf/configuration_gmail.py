@@ -106,7 +106,7 @@ class GmailConfig(AdapterFields, CLIPConfig):
         default_modality (`str`, defaults to `"real"`): the branch used where none is asked for.
         text_lora (`bool`, defaults to `False`): whether the text encoder gets a LoRA adapter, named `text`.
         base_model_name_or_path (`str`, *optional*): the CLIP that the shared weights come from.
-        base_model_revision (`str`, *optional*): its revision.
+        base_model_revision (`str`, *optional*): its commit, where it came from the Hub.
 
     Raises:
         huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range.
@@ -141,3 +141,7 @@ class GmailConfig(AdapterFields, CLIPConfig):
             for key in ("model_type", "architectures", "transformers_version"):
                 entry.pop(key, None)
         return cls(**values, **fields)
+
+
+# What a CLIPConfig does not have.
+OWN_FIELDS = sorted(GmailConfig.__dataclass_fields__.keys() - CLIPConfig.__dataclass_fields__.keys())

@@ -1,0 +1,118 @@
+"""Between [`GmailCLIPModel`] and the Hub: adapters without their base, uploads, code for transformers alone."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from .configuration_gmail import OWN_FIELDS, GmailConfig
+
+# Keywords of `from_pretrained` that say where files come from.
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# What a training run leaves in the folder of its model, and pickles.
+TRAINING_FILES = ["checkpoint-*", "runs", "*.pt", "*.pth", "*.bin"]
+WEIGHTS = ["model*.safetensors", SAFE_WEIGHTS_INDEX_NAME]
+
+REMOTE_CODE = Path(__file__).with_name("modeling_gmail_remote.py")
+AUTO_MAP = {
+    "AutoConfig": f"{REMOTE_CODE.stem}.GmailConfig",
+    "AutoModel": f"{REMOTE_CODE.stem}.GmailCLIPModel",
+    "AutoModelForZeroShotImageClassification": f"{REMOTE_CODE.stem}.GmailCLIPModel",
+}
+
+
+def write_remote_code(folder: str | os.PathLike) -> None:
+    shutil.copyfile(REMOTE_CODE, Path(folder, REMOTE_CODE.name))
+
+
+def resolve_commit(source: str | os.PathLike, kwargs: dict[str, Any]) -> str | None:
+    """The commit that a Hub id and `revision` mean now; None for a folder."""
+    if os.path.isdir(source):
+        return None
+    return extract_commit_hash(cached_file(source, CONFIG_NAME, **_hub_kwargs(kwargs)), None)
+
+
+def adapter_files(source: str | os.PathLike, name: str, **kwargs: Any) -> tuple[str, str] | None:
+    """Paths of the two files of the PEFT folder `name`, downloaded if need be; None if there is no such folder."""
+    kwargs["subfolder"] = os.path.join(kwargs.get("subfolder", ""), name)
+    config_file = cached_file(source, "adapter_config.json", _raise_exceptions_for_missing_entries=False, **kwargs)
+    if config_file is None:
+        return None
+    return config_file, cached_file(source, "adapter_model.safetensors", **kwargs)
+
+
+def adapters_config(source: str | os.PathLike | None, kwargs: dict[str, Any]) -> GmailConfig | None:
+    """
+    The configuration of a repository or folder that holds PEFT folders and no weights of their base, else None.
+
+    Args:
+        source: its Hub id or path.
+        kwargs: what `from_pretrained` was given.
+    """
+    if source is None or any(kwargs.get(key) for key in ("state_dict", "gguf_file", "variant")):
+        return None
+    hub = _hub_kwargs(kwargs)
+    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        if cached_file(source, name, **{**hub, "force_download": False}, **lenient):
+            return None
+    config = kwargs.get("config")
+    if not isinstance(config, GmailConfig):
+        config = GmailConfig.from_pretrained(source, **hub)
+    return config if adapter_files(source, config.modalities[0], **hub) else None
+
+
+def load_on_base(
+    model_class: type[PreTrainedModel], source: str | os.PathLike, config: GmailConfig, **kwargs: Any
+) -> PreTrainedModel:
+    """
+    Fetch the base that `config` names, at its commit, and put the adapters of `source` on it.
+
+    Raises:
+        OSError: the base does not load.
+        ValueError: `config` names none; it has other weights than the one that the adapters were trained on.
+    """
+    base, revision = config.base_model_name_or_path, config.base_model_revision
+    if base is None:
+        raise ValueError(
+            f"'{source}' holds adapters alone, and its config.json names no base: put them on the CLIP that they were "
+            "trained on by `from_clip` and `load_adapters`."
+        )
+    hub = _hub_kwargs(kwargs)
+    for key in (*hub, "adapter_kwargs"):  # the Auto classes pass the latter, about adapters in the root
+        kwargs.pop(key, None)
+    fields = {field: getattr(config, field) for field in OWN_FIELDS}
+    fields |= {"dtype": config.dtype, "attn_implementation": config._attn_implementation}
+    at_base = {key: value for key, value in hub.items() if key != "subfolder"} | {"revision": revision}
+    try:
+        model = model_class.from_clip(base, **at_base, **{**fields, **kwargs})
+    except OSError as error:
+        at = f" at revision {revision}" if revision else ""
+        raise OSError(f"'{source}' holds adapters alone; their base '{base}'{at} did not load: {error}") from error
+    model.load_adapters(source, **hub)
+    model.name_or_path = model.config.name_or_path = str(source)
+    return model
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    with_weights: bool = True,
+    **commit: Any,
+) -> None:
+    """Upload a folder in one commit; keywords as in `save_pretrained(push_to_hub=True)`."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id or Path(folder).name, private=private, exist_ok=True).repo_id
+    ignore = TRAINING_FILES + ([] if with_weights else WEIGHTS)
+    api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=ignore, **commit)
+
+
+def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
