@@ -27,7 +27,8 @@ alignment is measured as well.
 
 The benchmarks are {benchmarks}. Settings come from `--config`, a YAML file of the
 options below, and then from the command line, which wins. The output folder gets NAME.json for each benchmark, and
-report.md and report.html of all that it holds; a benchmark whose file is there is not run again.
+report.md and report.html of all that it holds; a benchmark whose file is there is not run again. `--card gmail-digits`
+puts the scores into the model card of that folder, text and metadata.
 """
 
 import logging
@@ -62,6 +63,9 @@ class EvaluationArguments:
     )
     dtype: str = field(default="float32", metadata={"help": "Of the weights: float32, bfloat16 or float16."})
     device: str | None = field(default=None, metadata={"help": "Where to run; the GPU if there is one."})
+    card: str | None = field(
+        default=None, metadata={"help": "A model card, or its folder, that gets all scores in the output folder."}
+    )
     seed: int = field(default=0, metadata={"help": "Of bootstrap intervals, folds and t-SNE."})
 
 
@@ -86,6 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         to_html,
         to_markdown,
     )
+    from gmail_hf.cards.results import add_results, card_file
 
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
@@ -96,6 +101,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     for name in ("limit", "batch_size", "num_beams"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is at least 1, not {getattr(args, name)}.")
+    if args.card:
+        card_file(args.card)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = Settings(args.modality, args.batch_size, args.seed, args.num_beams, args.word_vectors, progress=True)
 
@@ -119,6 +126,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         (folder / "report.md").write_text(to_markdown(results_in(folder)), encoding="utf-8")
         (folder / "report.html").write_text(to_html(results_in(folder), folder), encoding="utf-8")
     logger.info(to_markdown(list(results.values())))
+    if args.card:
+        add_results(args.card, folder)
     logger.info(f"The results are in {folder}; look at report.html there.")
     return results
 

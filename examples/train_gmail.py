@@ -158,7 +158,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if trainer.skipped_pairs:
         logger.warning(f"{trainer.skipped_pairs} times a pair was skipped because an image could not be read.")
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset=data_args.dataset_name, tags=["gmail", "clip"])
+        trainer.push_to_hub(dataset=data_args.dataset_name)
+    else:
+        trainer.create_model_card(dataset=data_args.dataset_name)
     logger.info(f"The model and its adapters are in {training_args.output_dir}.")
     return after
 

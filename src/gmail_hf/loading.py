@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, DatasetInfo, NamedSplit, load_dataset, load_from_disk
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -101,7 +101,10 @@ def _digits_pairs(split: str, num_pairs: int | None, seed: int) -> Dataset:
             if not folder.exists():  # else another process was first, with the same images
                 raise
             shutil.rmtree(partial)
-    return load_from_disk(folder)
+    pairs = load_from_disk(folder)
+    # Named for the model card, as a data set from the Hub is.
+    info = DatasetInfo(features=pairs.features, dataset_name="digits")
+    return Dataset(pairs.data, info=info, split=NamedSplit(split), fingerprint=pairs._fingerprint)
 
 
 def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None = None) -> str | None:

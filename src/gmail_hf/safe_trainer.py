@@ -2,25 +2,40 @@
 
 import json
 import resource
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.utils import logging
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils.hub import PushInProgress
 
-logger = logging.get_logger(__name__)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata")  # files of torch.save and of distributed checkpoints
 
 
 class SafeTrainer(Trainer):
     """
     `Trainer` that leaves its arguments as training_args.json; its own pickle nobody should have to trust.
 
-    For the same reason it pushes finished models only, by `push_to_hub()`, and no checkpoint on the way, whatever
-    `hub_strategy` says.
+    For the same reason it pushes models, by `push_to_hub()` and after each save (`hub_strategy="every_save"`), and
+    never the state of a training, which holds pickles.
+
+    Raises:
+        ValueError: `hub_strategy` is "checkpoint" or "all_checkpoints".
     """
+
+    def __init__(self, model: Any = None, args: TrainingArguments | None = None, *rest: Any, **kwargs: Any):
+        if args and args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"`hub_strategy` '{args.hub_strategy.value}' would push the optimizer's state, which is a pickle; "
+                "choose 'every_save', which pushes the model alone, or 'end', and resume from the local checkpoint."
+            )
+        super().__init__(model, args, *rest, **kwargs)
 
     def cost(self) -> dict[str, int]:
         """
@@ -52,7 +67,28 @@ class SafeTrainer(Trainer):
         }
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        logger.warning_once("Nothing is pushed before the end of training: checkpoints on the way hold pickles.")
+        """Push the model of a checkpoint, unless the push of an earlier one still goes on."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+            if not self.args.hub_always_push:
+                return
+            self._finish_current_push()
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # The checkpoint may be deleted while its files go up: copies of them do. A card may be the user's own.
+        card = ["README.md"] if Path(self.args.output_dir, "README.md").exists() else []
+        ignored = shutil.ignore_patterns(*PICKLES, *card)
+        shutil.copytree(checkpoint_folder, self.args.output_dir, ignore=ignored, dirs_exist_ok=True)
+        job = HfApi().upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            commit_message=f"Training in progress, step {self.state.global_step}",
+            token=self.args.hub_token,
+            run_as_future=True,
+            ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*", *PICKLES],
+            revision=self.args.hub_revision,
+        )
+        self.push_in_progress = PushInProgress([job])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -1,7 +1,9 @@
 """`GmailTrainer`: the Hugging Face Trainer on pairs of generated and real images."""
 
+import json
 from collections import defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ from transformers import EvalPrediction, TrainingArguments
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
+from .callbacks import FiguresCallback
+from .cards.model_card import write_card
+from .cards.provenance import PROVENANCE, on_hub, provenance, public_name
 from .configuration_gmail import TEXT_ADAPTER
 from .data import SIDES, GmailCollator, check_pairs, undecoded
 from .embeddings import EmbeddedPairs, cached_embeds, embeds_array
@@ -44,6 +49,7 @@ class GmailTrainingArguments(TrainingArguments):
         cache_real_embeds (`bool`): embed the images of a frozen branch once; see [`cached_embeds`]. The real branch is
             frozen by default; text losses alone freeze both.
         on_bad_image (`str`): `"skip"` or `"error"`, see [`GmailCollator`].
+        log_figures (`bool`): log pictures of the evaluation pairs and their embeddings; see [`FiguresCallback`].
 
     Raises:
         ValueError: an option is out of range or contradicts another.
@@ -86,6 +92,9 @@ class GmailTrainingArguments(TrainingArguments):
     )
     on_bad_image: str = field(
         default="skip", metadata={"help": "'skip' pairs with an unreadable image, or raise an 'error'."}
+    )
+    log_figures: bool = field(
+        default=False, metadata={"help": "Log pairs and their embeddings as pictures to --report_to."}
     )
 
     def __post_init__(self) -> None:
@@ -204,6 +213,8 @@ class GmailTrainer(SafeTrainer):
             "data_collator", GmailCollator(processing_class, self.loss_config.needs_text, args.on_bad_image)
         )
         kwargs.setdefault("compute_metrics", compute_pair_metrics)
+        # The data sets as the user gave them: what is made of them below tells less of where it comes from.
+        self.provenance = provenance(model.config, named, args.world_size) if args.should_save else {}
         super().__init__(
             model=model,
             args=args,
@@ -212,6 +223,8 @@ class GmailTrainer(SafeTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if args.log_figures:
+            self.add_callback(FiguresCallback(self, eval_dataset))
         self.train_dataset = self._prepare(self._drop_unused(train_dataset), args.pairing)
         if isinstance(eval_dataset, dict):
             self.eval_dataset = {name: self._prepare(dataset) for name, dataset in eval_dataset.items()}
@@ -317,6 +330,42 @@ class GmailTrainer(SafeTrainer):
             if skipped:
                 logs["skipped_pairs"] = skipped
         super().log(logs, start_time)
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        dataset: str | None = None,
+    ) -> None:
+        """
+        Write the card of the model into `output_dir`, from what was run and measured; see [`cards.model_card`].
+
+        Args:
+            language, tags: metadata of the Hub.
+            license: of the model; by default that of its base.
+            model_name: the title; by default the last part of the model's id.
+            dataset: the id of the pairs, if they do not tell it themselves.
+        """
+        if not self.is_world_process_zero():
+            return
+        self.save_state()
+        for pairs in self.provenance["datasets"].values():
+            if pairs["name"] is None and dataset is not None:
+                pairs |= {"name": public_name(dataset), "on_hub": on_hub(dataset)}
+        self._write_card(self.args.output_dir, language=language, license=license, tags=tags, name=model_name)
+
+    def _write_card(self, folder: str, **fields: Any) -> None:
+        if self.state.global_step > 0:
+            content = json.dumps(self.provenance, indent=2, ensure_ascii=False)
+            Path(folder, PROVENANCE).write_text(f"{content}\n", encoding="utf-8")
+        write_card(folder, getattr(self, "hub_model_id", None), self.args.hub_token, **fields)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            self._write_card(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         (model or self.model).check_resumable(resume_from_checkpoint)

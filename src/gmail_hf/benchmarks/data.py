@@ -148,10 +148,15 @@ def read_image(cell: Any, where: str) -> PILImage.Image:
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-    """A hash of the names, sizes and times of the files at a path: of local data and models, which have no commit."""
+    """
+    A hash of the names, sizes and times of the files at a path: of local data and models, which have no commit. A card
+    may change, such as by getting scores.
+    """
     digest = hashlib.blake2b(digest_size=8)
     files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if file.is_file())
     for file in files:
+        if file.name == "README.md":
+            continue
         stat = file.stat()
         digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return f"files {digest.hexdigest()}"

@@ -10,6 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
 
 from ..cards import dataset_card
+from ..cards.marker import card_of_others
 from .engines import CONTACT_SHEET
 from .shards import MANIFEST, ShardFolder, differences, open_folder
 
@@ -23,7 +24,8 @@ def push_dataset(
     folder: str | os.PathLike, repo_id: str, private: bool | None = None, captions_license: str | None = None
 ) -> str:
     """
-    Upload the finished shards that the repository lacks, then its card, the manifest and the contact sheet.
+    Upload the finished shards that the repository lacks, the manifest and the contact sheet, then its card, unless
+    somebody edited that.
 
     Args:
         folder: what [`synthesize`] made, finished or not.
@@ -63,10 +65,11 @@ def push_dataset(
             commit_message=f"Add shards {chunk[0]} to {chunk[-1]}",
             repo_type="dataset",
         )
-    card = dataset_card(repo_id, manifest, count_rows(shards))
-    api.create_commit(
-        repo_id, [_add("README.md", str(card).encode())], commit_message="Update the card", repo_type="dataset"
-    )
+    if card_of_others(repo_id, "dataset") is None:
+        card = dataset_card(repo_id, manifest, count_rows(shards))
+        api.create_commit(
+            repo_id, [_add("README.md", str(card).encode())], commit_message="Update the card", repo_type="dataset"
+        )
     logger.info(f"{len(missing)} new shards uploaded, {len(finished) - len(missing)} were there.")
     return str(url)
 

@@ -1,0 +1,223 @@
+"""The model card: a function of the files in a model's folder, or of a configuration that was not run yet."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .marker import MARKER, card_of_others
+from .provenance import CITATION, PAPER, PROVENANCE, source
+from .results import END, NOT_RUN, START, read_metrics, trainer_results
+
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+PAPER_BATCH = 256  # section 4.1
+# The settings that a card tells, by their names in config.json, provenance.json and training_args.json.
+MODEL_SETTINGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "trainable_modalities", "text_lora")
+LOSS_SETTINGS = (
+    *("align_weight", "consistency_weight", "gen_text_weight", "real_text_weight", "token_weight", "temperature"),
+    *("symmetric", "pairing", "generated_modality", "gather_negatives", "contrastive_mini_batch_size"),
+)
+TRAINING_SETTINGS = (
+    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "processes"),
+    *("learning_rate", "weight_decay", "optim", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("max_grad_norm", "bf16", "fp16", "seed"),
+)
+COSTS = {
+    "train_runtime": "seconds",
+    "train_loss": "mean training loss",
+    "trained_parameters": "parameters trained",
+    "parameters": "parameters in all",
+    "flops_per_step": "FLOPs of one forward and backward pass",
+    "peak_memory_bytes": "peak memory, bytes",
+}
+
+
+def model_card(
+    folder: str | os.PathLike,
+    model_id: str | None = None,
+    name: str | None = None,
+    language: str | list[str] | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+) -> ModelCard:
+    """
+    The card of a [`GmailCLIPModel`] in a folder, from the files that are there: `config.json`, and of a training
+    `training_args.json`, `provenance.json`, `trainer_state.json` and `all_results.json`.
+
+    Args:
+        folder: where the model was saved.
+        model_id: its id on the Hub; by default the folder's name.
+        name: the title; by default the last part of the id.
+        language, tags: metadata of the Hub.
+        license: of the model; by default that of its base.
+    """
+    folder = Path(folder)
+    config, known = _json(folder, "config.json"), _json(folder, PROVENANCE)
+    base = known.get("base") or source(
+        config["base_model_name_or_path"], config["base_model_revision"], licensed=False
+    )
+    return _render(
+        model_id or folder.absolute().name,
+        config,
+        {**_json(folder, "training_args.json"), "processes": known.get("processes")},
+        base,
+        known.get("datasets", {}),
+        metrics=read_metrics(folder),
+        environment=known.get("environment"),
+        name=name,
+        language=language,
+        license=license,
+        tags=tags,
+    )
+
+
+def planned_card(config_file: str | os.PathLike) -> ModelCard:
+    """
+    The card of a configuration of `examples/train_gmail.py` that nobody has run: method and recipe, no score.
+
+    Args:
+        config_file: the YAML file; the comment on top of it describes the run.
+    """
+    import yaml
+
+    from ..configuration_gmail import GmailConfig
+    from ..trainer import GmailTrainingArguments
+
+    text = Path(config_file).read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    names = GmailTrainingArguments.__dataclass_fields__
+    training = {name: _number(value) for name, value in values.items() if name in names}
+    # Whether this machine has a GPU that computes in bfloat16 does not matter here.
+    args = GmailTrainingArguments(**{**training, "bf16": False}).to_sanitized_dict() | {"bf16": values["bf16"]}
+    args["processes"] = PAPER_BATCH // args["per_device_train_batch_size"]
+    config = GmailConfig(lora_rank=values["lora_rank"]).to_dict()
+    organisation = values["dataset_name"].split("/")[0]
+    return _render(
+        f"{organisation}/{values['output_dir']}",
+        config,
+        args,
+        source(values["model_name_or_path"], licensed=False),
+        {"train_dataset": {**source(values["dataset_name"], licensed=False), "generators": []}},
+        plan={
+            "config": Path(config_file).name,
+            "comment": " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#")),
+            "output_dir": values["output_dir"],
+        },
+    )
+
+
+def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str | None = None, **fields: Any) -> None:
+    """
+    Write the [`model_card`] of a folder as its README.md, unless somebody else wrote one.
+
+    Args:
+        folder: where the model was saved.
+        repo_id: the repository that the folder will be pushed to. A card there that somebody else wrote is fetched,
+            so that the push does not replace it.
+        token: of the Hub.
+        fields: `name`, `language`, `license`, `tags`, see [`model_card`].
+    """
+    path = Path(folder, "README.md")
+    if path.exists() and MARKER not in path.read_text(encoding="utf-8"):
+        return
+    theirs = card_of_others(repo_id, token=token) if repo_id is not None else None
+    (theirs or model_card(folder, repo_id, **fields)).save(path)
+
+
+def _render(
+    model_id: str,
+    config: dict[str, Any],
+    args: dict[str, Any],
+    base: dict[str, Any],
+    datasets: dict[str, dict[str, Any]],
+    metrics: dict[str, float] | None = None,
+    environment: dict[str, Any] | None = None,
+    plan: dict[str, str] | None = None,
+    name: str | None = None,
+    language: str | list[str] | None = None,
+    license: str | None = None,
+    tags: str | list[str] | None = None,
+) -> ModelCard:
+    from ..benchmarks.report import label, number
+
+    metrics = metrics or {}
+    name = name or model_id.split("/")[-1]
+    trained = "train_dataset" in datasets and plan is None
+    eval_results = _eval_results(metrics, datasets)
+    data = ModelCardData(
+        language=language,
+        license=license or base["license"],
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["gmail", "clip", "lora", "synthetic-data", *([tags] if isinstance(tags, str) else tags or [])],
+        base_model=base["name"] if base["on_hub"] else None,
+        datasets=[pairs["name"] for pairs in datasets.values() if pairs["on_hub"]] or None,
+        model_name=name if eval_results else None,
+        eval_results=eval_results or None,
+    )
+    before, after = (
+        {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+        for prefix in ("before_", "eval_")
+    )
+    technical = re.compile(r"(.+_)?(runtime|samples_per_second|steps_per_second|model_preparation_time)")
+    scores = [
+        [label(key)] + ["–" if value is None else number(key, value) for value in (before.get(key), after[key])]
+        for key in after
+        if not technical.fullmatch(key)
+    ]
+    gen = next((name for name in config["trainable_modalities"] if name != config["default_modality"]), None)
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        marker=MARKER,
+        name=name,
+        model_id=model_id,
+        paper=PAPER,
+        citation=CITATION,
+        base=base,
+        pairs=datasets,
+        trained=trained,
+        plan=plan,
+        unknown="not run yet" if plan else "not recorded",
+        real=config["default_modality"],
+        gen=gen or config["default_modality"],
+        real_is_frozen=config["default_modality"] not in config["trainable_modalities"],
+        text_lora=config["text_lora"],
+        settings=[
+            (key, values[key])
+            for values, keys in ((config, MODEL_SETTINGS), (args, LOSS_SETTINGS), (args, TRAINING_SETTINGS))
+            for key in keys
+            if values.get(key) not in (None, "None")
+        ],
+        scores=scores,
+        costs=[(COSTS[key], _rounded(metrics[key])) for key in COSTS if key in metrics],
+        environment=environment,
+        start=START,
+        end=END,
+        not_run=NOT_RUN,
+    )
+
+
+def _eval_results(metrics: dict[str, float], datasets: dict[str, dict[str, Any]]) -> list[EvalResult]:
+    pairs = datasets.get("eval_dataset")
+    return trainer_results(metrics, pairs) if pairs and pairs["name"] else []
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 1e-4, without a point, for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -1,0 +1,111 @@
+"""Where a model comes from, for its card: base, data, licences, machine. The Trainer leaves it as provenance.json."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+from huggingface_hub.repocard import RepoCard
+
+PROVENANCE = "provenance.json"
+PAPER = "https://arxiv.org/abs/2602.15368"
+CITATION = """@inproceedings{mo2025gmail,
+  title     = {{GMAIL}: Generative Modality Alignment for generated Image Learning},
+  author    = {Mo, Shentong and Yun, Sukmin},
+  booktitle = {Proceedings of the 42nd International Conference on Machine Learning},
+  year      = {2025},
+  url       = {https://arxiv.org/abs/2602.15368}
+}"""
+PACKAGE = Path(__file__).parents[1]
+
+
+def provenance(
+    config: Any, datasets: Mapping[str, Dataset | IterableDataset | None], processes: int
+) -> dict[str, Any]:
+    """
+    What a card tells of a training beside its settings and scores.
+
+    Args:
+        config ([`GmailConfig`]): of the model.
+        datasets: pairs by name, as the user gave them: `train_dataset`, and `eval_dataset` or names of several.
+        processes: of the training.
+
+    Returns:
+        `base`, `datasets` by name, `processes` and `environment`, for JSON. Names of local folders are cut to their
+        last part: a card is public.
+    """
+    from ..benchmarks.report import environment
+
+    return {
+        "base": source(config.base_model_name_or_path, config.base_model_revision, "model"),
+        "datasets": {name: _pairs(dataset) for name, dataset in datasets.items() if dataset is not None},
+        "processes": processes,
+        "environment": environment(),
+    }
+
+
+def source(
+    name: str | None, revision: str | None = None, repo_type: str = "model", licensed: bool = True
+) -> dict[str, Any]:
+    """A repository of the Hub or a folder: `name`, `revision`, `on_hub`, and the `license` that its card tells."""
+    return {
+        "name": public_name(name),
+        "revision": revision,
+        "on_hub": on_hub(name),
+        "license": _license(name, repo_type) if name and licensed else None,
+    }
+
+
+def on_hub(name: str | None) -> bool:
+    """Whether a name is a Hub id rather than a path."""
+    return bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists())
+
+
+def public_name(name: str | os.PathLike | None) -> str | None:
+    """A name that tells nothing of the machine: a Hub id as it is, of a path the last part."""
+    if name is None or on_hub(str(name)):
+        return name
+    path = Path(name).absolute()
+    return str(path.relative_to(PACKAGE.parent)) if path.is_relative_to(PACKAGE) else path.name
+
+
+def _pairs(dataset: Dataset | IterableDataset) -> dict[str, Any]:
+    """A data set's id, revision and licence, how many pairs it has, and the generators that its rows name."""
+    info = dataset.info
+    # Files that came from the Hub are recorded by address.
+    found = re.match(r"hf://datasets/(?P<name>.+?)@(?P<revision>\w+)/", next(iter(info.download_checksums or {}), ""))
+    known = source(found["name"], found["revision"], "dataset") if found else source(None)
+    if not found:
+        # Data in plain files is named by their format.
+        own = info.dataset_name if info.dataset_name not in _PACKAGED_DATASETS_MODULES else None
+        known |= {"name": own, "license": info.license or None}
+    generators = set()
+    if known["name"] == "digits" and not found:
+        from ..digits import generator_path
+
+        generators.add((generator_path(), None))
+    elif isinstance(dataset, Dataset) and {"generator", "generator_revision"} <= set(dataset.column_names):
+        table = dataset.select_columns(["generator", "generator_revision"]).with_format("arrow")
+        for rows in table.iter(batch_size=100_000):
+            generators.update(zip(*(column.to_pylist() for column in rows.columns), strict=True))
+    return {
+        **known,
+        "split": str(dataset.split) if dataset.split else None,
+        "pairs": len(dataset) if isinstance(dataset, Dataset) else None,
+        "generators": [source(*generator) for generator in sorted(generators, key=str)],
+    }
+
+
+def _license(name: str, repo_type: str) -> str | None:
+    """The licence that a repository's own card tells; None if it tells none or cannot be had."""
+    folder = Path(name)
+    try:
+        path = folder / "README.md" if folder.is_dir() else name
+        data = RepoCard.load(path, repo_type=repo_type, ignore_metadata_errors=True).data
+    except (OSError, ValueError):
+        return None
+    licence = data.get("license_name") or data.get("license")
+    return ", ".join(licence) if isinstance(licence, list) else licence

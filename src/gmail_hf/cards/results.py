@@ -1,0 +1,185 @@
+"""Scores for cards: the text that people read, and the model-index that the Hub shows. Both are read from files."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+
+from .provenance import public_name
+
+START, END = "<!-- scores of benchmarks -->", "<!-- end of scores -->"
+NOT_RUN = "Not run yet."
+# Tasks as the Hub names them, where it does.
+TASK_TYPES = {
+    "retrieval": "image-text-retrieval",
+    "zero_shot": "zero-shot-image-classification",
+    "captioning": "image-to-text",
+    "vqa": "visual-question-answering",
+    "alignment": "image-feature-extraction",
+}
+METRIC_TYPES = {"top1": "accuracy", "mean_per_class": "mean_class_accuracy"}
+# What the Trainer measures on its evaluation pairs, by task.
+TRAINER_TASKS = {
+    "alignment": ("paired_cosine", "centroid_distance", "gen_to_real_R@"),
+    "retrieval": ("image_to_text_", "text_to_image_"),
+}
+
+
+def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCard:
+    """
+    Put the scores of `examples/evaluate_gmail.py` into a model card, and leave the rest of it as it is.
+
+    The text goes where the card's earlier scores stand, else to its end; in the metadata, entries of the same task,
+    data set and metric are replaced.
+
+    Args:
+        card: a README.md, or a folder that holds one.
+        results: the folder that the script wrote to.
+
+    Returns:
+        The card, which is saved.
+
+    Raises:
+        FileNotFoundError: there is no card, or no result.
+    """
+    from ..benchmarks.runner import results_in
+
+    path = card_file(card)
+    measured = results_in(results)
+    if not measured:
+        raise FileNotFoundError(f"'{results}' holds no result of examples/evaluate_gmail.py.")
+    with open(path, encoding="utf-8", newline="") as file:
+        loaded = ModelCard(file.read())
+    section = f"{START}\n{results_text(measured)}\n{END}"
+    if START in loaded.text and END in loaded.text:
+        loaded.text = re.sub(f"{START}.*?{END}", lambda _: section, loaded.text, count=1, flags=re.DOTALL)
+    else:
+        loaded.text = f"{loaded.text.rstrip()}\n\n## Results\n\n{section}\n"
+    new = [entry for result in measured for entry in benchmark_results(result)]
+    known = loaded.data.eval_results or []
+    kept = [entry for entry in known if not any(entry.is_equal_except_value(other) for other in new)]
+    loaded.data.model_name = loaded.data.model_name or path.absolute().parent.name
+    loaded.data.eval_results = kept + new
+    loaded.save(path)
+    return loaded
+
+
+def card_file(card: str | os.PathLike) -> Path:
+    """
+    The file of a card that is given by its folder or itself.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(card, "README.md") if Path(card).is_dir() else Path(card)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no card at '{path}'.")
+    return path
+
+
+def results_text(results: list[dict[str, Any]]) -> str:
+    """A table of all scores with their intervals, and of each benchmark the data, branch, machine and date."""
+    from ..benchmarks.report import to_markdown
+
+    lines = []
+    for result in results:
+        data, where = result["dataset"], result["environment"]
+        revision = f", revision `{commit}`" if (commit := _commit(data["revision"])) else ""
+        rows = f", first {data['limit']} rows" if data["limit"] else ""
+        packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
+        lines.append(
+            f"- {result['title']}: `{public_name(data['name'])}`{revision}, split `{data['split']}`{rows}; "
+            f"photographs through `{result['settings']['modality']}`. {where['date']}, {where['machine']}; {packages}."
+        )
+    bullets = "\n".join(lines)
+    return f"{to_markdown(results)}\nMeasured by `examples/evaluate_gmail.py`:\n\n{bullets}"
+
+
+def benchmark_results(result: dict[str, Any]) -> list[EvalResult]:
+    """The scores of one result file of `examples/evaluate_gmail.py` as entries of the model-index."""
+    data = result["dataset"]
+    shared = {
+        "dataset_type": public_name(data["name"]),
+        "dataset_name": result["title"],
+        "dataset_split": data["split"],
+        "dataset_revision": _commit(data["revision"]),
+        "dataset_args": {"limit": data["limit"]} if data["limit"] else None,
+    }
+    return [
+        entry for task, measured in result["tasks"].items() for entry in _entries(task, measured["scores"], shared)
+    ]
+
+
+def trainer_results(metrics: dict[str, Any], pairs: dict[str, Any]) -> list[EvalResult]:
+    """
+    What the Trainer measured on its evaluation pairs as entries of the model-index.
+
+    Args:
+        metrics: by name, `eval_...`, see `read_metrics`.
+        pairs: the data set of `provenance.json`.
+    """
+    shared = {
+        "dataset_type": pairs["name"],
+        "dataset_name": pairs["name"].split("/")[-1],
+        "dataset_split": pairs["split"],
+        "dataset_revision": pairs["revision"],
+    }
+    return [
+        entry
+        for task, names in TRAINER_TASKS.items()
+        for entry in _entries(
+            task,
+            {
+                name.removeprefix("eval_"): value
+                for name, value in metrics.items()
+                if name.startswith(tuple(f"eval_{known}" for known in names))
+            },
+            shared,
+        )
+    ]
+
+
+def _entries(task: str, scores: dict[str, float | None], shared: dict[str, Any]) -> list[EvalResult]:
+    from ..benchmarks.report import TASKS, label
+
+    return [
+        EvalResult(
+            task_type=TASK_TYPES[task],
+            task_name=TASKS[task],
+            metric_type=METRIC_TYPES.get(name, name),
+            metric_name=label(name),
+            metric_value=round(value, 4),
+            **shared,
+        )
+        for name, value in scores.items()
+        if value is not None and math.isfinite(value)
+    ]
+
+
+def _commit(revision: str | None) -> str | None:
+    """A revision if it is a commit of the Hub; a fingerprint of local files says nothing elsewhere."""
+    return revision if revision and re.fullmatch("[0-9a-f]{40}", revision) else None
+
+
+def read_metrics(folder: str | os.PathLike) -> dict[str, float]:
+    """
+    What a training measured, by the Trainer's names: `train_...`, `eval_...` as logged last, and what
+    `Trainer.save_metrics` wrote, `before_...` among it.
+    """
+    metrics = {}
+    for entry in _json(folder, "trainer_state.json").get("log_history", []):
+        metrics |= {name: value for name, value in entry.items() if name.startswith(("train_", "eval_"))}
+    metrics |= _json(folder, "all_results.json")
+    # R@5 before R@10.
+    return dict(
+        sorted(metrics.items(), key=lambda item: re.sub(r"\d+", lambda digits: f"{int(digits[0]):06d}", item[0]))
+    )
+
+
+def _json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
+    path = Path(folder, name)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
