@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from .callbacks import FiguresCallback
 from .cards.model_card import write_card
-from .cards.provenance import PROVENANCE, on_hub, provenance, public_name
+from .cards.provenance import PROVENANCE, name_pairs, provenance
 from .configuration_gmail import TEXT_ADAPTER
 from .data import SIDES, GmailCollator, check_pairs, undecoded
 from .embeddings import EmbeddedPairs, cached_embeds, embeds_array
@@ -346,14 +346,13 @@ class GmailTrainer(SafeTrainer):
             language, tags: metadata of the Hub.
             license: of the model; by default that of its base.
             model_name: the title; by default the last part of the model's id.
-            dataset: the id of the pairs, if they do not tell it themselves.
+            dataset: the id of the pairs, which `datasets` knows in lower case, and of files not at all.
         """
         if not self.is_world_process_zero():
             return
         self.save_state()
-        for pairs in self.provenance["datasets"].values():
-            if pairs["name"] is None and dataset is not None:
-                pairs |= {"name": public_name(dataset), "on_hub": on_hub(dataset)}
+        if dataset is not None:
+            name_pairs(self.provenance, dataset)
         self._write_card(self.args.output_dir, language=language, license=license, tags=tags, name=model_name)
 
     def _write_card(self, folder: str, **fields: Any) -> None:

@@ -124,7 +124,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str
     if path.exists() and MARKER not in path.read_text(encoding="utf-8"):
         return
     theirs = card_of_others(repo_id, token=token) if repo_id is not None else None
-    (theirs or model_card(folder, repo_id, **fields)).save(path)
+    path.write_bytes(str(model_card(folder, repo_id, **fields)).encode() if theirs is None else theirs)
 
 
 def _render(
@@ -154,7 +154,7 @@ def _render(
         pipeline_tag="zero-shot-image-classification",
         tags=["gmail", "clip", "lora", "synthetic-data", *([tags] if isinstance(tags, str) else tags or [])],
         base_model=base["name"] if base["on_hub"] else None,
-        datasets=[pairs["name"] for pairs in datasets.values() if pairs["on_hub"]] or None,
+        datasets=list(dict.fromkeys(pairs["name"] for pairs in datasets.values() if pairs["on_hub"])) or None,
         model_name=name if eval_results else None,
         eval_results=eval_results or None,
     )

@@ -47,6 +47,15 @@ def provenance(
     }
 
 
+def name_pairs(known: dict[str, Any], name: str) -> None:
+    """Give the training pairs, and those of the same source, the name that the user knows them by."""
+    datasets = known["datasets"]
+    old = datasets["train_dataset"]["name"] if "train_dataset" in datasets else None
+    for role, pairs in datasets.items():
+        if role == "train_dataset" or pairs["name"] == old:
+            pairs |= {"name": public_name(name), "on_hub": on_hub(name)}
+
+
 def source(
     name: str | None, revision: str | None = None, repo_type: str = "model", licensed: bool = True
 ) -> dict[str, Any]:
@@ -75,13 +84,12 @@ def public_name(name: str | os.PathLike | None) -> str | None:
 def _pairs(dataset: Dataset | IterableDataset) -> dict[str, Any]:
     """A data set's id, revision and licence, how many pairs it has, and the generators that its rows name."""
     info = dataset.info
-    # Files that came from the Hub are recorded by address.
-    found = re.match(r"hf://datasets/(?P<name>.+?)@(?P<revision>\w+)/", next(iter(info.download_checksums or {}), ""))
-    known = source(found["name"], found["revision"], "dataset") if found else source(None)
-    if not found:
-        # Data in plain files is named by their format.
+    found = _in_cache(dataset)
+    if found:
+        known = source(*found, "dataset")
+    else:  # data in plain files is named by their format
         own = info.dataset_name if info.dataset_name not in _PACKAGED_DATASETS_MODULES else None
-        known |= {"name": own, "license": info.license or None}
+        known = {**source(None), "name": own, "license": info.license or None}
     generators = set()
     if known["name"] == "digits" and not found:
         from ..digits import generator_path
@@ -97,6 +105,15 @@ def _pairs(dataset: Dataset | IterableDataset) -> dict[str, Any]:
         "pairs": len(dataset) if isinstance(dataset, Dataset) else None,
         "generators": [source(*generator) for generator in sorted(generators, key=str)],
     }
+
+
+def _in_cache(dataset: Dataset | IterableDataset) -> tuple[str, str] | None:
+    """The id, in lower case, and the commit of a data set of the Hub, by where `datasets` keeps it."""
+    for file in getattr(dataset, "cache_files", []):
+        parts = Path(file["filename"]).parts  # .../org___name/configuration/version/commit/file
+        if len(parts) > 5 and parts[-5].count("___") == 1 and re.fullmatch("[0-9a-f]{40}", parts[-2]):
+            return parts[-5].replace("___", "/"), parts[-2]
+    return None
 
 
 def _license(name: str, repo_type: str) -> str | None:
