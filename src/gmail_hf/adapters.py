@@ -275,10 +275,11 @@ class AdapterMixin:
         return tensors
 
     def _base_signature(self) -> list[float]:
-        """`SIGNATURE_SIZE` numbers of each weight that an adapter may change, and of the class embedding."""
-        weights = [linear.weight for name, linear in _lora_linears(self) if name.startswith("vision_model.")]
+        """`SIGNATURE_SIZE` numbers of each linear layer of the base, and of its class and token embeddings."""
+        weights = [module.weight for module in self.modules() if isinstance(module, nn.Linear)]
+        embeddings = [self.vision_model.embeddings.class_embedding, self.text_model.embeddings.token_embedding.weight]
         samples = []
-        for weight in [self.vision_model.embeddings.class_embedding, self.visual_projection.weight, *weights]:
+        for weight in [*embeddings, *weights]:
             values = weight.detach().flatten()
             samples.append(values[:: max(1, len(values) // SIGNATURE_SIZE)][:SIGNATURE_SIZE].float().cpu())
         return [float(f"{value:.6g}") for value in torch.cat(samples)]

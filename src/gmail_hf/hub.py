@@ -53,18 +53,28 @@ def adapters_config(source: str | os.PathLike | None, kwargs: dict[str, Any]) ->
     Args:
         source: its Hub id or path.
         kwargs: what `from_pretrained` was given.
+
+    Raises:
+        OSError: no access to the repository, or it holds neither.
     """
     if source is None or any(kwargs.get(key) for key in ("state_dict", "gguf_file", "variant")):
         return None
     hub = _hub_kwargs(kwargs)
-    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-        if cached_file(source, name, **{**hub, "force_download": False}, **lenient):
+        if cached_file(source, name, _raise_exceptions_for_missing_entries=False, **{**hub, "force_download": False}):
             return None
     config = kwargs.get("config")
     if not isinstance(config, GmailConfig):
         config = GmailConfig.from_pretrained(source, **hub)
-    return config if adapter_files(source, config.modalities[0], **hub) else None
+    if adapter_files(source, config.modalities[0], **hub):
+        return config
+    if os.path.isdir(source):
+        return None
+    at = f" at revision {hub['revision']}" if hub.get("revision") else ""
+    raise OSError(
+        f"Found neither {SAFE_WEIGHTS_NAME} nor {config.modalities[0]}/adapter_config.json in '{source}'{at}: is it a "
+        "GmailCLIPModel's repository, and was its push completed? Offline, is it in the cache?"
+    )
 
 
 def load_on_base(

@@ -24,6 +24,8 @@ class HubServer:
         self.contents: dict[str, bytes] = {}
         self.commits: dict[tuple[str, str], list[dict[str, str]]] = {}
         self.requests: list[tuple[str, str]] = []
+        self.private: set[tuple[str, str]] = set()
+        self.uploads_left = float("inf")
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.http.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self.http.server_port}"
@@ -71,6 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         ("PUT", r"/lfs/(?P<oid>\w+)", "lfs_put"),
         ("POST", r"/lfs/verify", "lfs_verify"),
         ("HEAD|GET", rf"/(?P<prefix>datasets/)?{REPO}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+        ("POST", r"/test/uploads-left/(?P<count>\d+|inf)", "limit_uploads"),
     ]
 
     def answer(self) -> None:
@@ -119,6 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
         exists = (kind, repo_id) in self.hub.commits
         if not exists:
             self.hub.commits[kind, repo_id] = [{}]
+            if asked.get("private") or asked.get("visibility") == "private":
+                self.hub.private.add((kind, repo_id))
         self.send_json(answer, 409 if exists else 200)
 
     def preupload(self, kind: str, id: str, rev: str) -> None:
@@ -135,7 +140,16 @@ class _Handler(BaseHTTPRequestHandler):
                 item["actions"] = {"upload": upload, "verify": {"href": f"{self.hub.endpoint}/lfs/verify"}}
         self.send_json({"transfer": "basic", "objects": objects})
 
+    def limit_uploads(self, count: str) -> None:
+        """For tests, not of the protocol: connections break off after so many more large files."""
+        self.hub.uploads_left = float(count)
+        self.send(b"")
+
     def lfs_put(self, oid: str) -> None:
+        self.hub.uploads_left -= 1
+        if self.hub.uploads_left < 0:
+            self.close_connection = True
+            return
         if hashlib.sha256(self.body).hexdigest() != oid:
             return self.fail(400, "BadRequest")
         self.hub.contents[oid] = self.body
@@ -165,8 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
     def at(self, kind: str, repo_id: str, rev: str | None) -> tuple[str, dict[str, str]] | None:
         """A commit's id and files; None, and an error sent, where there is none."""
         commits = self.hub.commits.get((kind, repo_id))
-        if commits is None:
-            return self.fail(404, "RepoNotFound")
+        hidden = (kind, repo_id) in self.hub.private and "Authorization" not in self.headers
+        if commits is None or hidden:
+            return self.fail(401, "RepoNotFound")  # as the Hub answers, so that nobody learns which it is
         number = len(commits) - 1 if rev in (None, "main", "refs/heads/main") else -1
         number = int(rev, 16) if number < 0 and re.fullmatch("[0-9a-f]{40}", rev) else number
         if not 0 <= number < len(commits):

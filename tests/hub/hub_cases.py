@@ -1,0 +1,226 @@
+"""
+What people do with a Hub, each in a process of its own: `python hub_cases.py CASE FOLDER`, in the environment of a
+`HubServer`. A case leaves CASE.safetensors and CASE.json in the folder. Imports are in the cases, because one of them
+does without gmail_hf.
+"""
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+from unittest import mock
+
+MODALITIES = ("real", "gen")
+LABELS = {"candidate_labels": ["a cat", "a dog"]}
+
+
+def publish(folder, answers):
+    """A base; of a model on it the whole, a merged branch, and the adapters alone; pairs; a push that is cut."""
+    import numpy as np
+    import torch
+    from huggingface_hub import constants
+    from tiny import make_clip, make_model, make_pairs, make_processor, picture, pixels, randomise, tokens
+
+    from gmail_hf import GmailCLIPModel
+
+    make_clip().push_to_hub("org/clip")
+    model = make_model("org/clip", text_lora=True)
+    answers["base_revision"] = model.config.base_model_revision
+    model.save_adapters(folder / "adapters", push_to_hub=True, repo_id="org/gmail-adapters", private=True)
+    model.add_remote_code()
+    model.push_to_hub("org/gmail-coco")
+    for repo_id in ("org/gmail-coco", "org/gmail-adapters", "org/gmail-coco-gen"):
+        make_processor().push_to_hub(repo_id)
+    model.to_clip("gen").push_to_hub("org/gmail-coco-gen")
+    make_pairs(6).push_to_hub("org/coco-sd2")
+
+    def allow_uploads(count):
+        urllib.request.urlopen(f"{constants.ENDPOINT}/test/uploads-left/{count}", data=b"")
+
+    other = make_model("org/clip", lora_rank=2)
+    allow_uploads(1)
+    with mock.patch("time.sleep"):  # between attempts
+        answers["cut"] = error_of(lambda: other.push_to_hub("org/cut"))
+    allow_uploads("inf")
+    answers["after_cut"] = error_of(lambda: GmailCLIPModel.from_pretrained("org/cut"))
+    other.push_to_hub("org/cut")
+    answers["after_retry"] = error_of(lambda: GmailCLIPModel.from_pretrained("org/cut"))
+
+    # The base moves on, and is not what these adapters say it is.
+    make_clip(seed=9).push_to_hub("org/clip")
+    wrong = randomise(GmailCLIPModel.from_clip("org/clip"))
+    for repo_id, revision in (("org/wrong-base", answers["base_revision"]), ("org/lost-base", "f" * 40)):
+        wrong.config.base_model_revision = revision
+        wrong.save_adapters(folder / repo_id, push_to_hub=True, repo_id=repo_id)
+
+    inputs = {"pixel_values": pixels(4), "input_ids": tokens(3), "image": torch.from_numpy(np.array(picture(0)))}
+    return inputs | prefixed("", outputs(model, inputs))
+
+
+def read(folder, answers):
+    """All of it back, in a process that has nothing in its cache."""
+    import datasets
+    from peft import PeftModel
+    from transformers import AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, CLIPModel, pipeline
+
+    from gmail_hf import GmailCLIPModel
+
+    def load(name, **keywords):
+        return error_of(lambda: GmailCLIPModel.from_pretrained(name, **keywords))
+
+    answers["errors"] = {
+        "private": load("org/gmail-adapters", token=False),
+        "nowhere": load("org/nowhere"),
+        "revision": load("org/gmail-coco", revision="v9"),
+        "adapters_revision": load("org/gmail-adapters", revision="v9"),
+        "wrong_base": load("org/wrong-base"),
+        "lost_base": load("org/lost-base"),
+        "clip_revision": error_of(lambda: GmailCLIPModel.from_clip("org/clip", revision="v9")),
+    }
+    inputs = load_tensors(folder, "publish")
+    whole = GmailCLIPModel.from_pretrained("org/gmail-coco")
+    adapters, info = GmailCLIPModel.from_pretrained("org/gmail-adapters", output_loading_info=True)
+    assert not any(info.values())
+    answers["adapters"] = {
+        "base": [adapters.config.base_model_name_or_path, adapters.config.base_model_revision],
+        "name_or_path": adapters.name_or_path,
+        "trained": sorted(name for name, parameter in adapters.named_parameters() if parameter.requires_grad)
+        == sorted(name for name, _ in adapters.adapter_parameters()),
+    }
+    by_hand = GmailCLIPModel.from_clip("org/clip", revision=answers["adapters"]["base"][1], text_lora=True)
+    by_hand.load_adapters("org/gmail-coco")
+    tensors = {}
+    for name, model in {"whole": whole, "adapters": adapters, "by_hand": by_hand}.items():
+        tensors |= prefixed(f"{name}.", outputs(model, inputs))
+
+    clip = CLIPModel.from_pretrained("org/gmail-coco")
+    tensors["clip.real"] = clip.get_image_features(inputs["pixel_values"]).pooler_output
+    gen = PeftModel.from_pretrained(clip, "org/gmail-coco", subfolder="gen").eval()
+    tensors["peft.gen"] = gen.get_image_features(inputs["pixel_values"]).pooler_output
+
+    with mock.patch("builtins.input", side_effect=AssertionError("asked whether to run code")):
+        for repo_id in ("org/gmail-coco", "org/gmail-adapters"):
+            classifier = pipeline("zero-shot-image-classification", model=repo_id)
+            assert type(classifier.model) is GmailCLIPModel
+            answers[repo_id] = classifier(picture_of(inputs), **LABELS)
+            for auto_class in (AutoModel, AutoModelForZeroShotImageClassification):
+                options = {"trust_remote_code": True, "attn_implementation": "eager", "default_modality": "gen"}
+                model = auto_class.from_pretrained(repo_id, **options)
+                assert type(model) is GmailCLIPModel
+                assert (model.config._attn_implementation, model.modality) == ("eager", "gen")
+        AutoProcessor.from_pretrained("org/gmail-coco")
+    pairs = datasets.load_dataset("org/coco-sd2", split="train")
+    pairs.save_to_disk(folder / "pairs")
+    return tensors
+
+
+def offline(folder, answers):
+    """Again what [`read`] read, from its cache, without a Hub."""
+    from transformers import pipeline
+
+    from gmail_hf import GmailCLIPModel
+
+    inputs, tensors = load_tensors(folder, "publish"), {}
+    for name, repo_id in (("whole", "org/gmail-coco"), ("adapters", "org/gmail-adapters")):
+        tensors |= prefixed(f"{name}.", outputs(GmailCLIPModel.from_pretrained(repo_id), inputs))
+        answers[repo_id] = pipeline("zero-shot-image-classification", model=repo_id)(picture_of(inputs), **LABELS)
+    answers["unseen"] = error_of(lambda: GmailCLIPModel.from_pretrained("org/cut"))
+    return tensors
+
+
+def without_gmail_hf(folder, answers):
+    """What is left to those who have transformers and PEFT alone."""
+
+    class Uninstalled:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "gmail_hf":
+                raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+    sys.meta_path.insert(0, Uninstalled())
+    answers["import"] = error_of(lambda: __import__("gmail_hf"))
+
+    from peft import PeftModel
+    from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
+
+    inputs = load_tensors(folder, "publish")
+    clip = CLIPModel.from_pretrained("org/gmail-coco")
+    tensors = {"clip.real": clip.get_image_features(inputs["pixel_values"]).pooler_output}
+    gen = PeftModel.from_pretrained(clip, "org/gmail-coco", subfolder="gen").eval()
+    tensors["peft.gen"] = gen.get_image_features(inputs["pixel_values"]).pooler_output
+
+    with mock.patch("builtins.input", side_effect=AssertionError("asked whether to run code")):
+        merged = CLIPModel.from_pretrained("org/gmail-coco-gen")
+        tensors["merged.gen"] = merged.get_image_features(inputs["pixel_values"]).pooler_output
+        tensors["merged.logits_gen"] = merged(inputs["input_ids"], inputs["pixel_values"]).logits_per_image
+        classifier = pipeline("zero-shot-image-classification", model="org/gmail-coco-gen")
+        answers["merged"] = classifier(picture_of(inputs), **LABELS)
+        CLIPProcessor.from_pretrained("org/gmail-adapters")  # nobody asked for remote code in this one
+        remote = AutoModel.from_pretrained("org/gmail-coco", trust_remote_code=True)
+        tensors |= prefixed("remote.", outputs(remote, inputs))
+        eager = AutoModel.from_pretrained("org/gmail-coco", trust_remote_code=True, attn_implementation="eager")
+        tensors |= prefixed("eager.", outputs(eager, inputs))
+        remote.save_pretrained(folder / "resaved")
+        resaved = AutoModel.from_pretrained(folder / "resaved", trust_remote_code=True)
+        tensors |= prefixed("resaved.", outputs(resaved, inputs))
+        AutoProcessor.from_pretrained("org/gmail-coco", trust_remote_code=True)
+        classifier = pipeline("zero-shot-image-classification", model="org/gmail-coco", trust_remote_code=True)
+        answers["real"] = classifier(picture_of(inputs), **LABELS)
+        classifier.model.modality = "gen"
+        answers["gen"] = classifier(picture_of(inputs), **LABELS)
+    answers["errors"] = {
+        "untrusted": error_of(lambda: AutoModel.from_pretrained("org/gmail-coco", trust_remote_code=False)),
+        "unknown": error_of(lambda: remote.get_image_features(inputs["pixel_values"], modality="generated")),
+        "list": error_of(lambda: remote.get_image_features(inputs["pixel_values"], modality=["real", "gen"])),
+        "typo": error_of(lambda: remote.get_image_features(inputs["pixel_values"], modalty="gen")),
+    }
+    answers["imported"] = [name for name in sys.modules if name.partition(".")[0] == "gmail_hf"]
+    return tensors
+
+
+def outputs(model, inputs):
+    """Everything a model tells of the inputs, by either branch."""
+    tensors = {"text": model.get_text_features(inputs["input_ids"]).pooler_output}
+    for name in MODALITIES:
+        tensors[name] = model.get_image_features(inputs["pixel_values"], modality=name).pooler_output
+        logits = model(inputs["input_ids"], inputs["pixel_values"], modality=name).logits_per_image
+        tensors[f"logits_{name}"] = logits
+    return tensors
+
+
+def picture_of(inputs):
+    from PIL import Image
+
+    return Image.fromarray(inputs["image"].numpy())
+
+
+def prefixed(prefix, tensors):
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def error_of(action):
+    try:
+        action()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def load_tensors(folder, case):
+    from safetensors.torch import load_file
+
+    return load_file(Path(folder, f"{case}.safetensors"))
+
+
+def main(case, folder):
+    answers = {}
+    tensors = globals()[case](Path(folder), answers)
+
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, Path(folder, f"{case}.safetensors"))
+    Path(folder, f"{case}.json").write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    main(*sys.argv[1:])

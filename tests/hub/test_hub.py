@@ -1,0 +1,215 @@
+"""Models, adapters, processors and pairs to a Hub of our own and back, by the clients that users have."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from hub_cases import load_tensors
+from server import HubServer, commit_id
+from tiny import make_clip, make_model, make_pairs
+
+from gmail_hf import GmailCLIPModel
+
+CASES = Path(__file__).with_name("hub_cases.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def run(hub, folder):
+    """Run a case in a process whose cache is `home`; its tensors and answers."""
+
+    def case(name, home, **environment):
+        done = subprocess.run(
+            [sys.executable, str(CASES), name, str(folder)],
+            env={**os.environ, **hub.environment(folder / home), **environment},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return load_tensors(folder, name), json.loads((folder / f"{name}.json").read_text())
+
+    return case
+
+
+@pytest.fixture(scope="module")
+def published(run):
+    return run("publish", "author")
+
+
+@pytest.fixture(scope="module")
+def read(run, published):
+    return run("read", "reader")
+
+
+def assert_same_outputs(actual, prefix, expected, **tolerance):
+    for name in ("real", "gen", "text", "logits_real", "logits_gen"):
+        torch.testing.assert_close(actual[f"{prefix}.{name}"], expected[name], **tolerance)
+
+
+def scores(answer):
+    return pytest.approx({entry["label"]: entry["score"] for entry in answer}, abs=1e-5)
+
+
+def test_model_comes_back_as_it_was(published, read):
+    expected, tensors = published[0], read[0]
+    assert not torch.allclose(expected["real"], expected["gen"], atol=1e-2)
+    for name in ("whole", "adapters", "by_hand"):
+        assert_same_outputs(tensors, name, expected, atol=0, rtol=0)
+    assert torch.equal(tensors["clip.real"], expected["real"])
+    torch.testing.assert_close(tensors["peft.gen"], expected["gen"], atol=1e-5, rtol=1e-5)
+
+
+def test_pipelines_agree(read):
+    answers = read[1]
+    assert {entry["label"]: entry["score"] for entry in answers["org/gmail-adapters"]} == scores(
+        answers["org/gmail-coco"]
+    )
+
+
+def test_a_push_is_one_commit(hub, published, read):
+    expected = {
+        "org/gmail-coco": ["model.safetensors", "modeling_gmail_remote.py"],
+        "org/gmail-adapters": [],
+        "org/cut": ["model.safetensors"],
+    }
+    for repo_id, more in expected.items():
+        first, *commits = hub.commits["model", repo_id]
+        names = [path for path in commits[0] if path != "README.md"]
+        adapters = ["gen", "real"] if repo_id == "org/cut" else ["gen", "real", "text"]
+        files = [f"{name}/adapter_{file}" for name in adapters for file in ("config.json", "model.safetensors")]
+        assert not first and sorted(names) == sorted([*files, "config.json", *more]), repo_id
+    size = {repo_id: sum(map(len, hub.files(repo_id, "model").values())) for repo_id in expected}
+    assert size["org/gmail-adapters"] < size["org/gmail-coco"]
+
+
+def test_a_cut_push_publishes_nothing(hub, published):
+    answers = published[1]
+    assert answers["cut"].startswith("RuntimeError: Error while uploading")
+    assert answers["after_cut"].startswith("OSError: Found neither model.safetensors nor real/adapter_config.json")
+    assert "was its push completed" in answers["after_cut"]
+    assert answers["after_retry"] is None and len(hub.commits["model", "org/cut"]) == 2
+
+
+def test_adapters_stay_with_the_commit_of_their_base(published, read):
+    assert published[1]["base_revision"] == commit_id(1)
+    adapters = read[1]["adapters"]
+    assert adapters == {"base": ["org/clip", commit_id(1)], "name_or_path": "org/gmail-adapters", "trained": True}
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    {
+        "private": ["OSError: org/gmail-adapters is not", "private repository", "token"],
+        "nowhere": ["OSError: org/nowhere is not"],
+        "revision": ["OSError: v9 is not a valid git identifier"],
+        "adapters_revision": ["OSError: v9 is not a valid git identifier"],
+        "clip_revision": ["OSError: v9 is not a valid git identifier"],
+        "wrong_base": ["ValueError: ", f"base is 'org/clip' at revision {commit_id(1)} with other weights"],
+        "lost_base": ["OSError: 'org/lost-base' holds adapters alone; their base 'org/clip' at revision ffff"],
+    }.items(),
+)
+def test_errors_tell_what_is_wrong(read, case, expected):
+    error = read[1]["errors"][case] or "no error"
+    assert error.startswith(expected[0]) and all(part in error for part in expected), error
+
+
+def test_pairs_come_back(read, folder):
+    back, here = datasets.load_from_disk(folder / "pairs"), make_pairs(6)
+    assert back.features == here.features and back["caption"][:] == here["caption"][:]
+    assert [image.tobytes() for image in back["real_image"]] == [image.tobytes() for image in here["real_image"]]
+
+
+def test_offline_from_the_cache(run, published, read):
+    tensors, answers = run("offline", "reader", HF_HUB_OFFLINE="1")
+    for name in ("whole", "adapters"):
+        assert_same_outputs(tensors, name, published[0], atol=0, rtol=0)
+    assert answers["org/gmail-adapters"] == read[1]["org/gmail-adapters"]
+    assert answers["unseen"].startswith("OSError: We couldn't connect")
+
+
+def test_without_gmail_hf(run, published, read):
+    tensors, answers = run("without_gmail_hf", "stranger")
+    assert answers["import"].startswith("ModuleNotFoundError") and not answers["imported"]
+    expected = published[0]
+    assert torch.equal(tensors["clip.real"], expected["real"])
+    for name in ("peft.gen", "merged.gen", "merged.logits_gen"):
+        torch.testing.assert_close(tensors[name], expected[name.partition(".")[2]], atol=1e-5, rtol=1e-5)
+    for name in ("remote", "eager", "resaved"):
+        assert_same_outputs(tensors, name, expected, atol=1e-5, rtol=1e-5)
+    by_label = {name: {entry["label"]: entry["score"] for entry in answers[name]} for name in ("real", "gen")}
+    assert by_label["real"] == scores(read[1]["org/gmail-coco"])
+    assert by_label["gen"] == scores(answers["merged"]) and by_label["gen"] != by_label["real"]
+    errors = answers["errors"]
+    assert "trust_remote_code=True" in errors["untrusted"]
+    assert errors["unknown"].startswith("ValueError: `modality` is one of ['real', 'gen']")
+    assert errors["list"].startswith("ValueError: `modality` is one of ['real', 'gen'] for a whole batch")
+    assert errors["typo"].startswith("TypeError: Unexpected keyword argument(s) ['modalty']")
+
+
+# Without a Hub
+
+
+def test_adapters_alone_in_a_folder(clip_folder, tmp_path):
+    fields = {"trainable_modalities": ["real", "gen"], "text_lora": True, "lora_rank": 2}
+    model = make_model(clip_folder, **fields)
+    model.save_adapters(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    back = GmailCLIPModel.from_pretrained(tmp_path)
+    assert back.config.to_diff_dict() | {"_name_or_path": ""} == model.config.to_diff_dict() | {"_name_or_path": ""}
+    for name, tensor in back.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    half = GmailCLIPModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+
+
+def test_adapters_whose_base_is_not_there(clip_folder, tmp_path):
+    model = make_model(clip_folder)
+    with pytest.raises(ValueError, match="Nobody else can fetch the base"):
+        model.save_adapters(tmp_path, push_to_hub=True, repo_id="org/gmail")
+    model.config.base_model_name_or_path = None
+    model.save_adapters(tmp_path)
+    with pytest.raises(ValueError, match="names no base.*`from_clip` and `load_adapters`"):
+        GmailCLIPModel.from_pretrained(tmp_path)
+    model.config.base_model_name_or_path = str(tmp_path / "gone")
+    model.save_adapters(tmp_path)
+    with pytest.raises(OSError, match="holds adapters alone; their base '.*gone' did not load"):
+        GmailCLIPModel.from_pretrained(tmp_path)
+
+
+def test_remote_code_goes_with_the_weights_only(model, tmp_path):
+    model.save_pretrained(tmp_path / "plain")
+    assert "auto_map" not in (tmp_path / "plain" / "config.json").read_text()
+    model.add_remote_code()
+    model.save_pretrained(tmp_path / "remote")
+    assert "auto_map" in (tmp_path / "remote" / "config.json").read_text()
+    again = GmailCLIPModel.from_pretrained(tmp_path / "remote")
+    again.save_pretrained(tmp_path / "again")
+    again.save_adapters(tmp_path / "adapters")
+    remote = {folder.parent.name for folder in tmp_path.glob("*/modeling_gmail_remote.py")}
+    assert remote == {"remote", "again"}
+    assert "auto_map" not in (tmp_path / "adapters" / "config.json").read_text()
+    assert "auto_map" not in model.to_clip("gen").config.to_dict()
+
+
+def test_base_with_another_text_encoder_is_another_base(clip_folder, tmp_path):
+    model = make_model(clip_folder)
+    model.save_adapters(tmp_path)
+    with torch.no_grad():
+        model.text_model.load_state_dict(make_clip(seed=9).text_model.state_dict())
+    with pytest.raises(ValueError, match="with other weights"):
+        model.load_adapters(tmp_path)
