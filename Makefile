@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch
 BIN := .venv/bin
 
-.PHONY: demo test quality style clean
+.PHONY: demo test docs quality style clean
 .DELETE_ON_ERROR:
 
 # From a fresh clone: generate images, align, and show what it changed on held-out real images.
@@ -13,6 +13,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# The site, in outputs/site; look at it by: python -m http.server --directory outputs/site
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 quality: .venv/installed
 	$(BIN)/ruff check .

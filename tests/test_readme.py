@@ -1,6 +1,9 @@
-"""The README's Python runs as it stands, on a small model in place of the ids of the Hub."""
+"""The README's and the site's Python runs as it stands, on a small model in place of the ids of the Hub."""
 
+import importlib
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,11 @@ from gmail_hf import GmailCLIPModel, GmailLlavaForConditionalGeneration
 from gmail_hf.digits import clip_path, llama_path, load_digits
 from gmail_hf.llava import build_processor
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+SHELL = re.compile(r"```bash\n(.*?)```", flags=re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +52,8 @@ def namespace(tmp_path_factory) -> dict:
     }
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.strip().splitlines()[-1][:40])
-def test_snippet_runs(snippet, namespace):
-    folder, code = namespace["folder"], snippet
+def run(code: str, name: Path, namespace: dict) -> dict:
+    folder = namespace["folder"]
     stand_ins = {
         "org/gmail-coco-336": folder / "trained",
         "org/gmail-coco": folder / "trained",
@@ -60,10 +65,16 @@ def test_snippet_runs(snippet, namespace):
         "gmail-coco": folder / "own",
         "clipcap-coco": folder / "clipcap",
     }
-    for name, path in stand_ins.items():
-        code = code.replace(f'"{name}"', repr(str(path)))
+    for stand_in, path in stand_ins.items():
+        code = code.replace(f'"{stand_in}"', repr(str(path)))
     variables = dict(namespace)
-    exec(compile(code, str(README), "exec"), variables)
+    exec(compile(code, str(name), "exec"), variables)
+    return variables
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.strip().splitlines()[-1][:40])
+def test_snippet_runs(snippet, namespace):
+    variables = run(snippet, README, namespace)
     if "all_generated" in variables:
         features = variables["features"]
         assert features.shape == (2, 64)
@@ -81,9 +92,81 @@ def test_snippet_runs(snippet, namespace):
             torch.testing.assert_close(variables["gen"].get_image_features(pixel_values).pooler_output, expected)
 
 
+def python_of(page: Path) -> str:
+    """The page's Python alone, each line where it stands on the page, as a traceback tells it."""
+    lines, inside = [], False
+    for line in page.read_text().splitlines():
+        inside = inside and line != "```"
+        lines.append(line if inside else "")
+        inside = inside or line == "```python"
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page).strip()], ids=lambda page: page.stem)
+def test_page_runs(page, namespace, tmp_path, monkeypatch):
+    """The snippets of a page, one after the other, as a reader would run them."""
+    monkeypatch.chdir(tmp_path)
+    variables = run(python_of(page), page, namespace)
+    if page.stem == "publish":
+        model, again = variables["model"].state_dict(), variables["again"].state_dict()
+        assert all(torch.equal(again[name], weight) for name, weight in model.items())
+    if page.stem == "own_script":
+        pixel_values = namespace["processor"](images=namespace["pairs"]["generated_image"][:2], return_tensors="pt")
+        with torch.no_grad():
+            embeds = variables["clip_gen"].get_image_features(**pixel_values).pooler_output
+        embeds = torch.nn.functional.normalize(embeds, dim=-1)
+        torch.testing.assert_close(embeds, torch.from_numpy(variables["train_embeds"][:2]), atol=1e-5, rtol=0)
+    if page.stem == "quickstart":
+        assert not variables["trainer"].model.is_base("gen")
+
+
+def commands() -> dict[str, set[str]]:
+    """The options that README and site give to each script."""
+    found: dict[str, set[str]] = {}
+    for page in [README, *PAGES]:
+        for block in SHELL.findall(page.read_text()):
+            for line in block.replace("\\\n", " ").splitlines():
+                script = re.search(r"examples/\w+\.py|-m gmail_hf[.\w]+", line)
+                if script:
+                    options = re.findall(r"--(\w+)", line[script.end() :].split("#")[0])
+                    found.setdefault(script[0], set()).update(options)
+    return found
+
+
+@pytest.mark.parametrize("script", commands())
+def test_commands_name_options_that_exist(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as exit:
+        if script.startswith("-m"):
+            runpy.run_module(script.removeprefix("-m "), run_name="__main__")
+        else:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert exit.value.code == 0
+    known = capsys.readouterr().out
+    assert not [option for option in commands()[script] if not re.search(rf"--{option}\b", known)]
+
+
+def test_files_that_commands_name_are_there():
+    for page in [README, *PAGES]:
+        for path in re.findall(r"examples/[\w/.]+\.(?:py|yaml)", page.read_text()):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_every_public_name_is_on_the_site():
+    entries = set(re.findall(r"^::: (\S+)", "\n".join(page.read_text() for page in PAGES), flags=re.MULTILINE))
+    documented = set()
+    for entry in entries:
+        module, _, name = entry.rpartition(".")
+        documented.add(id(getattr(importlib.import_module(module), name)))
+    packages = ("", ".benchmarks", ".captioning", ".cards", ".digits", ".evaluation", ".generation", ".llava")
+    for package in packages:
+        module = importlib.import_module(f"gmail_hf{package}")
+        public = {name: getattr(module, name) for name in module.__all__}
+        assert not [name for name, value in public.items() if callable(value) and id(value) not in documented]
+
+
 def test_tree_names_every_file():
     text = README.read_text()
-    root = README.parent
-    listed = [*(root / "src" / "gmail_hf").glob("*.py"), *(root / "examples").glob("*.py")]
+    listed = [*(ROOT / "src" / "gmail_hf").glob("*.py"), *(ROOT / "examples").glob("*.py")]
     assert not [path.name for path in listed if path.name != "__init__.py" and path.name not in text]
     assert len(SNIPPETS) == 8

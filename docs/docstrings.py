@@ -1,0 +1,30 @@
+"""Docstrings are written as transformers' are; the site shows their links and types the way mkdocstrings does."""
+
+import re
+
+import griffe
+
+# [`GmailCLIPModel`], [`~GmailCLIPModel.from_clip`]
+LINK = re.compile(r"\[`(~?)([\w.]+)`\](?:\(\w+\.py\))?")
+# name (`int`, *optional*, defaults to 4): mkdocstrings reads the default from the signature
+TYPE = re.compile(r"^( +[\w, ]+ )\((.*`.*)\):", flags=re.MULTILINE)
+OPTIONAL = re.compile(r", \*optional\*|, defaults to [^)]*$|\[?`\]?")
+
+
+class TransformersDocstrings(griffe.Extension):
+    """Links go to the name as its module sees it, or the package; without such an entry they are plain code."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
+        if obj.docstring is not None:
+            text = TYPE.sub(lambda match: f"{match[1]}({OPTIONAL.sub('', match[2])}):", obj.docstring.value)
+            obj.docstring.value = LINK.sub(lambda match: self._link(obj, *match.groups()), text)
+
+    def _link(self, obj: griffe.Object, short: str, name: str) -> str:
+        first, _, rest = name.partition(".")
+        try:
+            target = obj.resolve(first)
+        except griffe.NameResolutionError:
+            target = f"gmail_hf.{first}"
+        target = f"{target}.{rest}" if rest else target
+        shown = name.rpartition(".")[-1] if short else name
+        return f'<autoref identifier="{target}" optional><code>{shown}</code></autoref>'
