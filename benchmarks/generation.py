@@ -1,74 +1,55 @@
 """
-What making pairs costs beside the bare pipeline, and how soon a run knows where it stands.
+Making pairs: `synthesize` beside a bare loop around the pipeline, and how soon a finished run knows that it is.
 
-    python benchmarks/generation.py --generator digits --num_images 256
-
-prints three things: images/s of `synthesize` against a bare loop around the pipeline on the same captions, seeds and
-batches (the median of alternating repeats); images/s of the loop by batch size; and the seconds that a run of a
-million finished rows takes to find out that there is nothing to do. On a GPU, with the architecture of Stable
-Diffusion v2 at random weights, 512 pixels, 50 steps:
-
-    python benchmarks/generation.py --generator sd2-random --num_images 256 --batch_sizes 8 16 32
-
-The bare loop reads the captions, makes PIL images and drops them: it neither encodes nor writes.
+On the CPU with the shipped generator; on CUDA with the architecture of Stable Diffusion v2 at random weights, 512
+pixels. The bare loop reads the captions, makes PIL images and drops them: it neither encodes nor writes.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import sys
+import itertools
 import tempfile
-import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from measuring import Settings, growth, row, take_turns, timed
 
 
-def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--generator", default="digits", help="A pipeline by id or folder, 'digits' or 'sd2-random'.")
-    parser.add_argument("--num_images", type=int, default=256)
-    parser.add_argument("--num_inference_steps", type=int)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[4, 16, 64])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--finished_rows", type=int, default=1_000_000)
-    parser.add_argument("--output", type=Path, help="A JSON file for the results.")
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-
-    import torch
+def generate(settings: Settings) -> Iterator[dict[str, Any]]:
+    """images/s on the same captions, seeds and batches; seconds until a run of finished rows ends."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    num_images = settings.choose(64, 512, 256)
     with tempfile.TemporaryDirectory() as folder:
-        generator = args.generator
-        if generator == "sd2-random":
+        generator = "digits"
+        if settings.device == "cuda":
             generator = f"{folder}/sd2"
             random_stable_diffusion_2().save_pretrained(generator)
-        results = {
-            "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}",
-            "torch": torch.__version__,
-            "threads": 1 if not torch.cuda.is_available() else torch.get_num_threads(),
-            "generator": args.generator,
-            "speed": {size: measure_speed(args, generator, size, folder) for size in args.batch_sizes},
-            "state_of_finished_rows": measure_state(args.finished_rows, generator, folder),
+        for batch in settings.choose((16,), (16, 64), (8, 32)):
+            sides = bare_and_synthesize(generator, num_images, batch, folder)
+            sides["bare"](batch)  # warms up
+            speeds = take_turns(sides, settings.choose(2, 5, 3))
+            note = f"{'Stable Diffusion v2' if settings.device == 'cuda' else 'digits'}, {num_images} images"
+            yield row(
+                "generate",
+                f"synthesize, batch {batch}",
+                "a bare loop",
+                "images/s",
+                speeds["synthesize"],
+                speeds["bare"],
+                ">= 0.97",
+                note,
+            )
+        points = {
+            rows: finished_run(rows, generator, folder)
+            for rows in settings.choose((1_000, 10_000), (100_000, 1_000_000), (100_000, 1_000_000))
         }
-    for size, speed in results["speed"].items():
-        print(
-            f"batch {size:>3}: bare {speed['bare']:.2f} images/s, synthesize {speed['synthesize']:.2f} images/s, "
-            f"overhead {speed['overhead']:+.1%} (repeats {', '.join(f'{o:+.1%}' for o in speed['overheads'])})"
-        )
-    state = results["state_of_finished_rows"]
-    print(
-        f"{args.finished_rows:,} finished rows: nothing to do after {state['seconds']:.2f} s, "
-        f"of which {state['listing_seconds']:.3f} s for listing {state['shards']} shards"
-    )
-    if args.output:
-        args.output.write_text(json.dumps(results, indent=2) + "\n")
-    return results
+        yield growth("generate", "seconds of a finished run by rows", points, "s")
 
 
-def measure_speed(args, generator: str, batch_size: int, folder: str) -> dict:
-    """Images/s of a bare loop and of `synthesize`, one after the other, several times, after a warm-up."""
+def bare_and_synthesize(
+    generator: str, num_images: int, batch_size: int, folder: str
+) -> dict[str, Callable[..., float]]:
+    """A call for each side that makes the images and returns images/s."""
     import torch
 
     from gmail_hf.generation import SynthesisArguments, synthesize
@@ -76,72 +57,51 @@ def measure_speed(args, generator: str, batch_size: int, folder: str) -> dict:
     from gmail_hf.generation.pipelines import describe_generator, device_of_process
     from gmail_hf.generation.sampler import row_seed
 
-    def arguments(name: str) -> SynthesisArguments:
+    names = itertools.count()
+
+    def arguments() -> SynthesisArguments:
         return SynthesisArguments(
-            output_dir=f"{folder}/{name}",
+            output_dir=f"{folder}/{batch_size}-{next(names)}",
             dataset_name="digits",
             generator=generator,
-            num_captions=args.num_images,
-            num_inference_steps=args.num_inference_steps,
+            num_captions=num_images,
             batch_size=batch_size,
-            shard_size=-(-args.num_images // 2),
+            shard_size=-(-num_images // 2),
         )
 
-    described = describe_generator(arguments("bare"))
-    pipeline = described.load(arguments("bare"), device_of_process())
+    described = describe_generator(arguments())
+    pipeline = described.load(arguments(), device_of_process())
 
-    def bare(count: int) -> float:
-        start = time.perf_counter()
-        captions = load_captions(arguments("bare"))
+    def bare(count: int) -> None:
+        captions = load_captions(arguments())
         for first in range(0, count, batch_size):
             rows = range(first, min(first + batch_size, count))
             generators = [torch.Generator().manual_seed(row_seed(0, captions.caption_ids[row], 0)) for row in rows]
             pipeline([captions.captions[row] for row in rows], generator=generators, **described.call)
-        return time.perf_counter() - start
 
-    def whole(repeat: int) -> float:
-        start = time.perf_counter()
-        synthesize(arguments(f"{batch_size}-{repeat}"), pipeline)
-        return time.perf_counter() - start
-
-    bare(batch_size)
-    times = [(bare(args.num_images), whole(repeat)) for repeat in range(args.repeats)]
-    overheads = [ours / theirs - 1 for theirs, ours in times]
     return {
-        "bare": args.num_images / statistics.median(theirs for theirs, _ in times),
-        "synthesize": args.num_images / statistics.median(ours for _, ours in times),
-        "overhead": statistics.median(overheads),
-        "overheads": overheads,
+        "bare": lambda count=num_images: count / timed(lambda: bare(count)),
+        "synthesize": lambda: num_images / timed(lambda: synthesize(arguments(), pipeline)),
     }
 
 
-def measure_state(num_rows: int, generator: str, folder: str) -> dict:
+def finished_run(num_rows: int, generator: str, folder: str) -> float:
     """Seconds until a run knows that all its rows are finished: captions read, settings compared, shards listed."""
     from datasets import Dataset
 
     from gmail_hf.generation import SynthesisArguments, synthesize
     from gmail_hf.generation.engines import CONTACT_SHEET, ShardWorker
 
-    path = f"{folder}/captions.parquet"
+    path = f"{folder}/captions-{num_rows}.parquet"
     captions = [f"a photograph of thing {row % 7919} beside thing {row % 104729}" for row in range(num_rows)]
     Dataset.from_dict({"caption": captions, "image_id": list(range(num_rows))}).to_parquet(path)
-    args = SynthesisArguments(output_dir=f"{folder}/finished", dataset_name=path, generator=generator)
+    args = SynthesisArguments(output_dir=f"{folder}/finished-{num_rows}", dataset_name=path, generator=generator)
     worker = ShardWorker(args)  # also builds the cache that datasets keeps of the parquet file
     worker.open()
     for shard in range(worker.folder.num_shards):
         worker.folder.shard_path(shard).touch()
     (worker.folder.path / CONTACT_SHEET).touch()
-    start = time.perf_counter()
-    worker.folder.finished()
-    listing = time.perf_counter() - start
-    start = time.perf_counter()
-    synthesize(args)
-    return {
-        "seconds": time.perf_counter() - start,
-        "listing_seconds": listing,
-        "shards": worker.folder.num_shards,
-        "rows": num_rows,
-    }
+    return timed(lambda: synthesize(args))
 
 
 def random_stable_diffusion_2():
@@ -192,8 +152,3 @@ def random_stable_diffusion_2():
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(torch.bfloat16)
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main()

@@ -1,106 +1,97 @@
 """
-Pairs/s that reach the trainer from JPEGs of 640x480 and from the prepared pairs, in one process.
+Pairs/s that reach the trainer with two worker processes, from JPEGs of 640x480 and from prepared pairs.
 
-    python benchmarks/load.py --num_pairs 256
-
-The images are smooth random fields, whose JPEGs are about as large as photographs'; the processor is CLIP's at 224
-pixels. A row is read and collated as in training, with both images (`--train_real` in training) or with the generated
-one alone, whose partner's embedding is cached.
+The bare side decodes the JPEGs of a pair by PIL and resizes them so that the shorter side has 224 pixels, and that is
+all: it neither crops nor normalises, and sends nothing to the main process. A row with one image is stage 1 by
+default: the partner's embedding is cached.
 """
 
-import argparse
-import json
-import os
-import statistics
-import sys
+import io
 import tempfile
-import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import subjects
+from measuring import Settings, row, take_turns, timed
+
+WORKERS, BATCH = 2, 32
 
 
-def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_pairs", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="A JSON file for the results.")
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-
+def load(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Pairs/s, all sides in a `DataLoader` of the same settings; time to start its workers is not counted."""
     import datasets
-    from transformers import CLIPImageProcessor
 
     from gmail_hf.data import undecoded
     from gmail_hf.generation.prepare import prepare_pairs
 
     datasets.disable_progress_bars()
-    processor = CLIPImageProcessor()
-    jpegs, size = make_jpegs(args.num_pairs)
+    count = settings.choose(128, 512, 4096)
+    jpegs, processor = subjects.jpeg_pairs(count), subjects.image_processor()
     with tempfile.TemporaryDirectory() as folder:
         jpegs.save_to_disk(f"{folder}/jpegs")
-        start = time.perf_counter()
+        jpegs = datasets.load_from_disk(f"{folder}/jpegs")
         prepare_pairs(jpegs, processor, f"{folder}/prepared")
-        preparing = time.perf_counter() - start
-        results = {"num_pairs": args.num_pairs, "jpeg_bytes": size, "prepare_pairs_per_s": args.num_pairs / preparing}
-        for name in ("jpegs", "prepared"):
-            pairs = undecoded(datasets.load_from_disk(f"{folder}/{name}"))
-            for columns in ("both images", "generated image"):
-                speeds = [measure(pairs, processor, args.batch_size, columns) for _ in range(args.repeats)]
-                results[f"{name}, {columns}"] = {"pairs_per_s": statistics.median(speeds), "repeats": speeds}
-    print(
-        f"{args.num_pairs} pairs of 640x480 JPEGs, {size / 1000:.0f} kB each on average; prepared at "
-        f"{results['prepare_pairs_per_s']:.0f} pairs/s"
+        prepared = datasets.load_from_disk(f"{folder}/prepared")
+        sides = {
+            "bare": reader(undecoded(jpegs), decode_and_resize),
+            "JPEG": reader(undecoded(jpegs), gmail_collator(processor)),
+            "prepared": reader(undecoded(prepared), gmail_collator(processor)),
+            "bare, one image": reader(undecoded(jpegs).remove_columns("real_image"), decode_and_resize),
+            "JPEG, one image": reader(undecoded(jpegs).remove_columns("real_image"), gmail_collator(processor)),
+            "prepared, one image": reader(undecoded(prepared).remove_columns("real_image"), gmail_collator(processor)),
+        }
+        speeds = take_turns(sides, settings.choose(2, 5, 5))
+    note = f"{count} pairs, {WORKERS} workers"
+    for suffix in ("", ", one image"):
+        bare = speeds["bare" + suffix]
+        yield row(
+            "load", f"JPEG{suffix}", "PIL decode + resize", "pairs/s", speeds["JPEG" + suffix], bare, ">= 0.9", note
+        )
+        yield row(
+            "load",
+            f"prepared{suffix}",
+            "PIL decode + resize",
+            "pairs/s",
+            speeds["prepared" + suffix],
+            bare,
+            ">= 10",
+            note,
+        )
+
+
+def reader(pairs: Any, collate: Callable[[list[dict]], Any]) -> Callable[[], float]:
+    """A call that reads all pairs once in random order and returns pairs/s."""
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        pairs, BATCH, shuffle=True, collate_fn=collate, num_workers=WORKERS, persistent_workers=True, drop_last=True
     )
-    for columns in ("both images", "generated image"):
-        slow, fast = (results[f"{name}, {columns}"]["pairs_per_s"] for name in ("jpegs", "prepared"))
-        print(f"{columns}: JPEG {slow:.0f} pairs/s, prepared {fast:.0f} pairs/s, {fast / slow:.1f} times as many")
-    if args.output:
-        args.output.write_text(json.dumps(results, indent=2) + "\n")
-    return results
+
+    def read() -> float:
+        return len(loader) * BATCH / timed(lambda: [None for _ in loader])
+
+    read()  # starts the workers
+    return read
 
 
-def measure(pairs, processor, batch_size: int, columns: str) -> float:
-    """Pairs/s through the collator."""
+def gmail_collator(processor: Any) -> Callable[[list[dict]], Any]:
+    """`GmailCollator`, whose rows of one image get an embedding as from the cache."""
     import numpy as np
 
     from gmail_hf.data import GmailCollator
 
-    collate = GmailCollator(processor)
-    if columns == "generated image":
-        pairs = pairs.remove_columns("real_image")
-    embeds = {"real_embeds": np.zeros(512, np.float32)} if columns == "generated image" else {}
-    start = time.perf_counter()
-    for first in range(0, len(pairs), batch_size):
-        rows = pairs.__getitems__(list(range(first, min(first + batch_size, len(pairs)))))
-        collate([row | embeds for row in rows])
-    return len(pairs) / (time.perf_counter() - start)
+    collate, embeds = GmailCollator(processor), {"real_embeds": np.zeros(512, np.float32)}
+    return lambda rows: collate(rows if "real_image" in rows[0] else [row | embeds for row in rows])
 
 
-def make_jpegs(num_pairs: int):
-    """Pairs of 640x480 JPEGs at quality 90, and their mean size in bytes."""
-    import io
+def decode_and_resize(rows: list[dict[str, Any]]) -> int:
+    from PIL import Image
 
-    import numpy as np
-    from datasets import Dataset, Features, Image, Value
-    from PIL import Image as PILImage
-
-    rng = np.random.default_rng(0)
-
-    def jpeg() -> bytes:
-        coarse = PILImage.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-        field = np.asarray(coarse.resize((640, 480), PILImage.Resampling.BICUBIC), np.float32)
-        noisy = (field + rng.normal(0, 6, field.shape)).clip(0, 255).astype(np.uint8)
-        buffer = io.BytesIO()
-        PILImage.fromarray(noisy).save(buffer, "JPEG", quality=90)
-        return buffer.getvalue()
-
-    columns = {name: [jpeg() for _ in range(num_pairs)] for name in ("real_image", "generated_image")}
-    size = sum(len(content) for contents in columns.values() for content in contents) / (2 * num_pairs)
-    features = Features(real_image=Image(), generated_image=Image(), caption=Value("string"), image_id=Value("int64"))
-    cells = {name: [{"bytes": content, "path": None} for content in contents] for name, contents in columns.items()}
-    rows = cells | {"caption": ["a field"] * num_pairs, "image_id": list(range(num_pairs))}
-    return Dataset.from_dict(rows, features=features), size
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main()
+    for images in rows:
+        for column in ("real_image", "generated_image"):
+            if column in images:
+                with Image.open(io.BytesIO(images[column]["bytes"])) as image:
+                    scale = 224 / min(image.size)
+                    size = round(scale * image.width), round(scale * image.height)
+                    image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    return len(rows)

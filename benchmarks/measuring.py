@@ -1,0 +1,217 @@
+"""
+How the benchmarks measure: sides that take turns, peaks of memory in processes of their own, rows with an aim.
+
+As a script it runs one job in a process of its own and prints what that returned: `python measuring.py MODULE:FUNCTION
+ARGUMENTS`, the latter in JSON. It imports the standard library alone, so that a peer's own interpreter can run it too.
+"""
+
+import importlib
+import json
+import operator
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+CLEAR_REFS = Path("/proc/self/clear_refs")  # Linux
+COMPARISONS = {">=": operator.ge, "<=": operator.le}
+
+
+class MissingPeer(Exception):
+    """A peer that is not installed, with the remedy."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all benchmarks have in common; each takes its sizes from `quick` and `device`."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    compile: bool = False
+    threads: int = 1
+    workers: int = 0
+    quick: bool = False
+    size: str | None = None
+    peer_python: str = sys.executable
+
+    def choose(self, quick: Any, cpu: Any, cuda: Any) -> Any:
+        """A size by the kind of run."""
+        return quick if self.quick else cuda if self.device == "cuda" else cpu
+
+
+def take_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each side measures, round by round; every other round goes backwards, so that a drift meets all alike."""
+    values: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds):
+        for side in list(sides) if number % 2 == 0 else list(sides)[::-1]:
+            values[side].append(sides[side]())
+    return values
+
+
+def row(
+    benchmark: str,
+    measured: str,
+    against: str,
+    unit: str,
+    ours: list[float],
+    theirs: list[float],
+    aim: str | None = None,
+    note: str = "",
+) -> dict[str, Any]:
+    """
+    One line of the table: medians, and the ratio ours / theirs with its spread over the rounds.
+
+    `aim` bounds the median ratio, such as ">= 1.5".
+    """
+    ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
+    ratio = statistics.median(ratios)
+    line = {"benchmark": benchmark, "measured": measured, "against": against, "unit": unit}
+    line |= {
+        "ours": statistics.median(ours),
+        "theirs": statistics.median(theirs),
+        "rounds": {"ours": ours, "theirs": theirs},
+    }
+    line |= {"ratio": ratio, "spread": [min(ratios), max(ratios)], "aim": aim, "note": note}
+    if aim is not None:
+        sign, bound = aim.split()
+        line["met"] = COMPARISONS[sign](ratio, float(bound))
+    return line
+
+
+def missing(benchmark: str, measured: str, against: str, reason: str) -> dict[str, Any]:
+    """The line of a peer that could not run."""
+    return {"benchmark": benchmark, "measured": measured, "against": against, "missing": reason}
+
+
+def growth(benchmark: str, measured: str, points: dict[int, float], unit: str, note: str = "") -> dict[str, Any]:
+    """The line of a scaling: how much more the last size takes than the first, against how much larger it is."""
+    sizes = list(points)
+    grown, larger = points[sizes[-1]] / points[sizes[0]], sizes[-1] / sizes[0]
+    line = row(
+        benchmark, f"{measured}, {sizes[0]:,} to {sizes[-1]:,}", "linear", "times", [grown], [larger], "<= 1", note
+    )
+    return line | {"points": {str(size): point for size, point in points.items()}, "points_unit": unit}
+
+
+def alone(
+    job: str, settings: Settings, python: str = sys.executable, launcher: tuple[str, ...] = (), **arguments: Any
+) -> Any:
+    """
+    What a function of a module here returns in a process of its own; the function is given the settings first.
+
+    Raises:
+        MissingPeer: it did.
+        RuntimeError: it failed; the message has the end of its error output.
+    """
+    call = json.dumps({"settings": asdict(settings), "arguments": arguments})
+    done = subprocess.run([python, *launcher, __file__, job, call], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{job} failed in a process of its own:\n{done.stderr[-3000:]}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "missing" in answer:
+        raise MissingPeer(answer["missing"])
+    return answer["result"]
+
+
+def forget_peak(settings: Settings) -> None:
+    """Let the peak restart at what is held now, where the system can."""
+    if settings.device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
+
+
+def peak_mb(settings: Settings) -> float:
+    """
+    The most memory that this process has had, in MB: of the GPU what torch allocated, else what was resident.
+
+    Linux counts it afresh for each process (VmHWM); getrusage's ru_maxrss there is never less than that of the process
+    that started this one, and serves elsewhere.
+    """
+    if settings.device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    if CLEAR_REFS.exists():
+        return status_mb("VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # in bytes there, elsewhere in kibibytes
+
+
+def status_mb(key: str) -> float:
+    """VmRSS or VmHWM of this process, Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+
+def imports(settings: Settings) -> float:
+    """The peak of a process that has imported what all sides import: the baseline that theirs are counted from."""
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    import torch
+    import transformers
+
+    import gmail_hf  # noqa: F401
+
+    transformers.CLIPModel  # noqa: B018  # transformers imports its models when they are named
+    torch.randn(64, 64, device=settings.device) @ torch.randn(64, 64, device=settings.device)
+    return peak_mb(settings)
+
+
+class Clock:
+    """Seconds between two ticks, on a GPU with all its work done."""
+
+    def __init__(self, settings: Settings):
+        self.cuda = settings.device == "cuda"
+        self.ticks: list[float] = []
+
+    def tick(self) -> None:
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        self.ticks.append(time.perf_counter())
+
+    def seconds(self, skip: int = 1) -> float:
+        """Mean of the time between two ticks, the first `skip` of them left out."""
+        return (self.ticks[-1] - self.ticks[skip - 1]) / (len(self.ticks) - skip)
+
+
+def timed(call: Callable[[], Any], settings: Settings = Settings()) -> float:
+    """Seconds of a call."""
+    clock = Clock(settings)
+    clock.tick()
+    call()
+    clock.tick()
+    return clock.seconds()
+
+
+def main() -> None:
+    job, call = sys.argv[1:]
+    module, function = job.split(":")
+    call = json.loads(call)
+    try:
+        answer = {
+            "result": getattr(importlib.import_module(module), function)(
+                Settings(**call["settings"]), **call["arguments"]
+            )
+        }
+    except MissingPeer as reason:
+        answer = {"missing": str(reason)}
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    # `import measuring` in a job must find this very module, or its MissingPeer is another class.
+    sys.modules["measuring"] = sys.modules["__main__"]
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()

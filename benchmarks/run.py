@@ -1,0 +1,160 @@
+"""
+Speed and memory of gmail-hf, measured against what people would use instead, in one run.
+
+    python benchmarks/run.py                    # all, about 25 minutes on two cores
+    python benchmarks/run.py --quick            # all at small sizes, to see that it runs
+    python benchmarks/run.py --only step infer
+
+It prints a table of ratios, writes results/<date>-cpu.json (or -cuda.json) with machine, versions and commit, and
+draws them as a bar chart beside it. The sides of a ratio take turns; medians stand with the spread of the rounds.
+Weights are random and of real sizes, so that nothing is downloaded. A peer that is not installed is told with the
+remedy, and the rest runs.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+# Benchmarks by name, with the module that has a function of that name.
+BENCHMARKS = {
+    "step": "training",
+    "memory": "training",
+    "cached": "caching",
+    "infer": "inference",
+    "load": "load",
+    "stage2": "stage2",
+    "retrieval": "evaluation",
+    "generate": "generation",
+    "scale": "scaling",
+}
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME", help=f"Of {', '.join(BENCHMARKS)}.")
+    parser.add_argument("--quick", action="store_true", help="Small sizes and few rounds.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="Default cuda if there is one.")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="Default float32 on CPU, bfloat16 on CUDA.")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for training and inference, all sides.")
+    parser.add_argument("--size", help="Another model for step, memory and infer, of subjects.SIZES.")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="Of each process on the CPU.")
+    parser.add_argument("--peer_python", default=sys.executable, help="The interpreter that has clip_benchmark.")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # also of the processes to come
+
+    import torch
+    from measuring import Settings
+
+    from gmail_hf.benchmarks import environment
+
+    torch.set_num_threads(args.threads)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = Settings(
+        device=device,
+        dtype=args.dtype or ("bfloat16" if device == "cuda" else "float32"),
+        compile=args.compile,
+        threads=args.threads,
+        workers=8 if device == "cuda" else 0,  # two cores have no room for workers beside training
+        quick=args.quick,
+        size=args.size,
+        peer_python=args.peer_python,
+    )
+    start, rows, seconds = time.perf_counter(), [], {}
+    for name in args.only or BENCHMARKS:
+        began = time.perf_counter()
+        for line in getattr(importlib.import_module(BENCHMARKS[name]), name)(settings):
+            rows.append(line)
+            print(describe(line), flush=True)
+        seconds[name] = round(time.perf_counter() - began, 1)
+        print(f"{name}: {seconds[name]} s\n", flush=True)
+    result = {
+        "settings": vars(settings) | {"peer_python": "another" if args.peer_python != sys.executable else "this one"},
+        "rows": rows,
+        "seconds_of": seconds,
+        "seconds": round(time.perf_counter() - start),
+        "environment": environment(Path(__file__).parent),
+    }
+    print(table(rows))
+    write(result, args.output_dir, device)
+    return result
+
+
+def describe(line: dict[str, Any]) -> str:
+    """A line of the table in words."""
+    sides = f"{line['benchmark']}: {line['measured']} against {line['against']}"
+    if "missing" in line:
+        return f"{sides}: missing, {line['missing']}"
+    low, high = line["spread"]
+    values = f"{line['ours']:.4g} / {line['theirs']:.4g} {line['unit']}"
+    text = f"{sides}: {values} = {line['ratio']:.3f} ({low:.3f} to {high:.3f})"
+    if line["aim"]:
+        text += f", aim {line['aim']}: {'met' if line['met'] else 'missed'}"
+    return text + (f" [{line['note']}]" if line["note"] else "")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| name | measured | against | ours | theirs | ratio (spread) | aim |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    for line in rows:
+        cells = [line["benchmark"], line["measured"], line["against"]]
+        if "missing" in line:
+            cells += ["–", "–", "–", f"missing: {line['missing']}"]
+        else:
+            low, high = line["spread"]
+            aim = f"{line['aim']}, {'met' if line['met'] else 'missed'}" if line["aim"] else "–"
+            values = [f"{line[side]:.4g} {line['unit']}" for side in ("ours", "theirs")]
+            cells += [*values, f"{line['ratio']:.3f} ({low:.3f} to {high:.3f})", aim]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(result: dict[str, Any], output_dir: Path, device: str) -> Path:
+    """The JSON file and, where matplotlib is installed, the chart; returns the former."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
+    path = output_dir / f"{date}-{device}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\n{path}")
+    try:
+        draw(result, path.with_suffix(".svg"))
+    except ImportError as error:
+        print(f'No chart: {error}: `pip install "gmail-hf[evaluation]"`.')
+    return path
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Bars of the ratios on a logarithmic scale, their spread, and a mark at each aim."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [line for line in result["rows"] if "missing" not in line][::-1]
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.3 * len(rows)), layout="constrained")
+    for place, line in enumerate(rows):
+        colour = "0.6" if line["aim"] is None else "tab:blue" if line["met"] else "tab:orange"
+        low, high = line["spread"]
+        axes.barh(place, line["ratio"], left=0, color=colour, height=0.6)
+        axes.plot([low, high], [place, place], color="black", linewidth=1)
+        if line["aim"]:
+            axes.plot(float(line["aim"].split()[1]), place, "k|", markersize=12)
+    axes.set_xscale("log")
+    axes.axvline(1, color="0.3", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [f"{line['benchmark']}: {line['measured']}" for line in rows], fontsize=7)
+    axes.set_xlabel("ours / theirs; | is the aim, blue meets it, orange misses it")
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
