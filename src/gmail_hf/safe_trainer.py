@@ -1,6 +1,7 @@
 """The Hugging Face Trainer without its pickle, and with what a training cost."""
 
 import json
+import os
 import resource
 import shutil
 import sys
@@ -11,8 +12,10 @@ import torch
 from huggingface_hub import HfApi
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.training_args import default_logdir
 from transformers.utils.hub import PushInProgress
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata")  # files of torch.save and of distributed checkpoints
@@ -36,6 +39,10 @@ class SafeTrainer(Trainer):
                 "choose 'every_save', which pushes the model alone, or 'end', and resume from the local checkpoint."
             )
         super().__init__(model, args, *rest, **kwargs)
+        for callback in self.callback_handler.callbacks:
+            # An evaluation before training would open a log in the working directory, and training go on with it.
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = os.path.join(self.args.output_dir, default_logdir())
 
     def cost(self) -> dict[str, int]:
         """
