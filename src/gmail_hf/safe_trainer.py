@@ -12,10 +12,9 @@ import torch
 from huggingface_hub import HfApi
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback, default_logdir
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
-from transformers.training_args import default_logdir
 from transformers.utils.hub import PushInProgress
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata")  # files of torch.save and of distributed checkpoints
