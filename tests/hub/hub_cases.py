@@ -21,7 +21,7 @@ def publish(folder, answers):
     from huggingface_hub import constants
     from tiny import make_clip, make_model, make_pairs, make_processor, picture, pixels, randomise, tokens
 
-    from gmail_hf import GmailCLIPModel
+    from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments
 
     make_clip().push_to_hub("org/clip")
     model = make_model("org/clip", text_lora=True)
@@ -53,8 +53,23 @@ def publish(folder, answers):
         wrong.config.base_model_revision = revision
         wrong.save_adapters(folder / repo_id, push_to_hub=True, repo_id=repo_id)
 
+    args = GmailTrainingArguments(
+        output_dir=str(folder / "run"),
+        hub_model_id="org/trained",
+        max_steps=1,
+        learning_rate=0.1,
+        per_device_train_batch_size=4,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+    )
+    model_to_train = make_model("org/gmail-coco-gen")
+    trainer = GmailTrainer(model_to_train, args, make_pairs(4), processing_class=make_processor())
+    trainer.train()
+    trainer.push_to_hub()
+
     inputs = {"pixel_values": pixels(4), "input_ids": tokens(3), "image": torch.from_numpy(np.array(picture(0)))}
-    return inputs | prefixed("", outputs(model, inputs))
+    return inputs | outputs(model, inputs) | prefixed("trained.", outputs(model_to_train.eval(), inputs))
 
 
 def read(folder, answers):
@@ -89,8 +104,9 @@ def read(folder, answers):
     }
     by_hand = GmailCLIPModel.from_clip("org/clip", revision=answers["adapters"]["base"][1], text_lora=True)
     by_hand.load_adapters("org/gmail-coco")
+    trained = GmailCLIPModel.from_pretrained("org/trained")
     tensors = {}
-    for name, model in {"whole": whole, "adapters": adapters, "by_hand": by_hand}.items():
+    for name, model in {"whole": whole, "adapters": adapters, "by_hand": by_hand, "trained": trained}.items():
         tensors |= prefixed(f"{name}.", outputs(model, inputs))
 
     clip = CLIPModel.from_pretrained("org/gmail-coco")
@@ -108,7 +124,8 @@ def read(folder, answers):
                 model = auto_class.from_pretrained(repo_id, **options)
                 assert type(model) is GmailCLIPModel
                 assert (model.config._attn_implementation, model.modality) == ("eager", "gen")
-        AutoProcessor.from_pretrained("org/gmail-coco")
+        for repo_id in ("org/gmail-coco", "org/trained"):
+            AutoProcessor.from_pretrained(repo_id)
     pairs = datasets.load_dataset("org/coco-sd2", split="train")
     pairs.save_to_disk(folder / "pairs")
     return tensors

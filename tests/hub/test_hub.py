@@ -74,6 +74,11 @@ def test_model_comes_back_as_it_was(published, read):
     torch.testing.assert_close(tensors["peft.gen"], expected["gen"], atol=1e-5, rtol=1e-5)
 
 
+def test_what_the_trainer_pushed_is_what_it_trained(published, read):
+    expected = {name.partition(".")[2]: tensor for name, tensor in published[0].items() if name.startswith("trained.")}
+    assert_same_outputs(read[0], "trained", expected, atol=0, rtol=0)
+
+
 def test_pipelines_agree(read):
     answers = read[1]
     assert {entry["label"]: entry["score"] for entry in answers["org/gmail-adapters"]} == scores(
