@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _runs import PAPER, Runs
+from _runs import ALONE, PAPER, Runs
 
 BEFORE, GENERATED, REAL = "no fine-tuning", "generated taken for real", "real (upper bound)"
 TRAINING_FREE = {"mean shift": "mean_shift", "CORAL": "coral"}
@@ -110,9 +110,10 @@ def zero_shot_digits(runs: Runs, folder: str) -> float:
     from gmail_hf.digits.scenes import COLOR_NAMES, DIGIT_NAMES, caption_of
     from gmail_hf.evaluation import class_embeddings, zero_shot_accuracy
 
-    model, processor = GmailCLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
     scenes = load_from_disk(runs.pairs())[runs.split]
-    images = embed_images(model, processor, scenes["real_image"], "real")
+    with ALONE:
+        model, processor = GmailCLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
+        images = embed_images(model, processor, scenes["real_image"], "real")
     colors = [(left, right) for left in COLOR_NAMES for right in COLOR_NAMES if left != right]
     accuracies = []
     for side in range(2):
@@ -122,7 +123,7 @@ def zero_shot_digits(runs: Runs, folder: str) -> float:
             for other in range(len(DIGIT_NAMES))
             for pair in colors
         ]
-        with torch.no_grad():
+        with ALONE, torch.no_grad():
             inputs = processor(text=prompts, padding=True, return_tensors="pt")
             embeds = model.embed_text(inputs["input_ids"], inputs["attention_mask"]).numpy()
         classes = class_embeddings(embeds.reshape(len(DIGIT_NAMES), -1, embeds.shape[1]))
@@ -231,15 +232,15 @@ def embed(runs: Runs, folder: str, side: str, modality: str) -> tuple:
 
     from gmail_hf import GmailCLIPModel
 
-    model, processor = GmailCLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
     images = load_from_disk(runs.pairs())[runs.split][f"{side}_image"][:]
     embeds, tokens = [], []
-    for start in range(0, len(images), 250):
-        inputs = processor(images=images[start : start + 250], return_tensors="pt")
-        with torch.no_grad():
+    with ALONE, torch.no_grad():
+        model, processor = GmailCLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
+        for start in range(0, len(images), 250):
+            inputs = processor(images=images[start : start + 250], return_tensors="pt")
             outputs = model.get_image_features(**inputs, modality=modality, output_hidden_states=True)
-        embeds.append(outputs.pooler_output.numpy())
-        tokens.append(outputs.hidden_states[-2][:, 1:].numpy())
+            embeds.append(outputs.pooler_output.numpy())
+            tokens.append(outputs.hidden_states[-2][:, 1:].numpy())
     return np.concatenate(embeds), np.concatenate(tokens)
 
 
@@ -251,9 +252,10 @@ def grid(runs: Runs, path: Path) -> Path:
     from gmail_hf.evaluation import plot_pairs
 
     scenes = load_from_disk(runs.pairs())[runs.split].select(range(6)).remove_columns("generated_image")
-    columns = [generate_pairs(scenes, seed=seed)["generated_image"][:] for seed in range(5)]
-    generated = list(zip(*columns, strict=True))
-    plot_pairs(path, scenes["real_image"][:], generated, scenes["caption"][:], columns=2)
+    with ALONE:
+        columns = [generate_pairs(scenes, seed=seed)["generated_image"][:] for seed in range(5)]
+        generated = list(zip(*columns, strict=True))
+        plot_pairs(path, scenes["real_image"][:], generated, scenes["caption"][:], columns=2)
     return path
 
 
@@ -262,7 +264,9 @@ def embedding_plot(runs: Runs, path: Path) -> Path:
     from gmail_hf.evaluation import plot_embeddings
 
     sides = (("real", "real"), ("generated", "real"), ("generated", "gen"))
-    plot_embeddings(path, *(embed(runs, runs.aligned(), *side)[0] for side in sides), seed=runs.seed)
+    embeds = [embed(runs, runs.aligned(), *side)[0] for side in sides]
+    with ALONE:
+        plot_embeddings(path, *embeds, seed=runs.seed)
     return path
 
 

@@ -24,6 +24,10 @@ VARIANTS = {
 PAPER = "GMAIL (Eq. 1)"
 NEAR = {"guidance_scale": 2.0, "num_inference_steps": 20}  # the generator's best sampling, see its card
 
+# While transformers loads a model, tensors made by other threads of the process land on the meta device too, and
+# matplotlib draws for one thread: both are done under this lock. Ask for pairs and runs before taking it.
+ALONE = threading.Lock()
+
 
 def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
@@ -49,6 +53,8 @@ class Runs:
     num_test: int
     slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1))
     locks: dict[str, threading.Lock] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set, init=False)  # names of runs; the others were found
+    found: set[str] = field(default_factory=set, init=False)
 
     def _lock(self, name: str) -> threading.Lock:
         """Two tables that ask for the same run get it from one command."""
@@ -62,7 +68,11 @@ class Runs:
         folder = self.folder / name
         with self._lock(name):
             if not folder.exists():
-                parts = self._mixed() if name == "mixed" else self._generated(**NEAR if name == "near" else {})
+                if name == "mixed":
+                    parts = self._mixed()
+                else:
+                    with ALONE:
+                        parts = self._generated(**NEAR if name == "near" else {})
                 partial = folder.with_suffix(".part")
                 parts.save_to_disk(partial)
                 partial.rename(folder)
@@ -109,6 +119,9 @@ class Runs:
                 command += ["--save_strategy", "no", "--eval_strategy", "no"]
                 command += ["--report_to", "none", "--disable_tqdm", "true"]
                 self._wait_and_call(command, name)
+                self.made.add(name)
+            elif name not in self.made:
+                self.found.add(name)
         return output, json.loads((output / "eval_results.json").read_text())
 
     def _wait_and_call(self, command: list[str], name: str) -> None:
@@ -185,7 +198,9 @@ class Runs:
                 options += ["--question", QUESTIONS["caption"]]
                 output, _ = self.run("llava-captions", "train_llava.py", *options, pairs=captions)
                 partial = folder.with_suffix(".part")
-                GmailLlavaForConditionalGeneration.from_pretrained(output).to_llava("real").save_pretrained(partial)
-                AutoProcessor.from_pretrained(output).save_pretrained(partial)
+                with ALONE:
+                    model = GmailLlavaForConditionalGeneration.from_pretrained(output)
+                    model.to_llava("real").save_pretrained(partial)
+                    AutoProcessor.from_pretrained(output).save_pretrained(partial)
                 partial.rename(folder)
         return str(folder)

@@ -90,6 +90,8 @@ def main(argv: list[str] | None = None) -> dict:
         sections += [f"## {table.heading}", "", *table.note, to_markdown(mean, spread, table.headline), ""]
         sections += ["The paper, on photographs:", "", table.paper, ""] if table.paper else []
     result["seconds"] = round(time.perf_counter() - start)
+    made, found = sum(len(one.made) for one in runs), sum(len(one.found) for one in runs)
+    result["runs"] = {"made": made, "found": found}
     (args.output_dir / f"{args.name}.json").write_text(json.dumps(result, indent=2) + "\n")
     seeds = ", ".join(map(str, args.seeds))
     heading = [
@@ -98,6 +100,9 @@ def main(argv: list[str] | None = None) -> dict:
         f"Mean ± standard deviation over the seeds {seeds}; {args.num_pairs} training pairs, scored on up to "
         f"{args.num_test} real {args.split} images. Gap closed = (row − generated taken for real) / (real − generated "
         "taken for real), seed by seed.",
+        "",
+        f"Of {made + found} runs of the training scripts, {found} were found finished from earlier calls; the time "
+        "below is that of the others.",
         "",
     ]
     (args.output_dir / f"{args.name}.md").write_text("\n".join([*heading, *sections, *provenance(result), ""]))
