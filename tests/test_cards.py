@@ -101,8 +101,6 @@ def test_numbers_are_those_of_the_files():
 
 def test_without_results_there_are_no_numbers(tmp_path, clip_folder):
     make_model(clip_folder).save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "README.md").unlink(missing_ok=True)
-    write_card(tmp_path / "model")
     text = (tmp_path / "model" / "README.md").read_text()
     assert NOT_RUN in text and "| cost |" not in text and "| score |" not in text and "model-index" not in text
     assert "saved by itself" in text and "Trained on" not in text
@@ -176,6 +174,18 @@ def test_own_card_is_left_alone(trained):
     assert readme.read_text() == "# Mine"
 
 
+def test_saving_leaves_a_card_where_there_is_none(clip_folder, tmp_path):
+    model = make_model(clip_folder)
+    (tmp_path / "README.md").write_text("# Mine")
+    model.save_pretrained(tmp_path)
+    write_card(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# Mine"
+    model.config.base_model_name_or_path, model.config.base_model_revision = "org/clip", "abc"
+    model.save_adapters(tmp_path / "adapters")
+    text = (tmp_path / "adapters" / "README.md").read_text()
+    assert 'CLIPModel.from_pretrained("org/clip", revision="abc")' in text and "base_model: org/clip" in text
+
+
 def test_generators_and_rows_are_told(clip_folder, arguments):
     pairs = make_pairs(4)
     names = {"generator": ["org/sd", "org/sd", "org/flux", "org/sd"], "generator_revision": ["a", "a", "b", "a"]}
@@ -243,7 +253,12 @@ trainer.train()
 trainer.push_to_hub()
 api.upload_file(path_or_fileobj=b"# Written on the Hub", path_in_repo="README.md", repo_id="org/gmail")
 trainer.push_to_hub()
-GmailCLIPModel.from_pretrained("org/gmail")
+model = GmailCLIPModel.from_pretrained("org/gmail")
+model.push_to_hub("org/gmail")
+model.push_to_hub("org/again", tags=["mine"])
+model.save_pretrained(folder / "third", push_to_hub=True, repo_id="org/third")
+api.upload_file(path_or_fileobj=b"# Third", path_in_repo="README.md", repo_id="org/third")
+model.save_pretrained(folder / "third", push_to_hub=True, repo_id="org/third")
 """
 
 
@@ -268,7 +283,12 @@ def test_push_while_training_and_after(tmp_path, clip_folder):
         assert not [path for path in pushed if path.endswith((".bin", ".pt", ".pth"))]
         assert not [path for path in pushed if path.startswith("checkpoint")]
         cards = [hub.contents[commit["README.md"]].decode() for commit in commits if "README.md" in commit]
-    assert cards[-1] == "# Written on the Hub"
+        again = ModelCard(hub.files("org/again", "model")["README.md"].decode())
+        third = [hub.contents[commit["README.md"]].decode() for commit in hub.commits["model", "org/third"][1:]]
+    assert cards[-2:] == ["# Written on the Hub"] * 2
+    assert MARKER in again.text and 'from_pretrained("org/again")' in again.text
+    assert "mine" in again.data.tags and again.data.base_model == "org/clip"
+    assert 'from_pretrained("org/third")' in third[0] and third[1:] == ["# Third"] * 2
     card = ModelCard(next(text for text in reversed(cards) if MARKER in text))
     assert card.data.base_model == "org/clip" and card.data.datasets == ["org/pairs"]
     assert card.data.license == "mit" and 'from_pretrained("org/gmail")' in card.text

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
+from .cards.model_card import add_card
 from .configuration_gmail import (
     ADAPTER_FIELDS,
     OWN_FIELDS,
@@ -122,9 +124,30 @@ class AdapterMixin:
         self._save_peft_folders(save_directory)
         if getattr(self.config, "auto_map", None):
             write_remote_code(save_directory)
+        add_card(save_directory, hub.get("repo_id"))
         if push_to_hub:
             # transformers would upload before the adapters are written.
             push_folder(save_directory, token=kwargs.get("token"), **hub)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        max_shard_size: int | str = "50GB",
+        tags: list[str] | None = None,
+        **commit: Any,
+    ) -> str:
+        """
+        Upload the whole checkpoint, the PEFT folders and the card, unless somebody edited that one on the Hub.
+
+        Arguments are those of `PreTrainedModel.push_to_hub`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            tags = [*(tags or []), *(self.model_tags or [])]
+            return push_folder(folder, repo_id, private, token, card={"tags": tags}, **commit)
 
     def add_remote_code(self) -> None:
         """
@@ -162,6 +185,7 @@ class AdapterMixin:
         vars(config).pop("auto_map", None)  # the remote code would look for the base's weights here
         config.save_pretrained(save_directory)
         self._save_peft_folders(save_directory)
+        add_card(save_directory, hub_kwargs.get("repo_id"))
         if push_to_hub:
             push_folder(save_directory, with_weights=False, **hub_kwargs)
 

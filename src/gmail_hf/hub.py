@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from .cards.marker import card_of_others, written_here
+from .cards.model_card import write_card
 from .configuration_gmail import OWN_FIELDS, GmailConfig
 
 # Keywords of `from_pretrained` that say where files come from.
@@ -115,13 +117,29 @@ def push_folder(
     private: bool | None = None,
     token: str | bool | None = None,
     with_weights: bool = True,
+    card: dict[str, Any] | None = None,
+    revision: str | None = None,
     **commit: Any,
-) -> None:
-    """Upload a folder in one commit; keywords as in `save_pretrained(push_to_hub=True)`."""
+) -> str:
+    """
+    Upload a folder in one commit; a card on the Hub that somebody edited stays, unless the folder holds one like that.
+
+    Keywords as in `PreTrainedModel.push_to_hub`, and `card`: fields of a card that is written anew.
+
+    Returns:
+        The commit's address.
+    """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id or Path(folder).name, private=private, exist_ok=True).repo_id
+    if revision and not revision.startswith("refs/pr"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
     ignore = TRAINING_FILES + ([] if with_weights else WEIGHTS)
-    api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=ignore, **commit)
+    if written_here(folder) and card_of_others(repo_id, token=token) is not None:
+        ignore.append("README.md")
+    elif card is not None:
+        write_card(folder, repo_id, **card)
+    commit.setdefault("commit_message", "Upload model")
+    return api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=ignore, revision=revision, **commit)
 
 
 def _hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:

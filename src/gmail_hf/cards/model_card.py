@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .marker import MARKER, card_of_others
+from .marker import MARKER, card_of_others, written_here
 from .provenance import CITATION, PAPER, PROVENANCE, source
 from .results import END, NOT_RUN, START, read_metrics, trainer_results
 
@@ -67,6 +67,8 @@ def model_card(
         known.get("datasets", {}),
         metrics=read_metrics(folder),
         environment=known.get("environment"),
+        # Adapters alone go onto the base, which is elsewhere.
+        clip=base if base["on_hub"] and not any(folder.glob("model*.safetensors")) else None,
         name=name,
         language=language,
         license=license,
@@ -109,6 +111,13 @@ def planned_card(config_file: str | os.PathLike) -> ModelCard:
     )
 
 
+def add_card(folder: str | os.PathLike, repo_id: str | None = None) -> None:
+    """Write the [`model_card`] of a folder that has no README.md."""
+    path = Path(folder, "README.md")
+    if not path.exists():
+        model_card(folder, repo_id).save(path)
+
+
 def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str | None = None, **fields: Any) -> None:
     """
     Write the [`model_card`] of a folder as its README.md, unless somebody else wrote one.
@@ -121,7 +130,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str
         fields: `name`, `language`, `license`, `tags`, see [`model_card`].
     """
     path = Path(folder, "README.md")
-    if path.exists() and MARKER not in path.read_text(encoding="utf-8"):
+    if path.exists() and not written_here(folder):
         return
     theirs = card_of_others(repo_id, token=token) if repo_id is not None else None
     path.write_bytes(str(model_card(folder, repo_id, **fields)).encode() if theirs is None else theirs)
@@ -136,6 +145,7 @@ def _render(
     metrics: dict[str, float] | None = None,
     environment: dict[str, Any] | None = None,
     plan: dict[str, str] | None = None,
+    clip: dict[str, Any] | None = None,
     name: str | None = None,
     language: str | list[str] | None = None,
     license: str | None = None,
@@ -178,6 +188,7 @@ def _render(
         paper=PAPER,
         citation=CITATION,
         base=base,
+        clip=clip or {"name": model_id, "revision": None},
         pairs=datasets,
         trained=trained,
         plan=plan,
