@@ -15,8 +15,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest
 
 # The site, in outputs/site; look at it by: python -m http.server --directory outputs/site
-docs: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 quality: .venv/installed
@@ -34,6 +33,10 @@ style: .venv/installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install "$(TORCH)"
 	$(BIN)/python -m pip install --editable ".[test]"
+	touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 clean:

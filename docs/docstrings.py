@@ -6,6 +6,8 @@ import griffe
 
 # [`GmailCLIPModel`], [`~GmailCLIPModel.from_clip`]
 LINK = re.compile(r"\[`(~?)([\w.]+)`\](?:\(\w+\.py\))?")
+# The head of an item that goes on in the next line; mkdocstrings looks for its colon in the first.
+HEAD = re.compile(r"^( {4}\w[^:\n]*)\n {8}(?=[^\n]*:)", flags=re.MULTILINE)
 # name (`int`, *optional*, defaults to 4): mkdocstrings reads the default from the signature
 TYPE = re.compile(r"^( +[\w, ]+ )\((.*`.*)\):", flags=re.MULTILINE)
 OPTIONAL = re.compile(r", \*optional\*|, defaults to [^)]*$|\[?`\]?")
@@ -16,7 +18,8 @@ class TransformersDocstrings(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
         if obj.docstring is not None:
-            text = TYPE.sub(lambda match: f"{match[1]}({OPTIONAL.sub('', match[2])}):", obj.docstring.value)
+            text = HEAD.sub(r"\1 ", obj.docstring.value)
+            text = TYPE.sub(lambda match: f"{match[1]}({OPTIONAL.sub('', match[2])}):", text)
             obj.docstring.value = LINK.sub(lambda match: self._link(obj, *match.groups()), text)
 
     def _link(self, obj: griffe.Object, short: str, name: str) -> str:
