@@ -16,7 +16,7 @@ test: .venv/installed
 
 # The site, in outputs/site; look at it by: python -m http.server --directory outputs/site
 docs: .venv/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 quality: .venv/installed
 	$(BIN)/ruff check .
