@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
+from huggingface_hub import DatasetCard
 from server import HubServer, commit_id
 
 from gmail_hf.cards import dataset_card
@@ -35,6 +36,11 @@ synthesize(SynthesisArguments(**options))
 push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
 print("---")
 synthesize(SynthesisArguments(**options | {"seed": 1, "output_dir": options["output_dir"] + "-other"}))
+written = HfApi().hf_hub_download("org/pairs", "README.md", repo_type="dataset")
+HfApi().upload_file(path_or_fileobj=b"# Mine", path_in_repo="README.md", repo_id="org/pairs", repo_type="dataset")
+push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
+assert "# Mine" == open(HfApi().hf_hub_download("org/pairs", "README.md", repo_type="dataset")).read()
+HfApi().upload_file(path_or_fileobj=written, path_in_repo="README.md", repo_id="org/pairs", repo_type="dataset")
 try:
     push_dataset.main([options["output_dir"] + "-other", "org/pairs"])
 except ValueError as error:
@@ -95,6 +101,7 @@ def test_push_push_again_and_load_back(hub, make_args, options, tmp_path):
     card = files["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
     assert "40 generated images of 40 captions and 40 image ids, in\n3 of 3 shards." in card
+    assert str(DatasetCard(card)) == card and "None" not in card and str(folder.path) not in card
 
 
 def test_card_tells_what_was_made(make_args):
@@ -115,6 +122,7 @@ def test_card_tells_what_was_made(make_args):
     assert "There is no `real_image`" in card
     assert "the pipeline has no safety checker" in card
     assert "Licence: not stated" in card
+    assert "GmailTrainer" not in card  # there are no real images to align with
     assert "**The images in `generated_image` are synthetic.**" in card
     assert "mo2025gmail" in card
     front = yaml.safe_load(card.split("---")[1])

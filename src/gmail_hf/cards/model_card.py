@@ -86,6 +86,7 @@ def planned_card(config_file: str | os.PathLike) -> ModelCard:
     import yaml
 
     from ..configuration_gmail import GmailConfig
+    from ..generation.arguments import DEFAULT_GENERATOR
     from ..trainer import GmailTrainingArguments
 
     text = Path(config_file).read_text(encoding="utf-8")
@@ -96,13 +97,14 @@ def planned_card(config_file: str | os.PathLike) -> ModelCard:
     args = GmailTrainingArguments(**{**training, "bf16": False}).to_sanitized_dict() | {"bf16": values["bf16"]}
     args["processes"] = PAPER_BATCH // args["per_device_train_batch_size"]
     config = GmailConfig(lora_rank=values["lora_rank"]).to_dict()
+    generator = source(DEFAULT_GENERATOR, licensed=False)
     organisation = values["dataset_name"].split("/")[0]
     return _render(
         f"{organisation}/{values['output_dir']}",
         config,
         args,
         source(values["model_name_or_path"], licensed=False),
-        {"train_dataset": {**source(values["dataset_name"], licensed=False), "generators": []}},
+        {"train_dataset": {**source(values["dataset_name"], licensed=False), "generators": [generator]}},
         plan={
             "config": Path(config_file).name,
             "comment": " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#")),
