@@ -133,10 +133,19 @@ def compare(model: "GmailCLIPModel", processor: Any, real: "Image", generated: "
 
 
 def examples(name: str, split: str) -> list[dict[str, Any]]:
-    """The first pairs of a data set with different captions: `real_image`, `generated_image`, `caption`."""
+    """
+    The first pairs of a data set with different captions: `real_image`, `generated_image`, `caption`.
+
+    Raises:
+        ValueError: it has no such columns, or no rows.
+    """
     from gmail_hf.loading import load_pairs
 
-    rows = {row["caption"]: row for row in load_pairs(name, split, max_samples=4 * NUM_EXAMPLES)}
+    pairs = load_pairs(name, split, max_samples=4 * NUM_EXAMPLES)
+    missing = [column for column in ("real_image", "generated_image", "caption") if column not in pairs.column_names]
+    if missing or not len(pairs):
+        raise ValueError(f"The page shows pairs; '{name}' has {len(pairs)} rows and lacks the columns {missing}.")
+    rows = {row["caption"]: row for row in pairs}
     return list(rows.values())[:NUM_EXAMPLES]
 
 

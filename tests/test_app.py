@@ -66,6 +66,9 @@ def test_a_page_without_a_trained_model_says_so(tmp_path, monkeypatch, clip_fold
 def test_examples_have_captions_of_their_own(tmp_path):
     make_pairs(12, captions=[*CAPTIONS] * 3).save_to_disk(tmp_path / "pairs")
     rows = app.examples(str(tmp_path / "pairs"), "train")
+    make_pairs(2).remove_columns("real_image").save_to_disk(tmp_path / "generated")
+    with pytest.raises(ValueError, match="lacks the columns .'real_image'."):
+        app.examples(str(tmp_path / "generated"), "train")
     assert [row["caption"] for row in rows] == list(CAPTIONS)
 
 
