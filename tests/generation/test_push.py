@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from huggingface_hub import DatasetCard
 from server import HubServer, commit_id
 
 from gmail_hf.cards import dataset_card
+from gmail_hf.digits import clip_path
 from gmail_hf.generation import push_dataset, synthesize
 from gmail_hf.generation.hub import count_rows
 from gmail_hf.generation.shards import open_folder
@@ -61,7 +63,7 @@ def hub():
         yield server
 
 
-def test_push_push_again_and_load_back(hub, make_args, options, tmp_path):
+def test_push_push_again_and_load_back(hub, make_args, options, tmp_path, monkeypatch):
     folder = synthesize(make_args(num_captions=40, shard_range="0:2"))
     run = {**options, "num_captions": 40, "output_dir": str(folder.path)}
     done = subprocess.run(
@@ -101,6 +103,11 @@ def test_push_push_again_and_load_back(hub, make_args, options, tmp_path):
     card = files["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
     assert "40 generated images of 40 captions and 40 image ids, in\n3 of 3 shards." in card
+    monkeypatch.chdir(tmp_path)
+    snippet = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[1]
+    snippet = snippet.replace('"openai/clip-vit-base-patch32"', repr(clip_path()))
+    exec(compile(snippet, "card", "exec"), {"pairs": datasets.load_dataset(str(folder.path), split="train")})
+    assert Path("pairs-gmail", "checkpoint-2", "gen", "adapter_config.json").exists()
     assert str(DatasetCard(card)) == card and "None" not in card and str(folder.path) not in card
 
 

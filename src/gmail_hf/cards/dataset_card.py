@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from .marker import MARKER
-from .provenance import CITATION, PAPER, source
+from .provenance import CITATION, PAPER, generator_source, source
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
 REAL_IMAGES = {
@@ -29,7 +29,7 @@ def dataset_card(repo_id: str, manifest: dict[str, Any], counts: dict[str, int])
     licence = captions["captions_license"]
     name = repo_id.split("/")[-1]
     texts = source(captions["dataset_name"], captions["dataset_revision"], "dataset", licensed=False)
-    generator = source(settings["generator"], settings["generator_revision"])
+    generator = generator_source(settings["generator"], settings["generator_revision"])
     data = DatasetCardData(
         license=licence,
         task_categories=["image-to-text", "zero-shot-image-classification"],

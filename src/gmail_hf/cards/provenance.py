@@ -68,6 +68,13 @@ def source(
     }
 
 
+def generator_source(name: str, revision: str | None = None) -> dict[str, Any]:
+    """As [`source`], of a text-to-image pipeline, by the name that `examples/generate_dataset.py` knows it by."""
+    from ..digits import generator_path
+
+    return source(generator_path() if name == "digits" else name, revision)
+
+
 def on_hub(name: str | None) -> bool:
     """Whether a name is a Hub id rather than a path."""
     return bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists())
@@ -92,9 +99,7 @@ def _pairs(dataset: Dataset | IterableDataset) -> dict[str, Any]:
         known = {**source(None), "name": own, "license": info.license or None}
     generators = set()
     if known["name"] == "digits" and not found:
-        from ..digits import generator_path
-
-        generators.add((generator_path(), None))
+        generators.add(("digits", None))
     elif isinstance(dataset, Dataset) and {"generator", "generator_revision"} <= set(dataset.column_names):
         table = dataset.select_columns(["generator", "generator_revision"]).with_format("arrow")
         for rows in table.iter(batch_size=100_000):
@@ -103,7 +108,7 @@ def _pairs(dataset: Dataset | IterableDataset) -> dict[str, Any]:
         **known,
         "split": str(dataset.split) if dataset.split else None,
         "pairs": len(dataset) if isinstance(dataset, Dataset) else None,
-        "generators": [source(*generator) for generator in sorted(generators, key=str)],
+        "generators": [generator_source(*generator) for generator in sorted(generators, key=str)],
     }
 
 
@@ -118,9 +123,11 @@ def _in_cache(dataset: Dataset | IterableDataset) -> tuple[str, str] | None:
 
 def _license(name: str, repo_type: str) -> str | None:
     """The licence that a repository's own card tells; None if it tells none or cannot be had."""
-    folder = Path(name)
+    path = Path(name, "README.md")
+    if not path.exists() and not on_hub(name):
+        return None
     try:
-        path = folder / "README.md" if folder.is_dir() else name
+        path = path if path.exists() else name
         data = RepoCard.load(path, repo_type=repo_type, ignore_metadata_errors=True).data
     except (OSError, ValueError):
         return None
