@@ -198,7 +198,7 @@ def build(model: "GmailCLIPModel", processor: Any, note: str, pairs: list[dict[s
     def picture(value, label):
         # The file as it is: gradio would decode it before this page can tell what is wrong with it.
         how = {"type": "filepath", "image_mode": None, "format": "png", "sources": ["upload", "clipboard"]}
-        return gr.Image(value, label=label, height=280, elem_classes=look, **how)
+        return gr.Image(value, label=label, height=280, min_width=220, elem_classes=look, **how)
 
     first = pairs[0]
     look = ["pixels"] if max(first["real_image"].size) <= 64 else []
