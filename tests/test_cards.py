@@ -21,6 +21,7 @@ from transformers import CLIPModel
 from gmail_hf import GmailTrainer
 from gmail_hf.cards import add_results, model_card, planned_card, write_card
 from gmail_hf.cards.marker import MARKER
+from gmail_hf.cards.provenance import source
 from gmail_hf.cards.results import NOT_RUN
 
 ROOT = Path(__file__).parents[1]
@@ -195,6 +196,14 @@ def test_generators_and_rows_are_told(clip_folder, arguments):
     told = trainer.provenance["datasets"]["train_dataset"]
     assert [(entry["name"], entry["revision"]) for entry in told["generators"]] == [("org/flux", "b"), ("org/sd", "a")]
     assert told["pairs"] == 4 and trainer.provenance["base"]["name"] == Path(clip_folder).name
+
+
+@pytest.mark.parametrize("front", ["license: [mit", "on: x\nlicense: mit", "- mit", "license:\n- mit\n- other"])
+def test_licence_of_a_base_with_any_card(tmp_path, front):
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
+    expected = "mit, other" if front.endswith("other") else None
+    assert source(str(tmp_path))["license"] == expected
+    assert source("org/nowhere")["license"] is None and source("digits")["license"] is None
 
 
 # Snippets

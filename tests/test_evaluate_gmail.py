@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from benchmark_data import save_clipcap, save_gmail, write_captions, write_classes
+from huggingface_hub import ModelCard
 
 from gmail_hf.benchmarks import BENCHMARKS, captioning, runner
 
@@ -90,6 +91,7 @@ def test_digits_needs_no_data(evaluate, tmp_path):
         ("dtd", ["--dataset", "dtd={dtd}", "--model", "gmail-nowhere"], FileNotFoundError, "no model at"),
         ("dtd", ["--dataset", "dtd={dtd}", "--dtype", "int8"], ValueError, "--dtype is float32, bfloat16"),
         ("dtd", ["--dataset", "dtd={dtd}", "--limit", "0"], ValueError, "--limit is at least 1"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--card", "{dtd}"], FileNotFoundError, "no card at"),
         ("digits", ["--limit", "5"], ValueError, "--limit of 10 or more"),
     ],
 )  # fmt: skip
@@ -97,6 +99,21 @@ def test_mistakes_are_told_before_any_work(evaluate, folders, tmp_path, benchmar
     with pytest.raises(error, match=message):
         evaluate(benchmarks, *(option.format(**folders) for option in options))
     assert not (tmp_path / "out").exists()
+
+
+def test_scores_go_into_a_card_and_leave_the_model_the_same(evaluate, folders, caplog):
+    readme = Path(folders["gmail"], "README.md")
+    assert "Not run yet." in readme.read_text()
+    options = ["--dataset", f"dtd={folders['dtd']}", "--card", folders["gmail"]]
+    result = evaluate("dtd", *options)["dtd"]
+    entries = ModelCard.load(readme).data.eval_results
+    assert {entry.metric_type: entry.metric_value for entry in entries}["accuracy"] == pytest.approx(
+        result["tasks"]["zero_shot"]["scores"]["top1"], abs=1e-4
+    )
+    assert "| DTD |" in readme.read_text() and "Not run yet." not in readme.read_text()
+    content = readme.read_text()
+    evaluate("dtd", *options)
+    assert "DTD: zero_shot (finished)" in caplog.text and readme.read_text() == content
 
 
 def test_help_lists_the_benchmarks(script, capsys):

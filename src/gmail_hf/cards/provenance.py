@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset, IterableDataset
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub.repocard import RepoCard
@@ -129,7 +130,7 @@ def _license(name: str, repo_type: str) -> str | None:
     try:
         path = path if path.exists() else name
         data = RepoCard.load(path, repo_type=repo_type, ignore_metadata_errors=True).data
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, yaml.YAMLError):  # no card, no connection, or no valid one
         return None
     licence = data.get("license_name") or data.get("license")
     return ", ".join(licence) if isinstance(licence, list) else licence
