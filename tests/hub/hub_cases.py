@@ -26,6 +26,7 @@ def publish(folder, answers):
     make_clip().push_to_hub("org/clip")
     model = make_model("org/clip", text_lora=True)
     answers["base_revision"] = model.config.base_model_revision
+    make_clip().save_pretrained(folder / "adapters")  # weights that are not to be pushed
     model.save_adapters(folder / "adapters", push_to_hub=True, repo_id="org/gmail-adapters", private=True)
     model.add_remote_code()
     model.push_to_hub("org/gmail-coco")
