@@ -184,7 +184,14 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         for start in range(0, len(pixel_values), mini_batch_size):
             rows = slice(start, start + mini_batch_size)
             names = modality if modality is None or isinstance(modality, str) else modality[rows]
-            chunks.append(checkpoint(self._unit_features, pixel_values[rows], names, token_layer, use_reentrant=False))
+            arguments = pixel_values[rows], names, token_layer
+            # The backward pass begins with the last mini-batch: its activations may stay.
+            last = start + mini_batch_size >= len(pixel_values)
+            chunks.append(
+                self._unit_features(*arguments)
+                if last
+                else checkpoint(self._unit_features, *arguments, use_reentrant=False)
+            )
         embeds, tokens = zip(*chunks, strict=True)
         return torch.cat(embeds), None if token_layer is None else torch.cat(tokens)
 
