@@ -21,6 +21,8 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from transformers.utils import logging
 
+from .pixels import PixelValues, raw_pixels
+
 SIDES = ("real", "generated")
 PAIR_COLUMNS = ("real_image", "generated_image", "caption", "image_id")
 
@@ -45,7 +47,9 @@ def decode_image(cell: Any) -> PILImage.Image:
         if opened:
             return ImageOps.exif_transpose(cell).convert("RGB")  # an opened file is read only now
         with PILImage.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")  # upright, as datasets decodes it
+            ImageOps.exif_transpose(image, in_place=True)  # upright, as datasets decodes it
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
         name = getattr(cell, "filename", None) if opened else cell.get("path")
         raise BadImageError(f"{name or 'image'} cannot be read ({error})") from error
@@ -191,7 +195,7 @@ class GmailCollator:
     def __init__(self, processor: Any, with_text: bool = False, on_bad_image: str = "skip"):
         if on_bad_image not in ("skip", "error"):
             raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{on_bad_image}'.")
-        self.image_processor = image_processor_of(processor)
+        self.pixel_values = PixelValues(image_processor_of(processor))
         self.tokenizer = getattr(processor, "tokenizer", None)
         if with_text and self.tokenizer is None:
             raise ValueError("The text losses need a processor with a tokenizer, such as CLIPProcessor.")
@@ -222,8 +226,7 @@ class GmailCollator:
             if f"{side}_embeds" in kept[0]:
                 batch[f"{side}_embeds"] = torch.tensor(np.stack(values), dtype=torch.float32)
             else:
-                pixels = self.image_processor(images=list(values), return_tensors="pt")["pixel_values"]
-                batch[f"{side}_pixel_values"] = pixels
+                batch[f"{side}_pixel_values"] = self.pixel_values(values)
         if self.with_text:
             captions = [row["caption"] for row in kept]
             batch.update(self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt"))
@@ -242,7 +245,9 @@ class GmailCollator:
 
     def _image(self, row: dict[str, Any], side: str) -> Any:
         if f"{side}_embeds" not in row:
-            return decode_image(row[f"{side}_image"])
+            cell = row[f"{side}_image"]
+            pixels = raw_pixels(cell["bytes"]) if isinstance(cell, dict) else None
+            return decode_image(cell) if pixels is None else pixels
         embeds = row[f"{side}_embeds"]
         if np.isnan(embeds).any():
             raise BadImageError(f"its {side} image could not be read when the embeddings were cached")
