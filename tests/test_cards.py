@@ -198,11 +198,13 @@ def test_generators_and_rows_are_told(clip_folder, arguments):
     assert told["pairs"] == 4 and trainer.provenance["base"]["name"] == Path(clip_folder).name
 
 
-@pytest.mark.parametrize("front", ["license: [mit", "on: x\nlicense: mit", "- mit", "license:\n- mit\n- other"])
+@pytest.mark.parametrize(
+    "front",
+    ["license: [mit", "on: x\nlicense: mit", "- mit", "license:\n- mit\n- other", "license: other\nlicense_name: own"],
+)
 def test_licence_of_a_base_with_any_card(tmp_path, front):
     (tmp_path / "README.md").write_text(f"---\n{front}\n---\n")
-    expected = "mit, other" if front.endswith("other") else None
-    assert source(str(tmp_path))["license"] == expected
+    assert source(str(tmp_path))["license"] == ("other" if front.startswith("license: other") else None)
     assert source("org/nowhere")["license"] is None and source("digits")["license"] is None
 
 

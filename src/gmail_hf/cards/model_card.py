@@ -1,16 +1,16 @@
 """The model card: a function of the files in a model's folder, or of a configuration that was not run yet."""
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .marker import MARKER, card_of_others, written_here
 from .provenance import CITATION, PAPER, PROVENANCE, source
-from .results import END, NOT_RUN, START, read_metrics, trainer_results
+from .results import END, NOT_RUN, START, read_json, read_metrics, trainer_results
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 PAPER_BATCH = 256  # section 4.1
@@ -55,14 +55,14 @@ def model_card(
         license: of the model; by default that of its base.
     """
     folder = Path(folder)
-    config, known = _json(folder, "config.json"), _json(folder, PROVENANCE)
+    config, known = read_json(folder, "config.json"), read_json(folder, PROVENANCE)
     base = known.get("base") or source(
         config["base_model_name_or_path"], config["base_model_revision"], licensed=False
     )
     return _render(
         model_id or folder.absolute().name,
         config,
-        {**_json(folder, "training_args.json"), "processes": known.get("processes")},
+        {**read_json(folder, "training_args.json"), "processes": known.get("processes")},
         base,
         known.get("datasets", {}),
         metrics=read_metrics(folder),
@@ -83,8 +83,6 @@ def planned_card(config_file: str | os.PathLike) -> ModelCard:
     Args:
         config_file: the YAML file; the comment on top of it describes the run.
     """
-    import yaml
-
     from ..configuration_gmail import GmailConfig
     from ..generation.arguments import DEFAULT_GENERATOR
     from ..trainer import GmailTrainingArguments
@@ -229,8 +227,3 @@ def _number(value: Any) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

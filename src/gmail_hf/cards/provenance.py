@@ -123,7 +123,7 @@ def _in_cache(dataset: Dataset | IterableDataset) -> tuple[str, str] | None:
 
 
 def _license(name: str, repo_type: str) -> str | None:
-    """The licence that a repository's own card tells; None if it tells none or cannot be had."""
+    """The licence, as the Hub spells it, that a repository's own card tells; None if it tells no single one."""
     path = Path(name, "README.md")
     if not path.exists() and not on_hub(name):
         return None
@@ -132,5 +132,5 @@ def _license(name: str, repo_type: str) -> str | None:
         data = RepoCard.load(path, repo_type=repo_type, ignore_metadata_errors=True).data
     except (OSError, ValueError, TypeError, yaml.YAMLError):  # no card, no connection, or no valid one
         return None
-    licence = data.get("license_name") or data.get("license")
-    return ", ".join(licence) if isinstance(licence, list) else licence
+    licence = data.get("license")
+    return licence if isinstance(licence, str) else None

@@ -167,19 +167,18 @@ def _commit(revision: str | None) -> str | None:
 
 def read_metrics(folder: str | os.PathLike) -> dict[str, float]:
     """
-    What a training measured, by the Trainer's names: `train_...`, `eval_...` as logged last, and what
-    `Trainer.save_metrics` wrote, `before_...` among it.
+    What a training measured, by the Trainer's names: what `Trainer.save_metrics` wrote, `before_...` among it, and
+    `train_...` and `eval_...` as logged last, which is never older.
     """
-    metrics = {}
-    for entry in _json(folder, "trainer_state.json").get("log_history", []):
+    metrics = read_json(folder, "all_results.json")
+    for entry in read_json(folder, "trainer_state.json").get("log_history", []):
         metrics |= {name: value for name, value in entry.items() if name.startswith(("train_", "eval_"))}
-    metrics |= _json(folder, "all_results.json")
     # R@5 before R@10.
     return dict(
         sorted(metrics.items(), key=lambda item: re.sub(r"\d+", lambda digits: f"{int(digits[0]):06d}", item[0]))
     )
 
 
-def _json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
+def read_json(folder: str | os.PathLike, name: str) -> dict[str, Any]:
     path = Path(folder, name)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
