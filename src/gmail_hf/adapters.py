@@ -23,7 +23,16 @@ from .configuration_gmail import (
     GmailVisionConfig,
     is_adapter_like,
 )
-from .hub import AUTO_MAP, adapter_files, adapters_config, load_on_base, push_folder, resolve_commit, write_remote_code
+from .hub import (
+    AUTO_MAP,
+    adapter_files,
+    adapters_config,
+    check_stands_alone,
+    load_on_base,
+    push_folder,
+    resolve_commit,
+    write_remote_code,
+)
 from .layers import ModalityLoRALinear
 
 PEFT_PREFIX = "base_model.model."
@@ -167,19 +176,15 @@ class AdapterMixin:
         an adapter is written as one that changes nothing.
 
         Args:
-            save_directory: the folder; weights of a base that lie in it stay.
-            push_to_hub (`bool`): upload the folder then, in one commit, but for such weights.
+            save_directory: the folder.
+            push_to_hub (`bool`): upload the folder then, in one commit.
             hub_kwargs: `repo_id` (by default the folder's name), `private`, `token`, `commit_message`, `create_pr`.
 
         Raises:
-            ValueError: a push, but the base is a folder of this machine.
+            ValueError: the folder or the repository holds a whole checkpoint, which would go on being loaded; a push,
+                but the base is a folder of this machine.
         """
-        base = self.config.base_model_name_or_path
-        if push_to_hub and (base is None or os.path.exists(base)):
-            raise ValueError(
-                f"Nobody else can fetch the base of these adapters, '{base}': push the whole model by `push_to_hub`, "
-                "or make it by `from_clip` from a CLIP on the Hub."
-            )
+        check_stands_alone(save_directory, self.config, push_to_hub)
         config = copy.deepcopy(self.config)
         config.architectures, config.dtype = [type(self).__name__], self.dtype
         vars(config).pop("auto_map", None)  # the remote code would look for the base's weights here
@@ -187,7 +192,7 @@ class AdapterMixin:
         self._save_peft_folders(save_directory)
         add_card(save_directory, hub_kwargs.get("repo_id"))
         if push_to_hub:
-            push_folder(save_directory, with_weights=False, **hub_kwargs)
+            push_folder(save_directory, adapters_only=True, **hub_kwargs)
 
     def _save_peft_folders(self, save_directory: str | os.PathLike) -> None:
         from peft import LoraConfig

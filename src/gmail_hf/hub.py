@@ -18,7 +18,7 @@ from .configuration_gmail import OWN_FIELDS, GmailConfig
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # What a training run leaves in the folder of its model, and pickles.
 TRAINING_FILES = ["checkpoint-*", "runs", "*.pt", "*.pth", "*.bin"]
-WEIGHTS = ["model*.safetensors", SAFE_WEIGHTS_INDEX_NAME]
+WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 REMOTE_CODE = Path(__file__).with_name("modeling_gmail_remote.py")
 AUTO_MAP = {
@@ -62,7 +62,7 @@ def adapters_config(source: str | os.PathLike | None, kwargs: dict[str, Any]) ->
     if source is None or any(kwargs.get(key) for key in ("state_dict", "gguf_file", "variant")):
         return None
     hub = _hub_kwargs(kwargs)
-    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+    for name in WEIGHTS:
         if cached_file(source, name, _raise_exceptions_for_missing_entries=False, **{**hub, "force_download": False}):
             return None
     config = kwargs.get("config")
@@ -111,12 +111,32 @@ def load_on_base(
     return model
 
 
+def check_stands_alone(folder: str | os.PathLike, config: GmailConfig, push_to_hub: bool) -> None:
+    """
+    Check that adapters saved in `folder` will be what is loaded from there, by others too if they are pushed.
+
+    Raises:
+        ValueError: weights in `folder` would hide them, or nobody else can fetch their base.
+    """
+    if any(Path(folder, name).exists() for name in WEIGHTS):
+        raise ValueError(
+            f"'{folder}' holds a whole checkpoint, which would go on being loaded in place of these adapters: save "
+            "the whole model by `save_pretrained`, or choose another folder."
+        )
+    base = config.base_model_name_or_path
+    if push_to_hub and (base is None or os.path.exists(base)):
+        raise ValueError(
+            f"Nobody else can fetch the base of these adapters, '{base}': push the whole model by `push_to_hub`, or "
+            "make it by `from_clip` from a CLIP on the Hub."
+        )
+
+
 def push_folder(
     folder: str | os.PathLike,
     repo_id: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
-    with_weights: bool = True,
+    adapters_only: bool = False,
     card: dict[str, Any] | None = None,
     revision: str | None = None,
     **commit: Any,
@@ -128,12 +148,20 @@ def push_folder(
 
     Returns:
         The commit's address.
+
+    Raises:
+        ValueError: `adapters_only`, but the repository holds weights, which `from_pretrained` would prefer.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id or Path(folder).name, private=private, exist_ok=True).repo_id
     if revision and not revision.startswith("refs/pr"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    ignore = TRAINING_FILES + ([] if with_weights else WEIGHTS)
+    if adapters_only and any(api.file_exists(repo_id, name, revision=revision) for name in WEIGHTS):
+        raise ValueError(
+            f"'{repo_id}' holds a whole checkpoint, which would go on being loaded in place of these adapters: push "
+            "the whole model by `push_to_hub`, or choose another repository."
+        )
+    ignore = list(TRAINING_FILES)
     if written_here(folder) and card_of_others(repo_id, token=token) is not None:
         ignore.append("README.md")
     elif card is not None:

@@ -6,7 +6,7 @@ photographs, one for generated images.
     model.get_image_features(pixel_values, modality="gen")
 
 This file lies in the repository of a model and needs nothing beside it. It serves one branch a call; batches of both,
-training and evaluation are gmail-hf's: https://pypi.org/project/gmail-hf.
+training and evaluation are gmail-hf's (`pip install gmail-hf`).
 """
 
 import torch

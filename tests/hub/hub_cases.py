@@ -26,10 +26,11 @@ def publish(folder, answers):
     make_clip().push_to_hub("org/clip")
     model = make_model("org/clip", text_lora=True)
     answers["base_revision"] = model.config.base_model_revision
-    make_clip().save_pretrained(folder / "adapters")  # weights that are not to be pushed
     model.save_adapters(folder / "adapters", push_to_hub=True, repo_id="org/gmail-adapters", private=True)
     model.add_remote_code()
     model.push_to_hub("org/gmail-coco")
+    onto_whole = dict(push_to_hub=True, repo_id="org/gmail-coco")
+    answers["onto_whole"] = error_of(lambda: model.save_adapters(folder / "onto_whole", **onto_whole))
     for repo_id in ("org/gmail-coco", "org/gmail-adapters", "org/gmail-coco-gen"):
         make_processor().push_to_hub(repo_id)
     model.to_clip("gen").push_to_hub("org/gmail-coco-gen")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hub_cases import load_tensors
 from server import HubServer, commit_id
-from tiny import make_clip, make_model, make_pairs
+from tiny import make_clip, make_model, make_pairs, randomise
 
 from gmail_hf import GmailCLIPModel
 
@@ -98,8 +98,7 @@ def test_a_push_is_one_commit(hub, published, read):
         adapters = ["gen", "real"] if repo_id == "org/cut" else ["gen", "real", "text"]
         files = [f"{name}/adapter_{file}" for name in adapters for file in ("config.json", "model.safetensors")]
         assert not first and sorted(names) == sorted([*files, "config.json", *more]), repo_id
-    size = {repo_id: sum(map(len, hub.files(repo_id, "model").values())) for repo_id in expected}
-    assert size["org/gmail-adapters"] < size["org/gmail-coco"]
+    assert published[1]["onto_whole"].startswith("ValueError: 'org/gmail-coco' holds a whole checkpoint")
 
 
 def test_a_cut_push_publishes_nothing(hub, published):
@@ -180,6 +179,14 @@ def test_adapters_alone_in_a_folder(clip_folder, tmp_path):
         assert torch.equal(tensor, model.state_dict()[name]), name
     half = GmailCLIPModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
+
+
+def test_adapters_do_not_go_beside_weights_that_hide_them(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="holds a whole checkpoint.*`save_pretrained`"):
+        randomise(model).save_adapters(tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_adapters_whose_base_is_not_there(clip_folder, tmp_path):
