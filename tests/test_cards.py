@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,27 @@ def test_push_while_training_and_after(tmp_path, clip_folder):
     assert rows["training pairs, their captions"] == ["`org/pairs`, split `train`", f"{1:040x}", "12", "cc-by-4.0"]
     assert rows["base model"][1] == f"{1:040x}"
     assert card.data.eval_results[0].dataset_revision == f"{1:040x}"
+
+
+@pytest.mark.parametrize(("strategy", "pushes"), [("every_save", 2), ("end", 0)])
+def test_hub_strategy(train, monkeypatch, strategy, pushes):
+    uploads = []
+
+    def upload(self, run_as_future, **kwargs):
+        uploads.append(kwargs["commit_message"])
+        future = Future()
+        future.set_result(None)
+        return future
+
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    monkeypatch.setattr("gmail_hf.cards.models.card_of_others", lambda *args, **kwargs: None)
+
+    def init_hf_repo(self, *args, **kwargs):
+        self.hub_model_id, self.push_in_progress = "org/model", None
+
+    monkeypatch.setattr(GmailTrainer, "init_hf_repo", init_hf_repo)
+    train(max_steps=2, save_strategy="steps", save_steps=1, push_to_hub=True, hub_strategy=strategy)
+    assert uploads == [f"Training in progress, step {step}" for step in (1, 2)[:pushes]]
 
 
 def test_pushing_the_state_of_a_training_is_refused(clip_folder, arguments):

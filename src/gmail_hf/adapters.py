@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from .cards.model_card import add_card
+from .cards.models import add_card
 from .configuration_gmail import (
     ADAPTER_FIELDS,
     OWN_FIELDS,

@@ -9,7 +9,12 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image as PILImage
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.integrations import (
+    TensorBoardCallback,
+    TrackioCallback,
+    WandbCallback,
+    is_deepspeed_zero3_enabled,
+)
 
 from .data import BadImageError, decode_image, undecoded
 from .embeddings import embed_images
@@ -39,8 +44,8 @@ class FiguresCallback(TrainerCallback):
 
     Raises:
         TypeError: the pairs are streamed, or several data sets.
-        ValueError: a column of images is missing, there are too few pairs that can be read, or `report_to` names none
-            of these trackers.
+        ValueError: a column of images is missing, there are too few pairs that can be read, `report_to` names none of
+            these trackers, or the weights are sharded (FSDP, ZeRO-3): one process alone embeds the pairs.
         ImportError: the packages of `gmail-hf[evaluation]` are missing.
     """
 
@@ -54,6 +59,8 @@ class FiguresCallback(TrainerCallback):
             raise ValueError(f"`log_figures` draws pairs, and the evaluation data lacks {sorted(missing)}.")
         if not any(isinstance(callback, TRACKERS) for callback in trainer.callback_handler.callbacks):
             raise ValueError("`log_figures` needs `report_to` to name 'tensorboard', 'wandb' or 'trackio'.")
+        if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            raise ValueError("`log_figures` embeds pairs on one process, which has not all of sharded weights.")
         self.trainer = trainer
         self.num_shown = num_shown
         self.real, self.generated, self.captions = _readable(dataset, num_pairs)

@@ -11,7 +11,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from transformers.utils.hub import extract_commit_hash
 
 from .cards.marker import card_of_others, written_here
-from .cards.model_card import write_card
+from .cards.models import write_card
 from .configuration_gmail import OWN_FIELDS, GmailConfig
 
 # Keywords of `from_pretrained` that say where files come from.

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from .callbacks import FiguresCallback
-from .cards.model_card import write_card
+from .cards.models import write_card
 from .cards.provenance import PROVENANCE, name_pairs, provenance
 from .configuration_gmail import TEXT_ADAPTER
 from .data import SIDES, GmailCollator, check_pairs, undecoded

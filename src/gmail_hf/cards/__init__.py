@@ -5,8 +5,8 @@ No function here takes a score: a card's numbers come from the files that a trai
 `examples/evaluate_gmail.py` leave.
 """
 
-from .dataset_card import dataset_card
-from .model_card import model_card, planned_card, write_card
+from .datasets import dataset_card
+from .models import model_card, planned_card, write_card
 from .results import add_results
 
 __all__ = ["add_results", "dataset_card", "model_card", "planned_card", "write_card"]
