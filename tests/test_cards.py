@@ -21,7 +21,7 @@ from transformers import CLIPModel
 
 from gmail_hf import GmailTrainer
 from gmail_hf.cards import add_results, model_card, planned_card, write_card
-from gmail_hf.cards.marker import MARKER
+from gmail_hf.cards.marker import written_here
 from gmail_hf.cards.provenance import source
 from gmail_hf.cards.results import NOT_RUN
 
@@ -148,7 +148,7 @@ def trained(clip_folder, arguments):
 
 def test_trainer_writes_the_card(trained):
     folder = Path(trained.args.output_dir)
-    assert MARKER in (folder / "checkpoint-2" / "README.md").read_text()
+    assert written_here((folder / "checkpoint-2" / "README.md").read_text())
     trained.save_model()
     trained.create_model_card(tags="mine", license="mit", dataset="org/pairs", model_name="Two branches")
     card = ModelCard.load(folder / "README.md")
@@ -169,11 +169,12 @@ def test_trainer_writes_the_card(trained):
 def test_own_card_is_left_alone(trained):
     trained.save_model()
     readme = Path(trained.args.output_dir, "README.md")
-    assert MARKER in readme.read_text()
-    readme.write_text("# Mine")
-    trained.save_model()
-    trained.create_model_card()
-    assert readme.read_text() == "# Mine"
+    assert written_here(readme.read_text())
+    for mine in ("# Mine", readme.read_text().replace("## Limits", "## My limits")):
+        readme.write_text(mine)
+        trained.save_model()
+        trained.create_model_card()
+        assert readme.read_text() == mine
 
 
 def test_saving_leaves_a_card_where_there_is_none(clip_folder, tmp_path):
@@ -267,6 +268,7 @@ api.upload_file(path_or_fileobj=b"# Written on the Hub", path_in_repo="README.md
 trainer.push_to_hub()
 model = GmailCLIPModel.from_pretrained("org/gmail")
 model.push_to_hub("org/gmail")
+make_processor().push_to_hub("org/again")  # transformers leaves an empty form
 model.push_to_hub("org/again", tags=["mine"])
 model.save_pretrained(folder / "third", push_to_hub=True, repo_id="org/third")
 api.upload_file(path_or_fileobj=b"# Third", path_in_repo="README.md", repo_id="org/third")
@@ -298,10 +300,12 @@ def test_push_while_training_and_after(tmp_path, clip_folder):
         again = ModelCard(hub.files("org/again", "model")["README.md"].decode())
         third = [hub.contents[commit["README.md"]].decode() for commit in hub.commits["model", "org/third"][1:]]
     assert cards[-2:] == ["# Written on the Hub"] * 2
-    assert MARKER in again.text and 'from_pretrained("org/again")' in again.text
+    form = hub.contents[hub.commits["model", "org/again"][1]["README.md"]].decode()
+    assert "[More Information Needed]" in form
+    assert written_here(str(again)) and 'from_pretrained("org/again")' in again.text
     assert "mine" in again.data.tags and again.data.base_model == "org/clip"
     assert 'from_pretrained("org/third")' in third[0] and third[1:] == ["# Third"] * 2
-    card = ModelCard(next(text for text in reversed(cards) if MARKER in text))
+    card = ModelCard(next(text for text in reversed(cards) if written_here(text)))
     assert card.data.base_model == "org/clip" and card.data.datasets == ["org/pairs"]
     assert card.data.license == "mit" and 'from_pretrained("org/gmail")' in card.text
     rows = table(card.text, "what")

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from .cards.marker import card_of_others, written_here
+from .cards.marker import card_of_others, own_card
 from .cards.models import write_card
 from .configuration_gmail import OWN_FIELDS, GmailConfig
 
@@ -162,7 +162,7 @@ def push_folder(
             "the whole model by `push_to_hub`, or choose another repository."
         )
     ignore = list(TRAINING_FILES)
-    if written_here(folder) and card_of_others(repo_id, token=token) is not None:
+    if not own_card(folder) and card_of_others(repo_id, token=token) is not None:
         ignore.append("README.md")
     elif card is not None:
         write_card(folder, repo_id, **card)

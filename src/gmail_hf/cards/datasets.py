@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .marker import MARKER
+from .marker import MARKER, signed
 from .provenance import CITATION, PAPER, generator_source, source
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
@@ -40,7 +40,7 @@ def dataset_card(repo_id: str, manifest: dict[str, Any], counts: dict[str, int])
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
     )
     where = f"`{texts['name']}`, split `{captions['dataset_split']}`, column `{captions['caption_column']}`"
-    return DatasetCard.from_template(
+    card = DatasetCard.from_template(
         data,
         template_path=str(TEMPLATE),
         marker=MARKER,
@@ -71,6 +71,7 @@ def dataset_card(repo_id: str, manifest: dict[str, Any], counts: dict[str, int])
             "Fingerprint of all settings": f"`{manifest['fingerprint']}`",
         },
     )
+    return DatasetCard(signed(str(card)))
 
 
 def _safety(settings: dict[str, Any], counts: dict[str, int]) -> str:

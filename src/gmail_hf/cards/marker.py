@@ -1,24 +1,56 @@
-"""Whose card it is: one that was written here is written anew, one that somebody edited is left alone."""
+"""Whose card it is: one that was written here is written anew, one that somebody wrote or edited is left alone."""
 
+import hashlib
 import os
+import re
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-MARKER = "<!-- Written by gmail-hf. Remove this line, and the card is yours: it is not written over again. -->"
+# Stands in a card with a digest of the card in the place of the zeros.
+MARKER = "<!-- Written by gmail-hf (0000000000000000). Edit it, and it is yours: it is not written over again. -->"
+FORM = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+    "automatically generated."
+)
+DIGEST = re.compile(r"(?<=<!-- Written by gmail-hf \()\w{16}(?=\))")
 
 
-def written_here(folder: str | os.PathLike) -> bool:
-    """Whether a folder's README.md is a card that may be written anew."""
-    path = Path(folder, "README.md")
-    return path.exists() and MARKER in path.read_text(encoding="utf-8")
+def signed(content: str) -> str:
+    """A card's content with its digest in the [`MARKER`] that it holds."""
+    blank = DIGEST.sub("0" * 16, content)
+    return DIGEST.sub(hashlib.blake2b(blank.encode(), digest_size=8).hexdigest(), blank)
 
 
-def card_of_others(repo_id: str, repo_type: str = "model", token: str | bool | None = None) -> bytes | None:
+def written_here(content: str) -> bool:
+    """Whether a card holds a marker, and nothing was changed since."""
+    return bool(DIGEST.search(content)) and signed(content) == content
+
+
+def card_of_others(repo_id: str, repo_type: str = "model", token: str | bool | None = None) -> str | None:
     """The README.md of a repository of the Hub if it has one that was not written here."""
     try:
-        content = Path(hf_hub_download(repo_id, "README.md", repo_type=repo_type, token=token)).read_bytes()
+        content = _read(hf_hub_download(repo_id, "README.md", repo_type=repo_type, token=token))
     except (EntryNotFoundError, RepositoryNotFoundError):
         return None
-    return None if MARKER.encode() in content else content
+    return None if written_here(content) or _is_empty_form(content) else content
+
+
+def own_card(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds a README.md that somebody wrote or edited."""
+    path = Path(folder, "README.md")
+    return path.exists() and not written_here(_read(path))
+
+
+def _is_empty_form(content: str) -> bool:
+    """Whether a card is the form that transformers leaves, of a processor that was pushed before its model."""
+    if FORM not in content:
+        return False
+    form = ModelCard.from_template(ModelCardData(), model_description=FORM)
+    return ModelCard(content, ignore_metadata_errors=True).text.strip() == form.text.strip()
+
+
+def _read(path: str | os.PathLike) -> str:
+    with open(path, encoding="utf-8", newline="") as file:  # line endings as they are
+        return file.read()

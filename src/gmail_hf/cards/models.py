@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .marker import MARKER, card_of_others, written_here
+from .marker import MARKER, card_of_others, own_card, signed
 from .provenance import CITATION, PAPER, PROVENANCE, source
 from .results import END, NOT_RUN, START, read_json, read_metrics, trainer_results
 
@@ -129,11 +129,11 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str
         token: of the Hub.
         fields: `name`, `language`, `license`, `tags`, see [`model_card`].
     """
-    path = Path(folder, "README.md")
-    if path.exists() and not written_here(folder):
+    if own_card(folder):
         return
     theirs = card_of_others(repo_id, token=token) if repo_id is not None else None
-    path.write_bytes(str(model_card(folder, repo_id, **fields)).encode() if theirs is None else theirs)
+    content = str(model_card(folder, repo_id, **fields)) if theirs is None else theirs
+    Path(folder, "README.md").write_bytes(content.encode())
 
 
 def _render(
@@ -179,7 +179,7 @@ def _render(
         if not technical.fullmatch(key)
     ]
     gen = next((name for name in config["trainable_modalities"] if name != config["default_modality"]), None)
-    return ModelCard.from_template(
+    card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         marker=MARKER,
@@ -210,6 +210,7 @@ def _render(
         end=END,
         not_run=NOT_RUN,
     )
+    return ModelCard(signed(str(card)))
 
 
 def _eval_results(metrics: dict[str, float], datasets: dict[str, dict[str, Any]]) -> list[EvalResult]:

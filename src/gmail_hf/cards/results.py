@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from .marker import signed, written_here
 from .provenance import public_name
 
 START, END = "<!-- scores of benchmarks -->", "<!-- end of scores -->"
@@ -53,7 +54,8 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCar
     if not measured:
         raise FileNotFoundError(f"'{results}' holds no result of examples/evaluate_gmail.py.")
     with open(path, encoding="utf-8", newline="") as file:
-        loaded = ModelCard(file.read())
+        content = file.read()
+    loaded = ModelCard(content)
     section = f"{START}\n{results_text(measured)}\n{END}"
     if START in loaded.text and END in loaded.text:
         loaded.text = re.sub(f"{START}.*?{END}", lambda _: section, loaded.text, count=1, flags=re.DOTALL)
@@ -64,6 +66,8 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCar
     kept = [entry for entry in known if not any(entry.is_equal_except_value(other) for other in new)]
     loaded.data.model_name = loaded.data.model_name or path.absolute().parent.name
     loaded.data.eval_results = kept + new
+    if written_here(content):
+        loaded = ModelCard(signed(str(loaded)))
     loaded.save(path)
     return loaded
 
