@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch
 BIN := .venv/bin
 
-.PHONY: demo test docs quality style clean
+.PHONY: demo test docs cards quality style clean
 .DELETE_ON_ERROR:
 
 # From a fresh clone: generate images, align, and show what it changed on held-out real images.
@@ -17,6 +17,10 @@ test: .venv/installed
 # The site, in outputs/site; look at it by: python -m http.server --directory outputs/site
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# model_cards/ anew: from the configs, and from the files that runs left there.
+cards: .venv/installed
+	$(BIN)/python model_cards/render.py
 
 quality: .venv/installed
 	$(BIN)/ruff check .
