@@ -18,7 +18,7 @@ def generate(settings: Settings) -> Iterator[dict[str, Any]]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    num_images = settings.choose(64, 512, 256)
+    num_images = settings.choose(64, 256, 256)
     with tempfile.TemporaryDirectory() as folder:
         generator = "digits"
         if settings.device == "cuda":

@@ -25,7 +25,7 @@ def load(settings: Settings) -> Iterator[dict[str, Any]]:
     from gmail_hf.generation.prepare import prepare_pairs
 
     datasets.disable_progress_bars()
-    count = settings.choose(128, 512, 4096)
+    count = settings.choose(128, 256, 4096)
     jpegs, processor = subjects.jpeg_pairs(count), subjects.image_processor()
     with tempfile.TemporaryDirectory() as folder:
         jpegs.save_to_disk(f"{folder}/jpegs")

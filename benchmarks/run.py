@@ -1,7 +1,7 @@
 """
 Speed and memory of gmail-hf, measured against what people would use instead, in one run.
 
-    python benchmarks/run.py                    # all, about 25 minutes on two cores
+    python benchmarks/run.py                    # all, about 25 minutes on one thread
     python benchmarks/run.py --quick            # all at small sizes, to see that it runs
     python benchmarks/run.py --only step infer
 
@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="Default float32 on CPU, bfloat16 on CUDA.")
     parser.add_argument("--compile", action="store_true", help="torch.compile for training and inference, all sides.")
     parser.add_argument("--size", help="Another model for step, memory and infer, of subjects.SIZES.")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="Of each process on the CPU.")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="Of each process on the CPU; more suit an idle machine only."
+    )
     parser.add_argument("--peer_python", default=sys.executable, help="The interpreter that has clip_benchmark.")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)

@@ -60,7 +60,7 @@ def processes(settings: Settings) -> Iterator[dict[str, Any]]:
     settings = replace(settings, threads=1)
     size, batch = settings.choose("narrow", "vit-b-32", "vit-l-14"), settings.choose(16, 16, 256)
     seconds = {1: [], 2: []}
-    for _ in range(settings.choose(1, 3, 3)):
+    for _ in range(settings.choose(1, 2, 3)):
         for count, values in seconds.items():
             values.append(
                 alone("scaling:step_of_processes", settings, launcher=launcher(count), size=size, batch=batch)

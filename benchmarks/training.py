@@ -40,8 +40,8 @@ def sizes(settings: Settings) -> dict[str, Any]:
     size = settings.size or settings.choose("vit-b-32", "vit-b-32", "vit-l-14")
     return {
         "size": size,
-        "batch": settings.choose(4, 24, 256),
-        "steps": settings.choose(2, 3, 20),
+        "batch": settings.choose(2, 16, 256),
+        "steps": settings.choose(2, 2, 20),
         "rounds": settings.choose(2, 3, 3),
     }
 
@@ -76,14 +76,13 @@ def step(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def memory(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Peak memory of two steps, each side in its own process, beyond that of a process with the same imports."""
-    chosen = sizes(settings) | {"steps": 2, "batch": settings.choose(8, 32, 256)}
-    rounds = 1 if settings.quick else chosen["rounds"]
+    """Peak memory of training, each side in its own process, beyond that of a process with the same imports."""
+    chosen = sizes(settings) | {"steps": 1, "batch": settings.choose(4, 24, 256)}
     del chosen["rounds"]
     builders = {"ours": "gmail_trainer", TWO_CLIPS: "two_clips", SENTENCE_TRANSFORMERS: "sentence_transformers"}
     names = list(builders)
     peaks = {name: [] for name in builders}
-    for _ in range(rounds):
+    for _ in range(settings.choose(1, 2, 2)):
         baseline = alone("measuring:imports", settings)
         for name in names:
             try:
