@@ -21,6 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .adapters import check_nothing_missing
 from .configuration_gmail import TEXT_ADAPTER, GmailConfig, GmailVisionConfig
+from .hub import adapters_config
 from .layers import LoRAAdapter, ModalityProjection, Route, encoder_layers
 
 Modality = str | Sequence[str]
@@ -60,12 +61,21 @@ class _VisionCheckpoints:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
         """
-        Load the model from its own checkpoint or from a [`GmailCLIPModel`]'s; arguments as in `PreTrainedModel`.
+        Load the model from its own checkpoint or from a [`GmailCLIPModel`]'s, whole or adapters alone; arguments as in
+        `PreTrainedModel`.
 
         Raises:
             ValueError: weights are missing; nothing is made up at random.
         """
         with_info = kwargs.pop("output_loading_info", False)
+        if adapters_config(pretrained_model_name_or_path, kwargs):
+            from .modeling_gmail import GmailCLIPModel  # which has its vision tower from here
+
+            whole, info = GmailCLIPModel.from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+            model = cls._from_whole(whole).requires_grad_(True)
+            return (model, info) if with_info else model
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
         )
@@ -91,6 +101,10 @@ class GmailVisionModel(_VisionCheckpoints, CLIPVisionModel):
         self.encoder.layers = encoder_layers(config, config, config.trainable_modalities)
         self.modality = config.default_modality
         self.post_init()
+
+    @classmethod
+    def _from_whole(cls, whole: Any) -> "GmailVisionModel":
+        return whole.vision_model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -210,6 +224,12 @@ class GmailVisionModelWithProjection(ModalityMixin, _VisionCheckpoints, CLIPVisi
             config.hidden_size, config.projection_dim, config.trainable_modalities
         )
         self.post_init()
+
+    @classmethod
+    def _from_whole(cls, whole: Any) -> "GmailVisionModelWithProjection":
+        model = cls._from_config(whole.config.vision_config, dtype=whole.dtype)
+        model.vision_model, model.visual_projection = whole.vision_model, whole.visual_projection
+        return model.train(whole.training)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from hub_cases import load_tensors
 from server import HubServer, commit_id
 from tiny import make_clip, make_model, make_pairs, randomise
 
-from gmail_hf import GmailCLIPModel
+from gmail_hf import GmailCLIPModel, GmailVisionModel, GmailVisionModelWithProjection
 
 CASES = Path(__file__).with_name("hub_cases.py")
 
@@ -179,6 +179,22 @@ def test_adapters_alone_in_a_folder(clip_folder, tmp_path):
         assert torch.equal(tensor, model.state_dict()[name]), name
     half = GmailCLIPModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("part", [GmailVisionModel, GmailVisionModelWithProjection])
+def test_adapters_alone_give_the_towers_too(clip_folder, tmp_path, part):
+    model = make_model(clip_folder, trainable_modalities=["real", "gen"])
+    model.save_adapters(tmp_path / "adapters")
+    model.save_pretrained(tmp_path / "whole")
+    expected = part.from_pretrained(tmp_path / "whole")
+    back, info = part.from_pretrained(tmp_path / "adapters", output_loading_info=True)
+    assert type(back) is part and not info["missing_keys"] and back.training == expected.training
+    assert {name: parameter.requires_grad for name, parameter in back.named_parameters()} == {
+        name: parameter.requires_grad for name, parameter in expected.named_parameters()
+    }
+    assert back.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in back.state_dict().items():
+        assert torch.equal(tensor, expected.state_dict()[name]), name
 
 
 def test_adapters_do_not_go_beside_weights_that_hide_them(model, tmp_path):
