@@ -32,39 +32,38 @@ def load(settings: Settings) -> Iterator[dict[str, Any]]:
         jpegs = datasets.load_from_disk(f"{folder}/jpegs")
         prepare_pairs(jpegs, processor, f"{folder}/prepared")
         prepared = datasets.load_from_disk(f"{folder}/prepared")
-        sides = {
-            "bare": reader(undecoded(jpegs), decode_and_resize),
-            "JPEG": reader(undecoded(jpegs), gmail_collator(processor)),
-            "prepared": reader(undecoded(prepared), gmail_collator(processor)),
-            "bare, one image": reader(undecoded(jpegs).remove_columns("real_image"), decode_and_resize),
-            "JPEG, one image": reader(undecoded(jpegs).remove_columns("real_image"), gmail_collator(processor)),
-            "prepared, one image": reader(undecoded(prepared).remove_columns("real_image"), gmail_collator(processor)),
-        }
+        sides = {}
+        for suffix, unused in {"": [], ", one image": ["real_image"]}.items():
+            read, stored = (undecoded(pairs).remove_columns(unused) for pairs in (jpegs, prepared))
+            collate = gmail_collator(processor)
+            sides |= {
+                "bare" + suffix: reader(read, decode_and_resize),
+                "JPEG" + suffix: reader(read, collate),
+                "prepared" + suffix: reader(stored, collate),
+                "prepared, no workers" + suffix: reader(stored, collate, workers=0),
+            }
         speeds = take_turns(sides, settings.choose(2, 5, 5))
     note = f"{count} pairs, {WORKERS} workers"
-    for suffix in ("", ", one image"):
-        bare = speeds["bare" + suffix]
-        yield row(
-            "load", f"JPEG{suffix}", "PIL decode + resize", "pairs/s", speeds["JPEG" + suffix], bare, ">= 0.9", note
-        )
-        yield row(
-            "load",
-            f"prepared{suffix}",
-            "PIL decode + resize",
-            "pairs/s",
-            speeds["prepared" + suffix],
-            bare,
-            ">= 10",
-            note,
-        )
+    for name, ours in speeds.items():
+        kind, _, suffix = name.partition(", one")
+        if kind != "bare":
+            bare = speeds["bare" + (", one" + suffix) * bool(suffix)]
+            aim = ">= 0.9" if kind == "JPEG" else ">= 10"
+            yield row("load", name, "PIL decode + resize", "pairs/s", ours, bare, aim, note)
 
 
-def reader(pairs: Any, collate: Callable[[list[dict]], Any]) -> Callable[[], float]:
+def reader(pairs: Any, collate: Callable[[list[dict]], Any], workers: int = WORKERS) -> Callable[[], float]:
     """A call that reads all pairs once in random order and returns pairs/s."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
-        pairs, BATCH, shuffle=True, collate_fn=collate, num_workers=WORKERS, persistent_workers=True, drop_last=True
+        pairs,
+        BATCH,
+        shuffle=True,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        drop_last=True,
     )
 
     def read() -> float:
