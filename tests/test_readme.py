@@ -73,12 +73,16 @@ def run(code: str, name: Path, namespace: dict) -> dict:
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda snippet: snippet.strip().splitlines()[-1][:40])
-def test_snippet_runs(snippet, namespace):
+def test_snippet_runs(snippet, namespace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     variables = run(snippet, README, namespace)
     if "all_generated" in variables:
         features = variables["features"]
         assert features.shape == (2, 64)
         torch.testing.assert_close(features[1], variables["all_generated"][1])
+    if "again" in variables:
+        model, again = variables["model"].state_dict(), variables["again"].state_dict()
+        assert all(torch.equal(again[name], weight) for name, weight in model.items())
     if "captioner" in variables:
         assert variables["loss"].isfinite()
     if "llava" in variables:
@@ -169,4 +173,4 @@ def test_tree_names_every_file():
     text = README.read_text()
     listed = [*(ROOT / "src" / "gmail_hf").glob("*.py"), *(ROOT / "examples").glob("*.py")]
     assert not [path.name for path in listed if path.name != "__init__.py" and path.name not in text]
-    assert len(SNIPPETS) == 8
+    assert len(SNIPPETS) == 9
