@@ -24,7 +24,7 @@ COMPARISONS = {">=": operator.ge, "<=": operator.le}
 
 
 class MissingPeer(Exception):
-    """A peer that is not installed, with the remedy."""
+    """A side that cannot run: a peer that is not installed, with the remedy, or one that does not fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Settings:
     workers: int = 0
     quick: bool = False
     size: str | None = None
+    batch: int | None = None
     peer_python: str = sys.executable
 
     def choose(self, quick: Any, cpu: Any, cuda: Any) -> Any:
@@ -90,11 +91,11 @@ def missing(benchmark: str, measured: str, against: str, reason: str) -> dict[st
 
 
 def growth(benchmark: str, measured: str, points: dict[int, float], unit: str, note: str = "") -> dict[str, Any]:
-    """The line of a scaling: how much more the last size takes than the first, against how much larger it is."""
+    """How much more the last size takes than the first, against how much larger it is; 10 % are left to noise."""
     sizes = list(points)
     grown, larger = points[sizes[-1]] / points[sizes[0]], sizes[-1] / sizes[0]
     line = row(
-        benchmark, f"{measured}, {sizes[0]:,} to {sizes[-1]:,}", "linear", "times", [grown], [larger], "<= 1", note
+        benchmark, f"{measured}, {sizes[0]:,} to {sizes[-1]:,}", "linear", "times", [grown], [larger], "<= 1.1", note
     )
     return line | {"points": {str(size): point for size, point in points.items()}, "points_unit": unit}
 
@@ -111,6 +112,8 @@ def alone(
     """
     call = json.dumps({"settings": asdict(settings), "arguments": arguments})
     done = subprocess.run([python, *launcher, __file__, job, call], capture_output=True, text=True)
+    if "OutOfMemoryError" in done.stderr:
+        raise MissingPeer("out of memory")
     if done.returncode:
         raise RuntimeError(f"{job} failed in a process of its own:\n{done.stderr[-3000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])

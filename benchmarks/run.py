@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="Default cuda if there is one.")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="Default float32 on CPU, bfloat16 on CUDA.")
     parser.add_argument("--compile", action="store_true", help="torch.compile for training and inference, all sides.")
+    parser.add_argument("--batch", type=int, help="Another batch for step and memory.")
     parser.add_argument("--size", help="Another model for step, memory and infer, of subjects.SIZES.")
     parser.add_argument(
         "--threads", type=int, default=1, help="Of each process on the CPU; more suit an idle machine only."
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         workers=8 if device == "cuda" else 0,  # two cores have no room for workers beside training
         quick=args.quick,
         size=args.size,
+        batch=args.batch,
         peer_python=args.peer_python,
     )
     start, rows, seconds = time.perf_counter(), [], {}

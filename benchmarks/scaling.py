@@ -82,7 +82,7 @@ def step_of_processes(settings: Settings, size: str, batch: int) -> float:
     """Seconds of a step under DDP, negatives gathered from all processes."""
     import torch
     import torch.distributed as dist
-    import training
+    import trainers
     from torch.nn.parallel import DistributedDataParallel
 
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -93,7 +93,7 @@ def step_of_processes(settings: Settings, size: str, batch: int) -> float:
     model = subjects.gmail(size, settings).train()
     ddp = DistributedDataParallel(model)
     ddp.projection_dim = model.projection_dim
-    advance = training.bare_step(settings, ddp, batch // count)
+    advance = trainers.bare_step(settings, ddp, batch // count)
     advance()
     dist.barrier()
     steps = settings.choose(2, 2, 20)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import subjects
-import training
+import trainers
 from measuring import Clock, Settings, row, take_turns
 
 
@@ -80,14 +80,14 @@ def cached_epoch(
 
     def train() -> float:
         clock = Clock(settings)
-        arguments = training.hugging_face_arguments(settings, batch, settings.choose(3, 6, 50))
+        arguments = trainers.hugging_face_arguments(settings, batch, settings.choose(3, 6, 50))
         args = TrainingArguments(**arguments | {"output_dir": folder, "remove_unused_columns": False})
         ClipCapTrainer(
             model=model,
             args=args,
             train_dataset=dataset,
             data_collator=CaptionCollator(words),
-            callbacks=[training.ticking(clock)],
+            callbacks=[trainers.ticking(clock)],
         ).train()
         return batch / clock.seconds()
 
