@@ -1,8 +1,8 @@
 """
 Gradient caching: a large batch at the memory of a mini-batch, and what that costs in time.
 
-A batch of 1,024 in mini-batches of 64 cannot be compared: plain, ViT-L/14's activations need some 155 GB. So it is as
-many mini-batches of fewer pairs: 256 in mini-batches of 16 on CUDA, and on the CPU 128 in mini-batches of 8 of ViT-B/32.
+A batch of 1,024 in mini-batches of 64 cannot be compared: plain, ViT-L/14's activations need some 155 GB. So it is
+as many mini-batches of fewer pairs: 256 in mini-batches of 16 on CUDA, on the CPU 128 in those of 8 of ViT-B/32.
 The images of the whole batch count in the peak; beside ViT-L/14's activations they are a smaller part.
 """
 
