@@ -17,7 +17,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from peft import PeftModel
 from server import HubServer
 from tiny import make_model, make_pairs, make_processor, picture
-from transformers import CLIPModel
+from transformers import CLIPModel, TrainerCallback
 
 from gmail_hf import GmailTrainer
 from gmail_hf.cards import add_results, model_card, planned_card, write_card
@@ -164,6 +164,59 @@ def test_trainer_writes_the_card(trained):
     rows = table(card.text, "what")
     assert rows["training pairs, their captions"][2] == "8" and rows["evaluation pairs"][2] == "12"
     assert not TODO.search(card.text) and str(folder.parent) not in str(card)
+
+
+def scores_told(folder) -> dict[str, list[str]]:
+    text = Path(folder, "README.md").read_text()
+    return table(text, "score") if "| score |" in text else {}
+
+
+class StopAfterThree(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 3
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_scores_are_of_the_weights_that_were_saved(clip_folder, arguments, best):
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    if best:  # the number of the step rises: the first is the best
+        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_step", "greater_is_better": False}
+    trainer = GmailTrainer(
+        model=make_model(clip_folder),
+        args=arguments(max_steps=4, **settings),
+        train_dataset=make_pairs(8),
+        eval_dataset=make_pairs(12, seed=100),
+        processing_class=make_processor(),
+        compute_metrics=lambda prediction: {"step": float(trainer.state.global_step)},
+        callbacks=None if best else [StopAfterThree()],
+    )
+    trainer.train()
+    trainer.save_model()
+    told = scores_told(trainer.args.output_dir)
+    assert told["step"] == ["–", "2.000"] if best else not told  # nothing was measured after step 3
+    measured = trainer.evaluate()
+    trainer.create_model_card()
+    assert scores_told(trainer.args.output_dir)["loss"] == ["–", f"{measured['eval_loss']:.3f}"]
+
+
+def test_scores_of_an_earlier_run_in_the_folder_are_not_told(trained, train):
+    folder = Path(trained.args.output_dir)
+    metrics = trained.evaluate()
+    for name in ("before", "eval"):
+        trained.save_metrics(name, {key.replace("eval", name): value for key, value in metrics.items()})
+    trained.save_metrics("train", trained.state.log_history[-2])
+    with pytest.raises(FileNotFoundError, match="save the model first"):
+        trained.create_model_card()
+    trained.save_model()
+    assert scores_told(folder)["loss"] == [f"{metrics['eval_loss']:.3f}"] * 2
+    other = train(max_steps=1)
+    other.save_model()
+    assert str(folder) == other.args.output_dir and not scores_told(folder)
+    text = (folder / "README.md").read_text()
+    assert (
+        "model-index" not in text
+        and table(text, "cost")["seconds"][0] == f"{other.state.log_history[-1]['train_runtime']:,.4g}"
+    )
 
 
 def test_own_card_is_left_alone(trained):

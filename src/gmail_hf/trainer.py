@@ -1,6 +1,7 @@
 """`GmailTrainer`: the Hugging Face Trainer on pairs of generated and real images."""
 
 import json
+import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction, TrainingArguments
-from transformers.trainer_utils import PredictionOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput
 from transformers.utils import logging
 
 from .callbacks import FiguresCallback
@@ -359,6 +361,8 @@ class GmailTrainer(SafeTrainer):
         if self.state.global_step > 0:
             content = json.dumps(self.provenance, indent=2, ensure_ascii=False)
             Path(folder, PROVENANCE).write_text(f"{content}\n", encoding="utf-8")
+            if not Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):  # where the state comes last: all is saved
+                self.state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
         write_card(folder, getattr(self, "hub_model_id", None), self.args.hub_token, **fields)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

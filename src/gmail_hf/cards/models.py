@@ -53,9 +53,14 @@ def model_card(
         name: the title; by default the last part of the id.
         language, tags: metadata of the Hub.
         license: of the model; by default that of its base.
+
+    Raises:
+        FileNotFoundError: the folder holds no such model.
     """
     folder = Path(folder)
     config, known = read_json(folder, "config.json"), read_json(folder, PROVENANCE)
+    if "trainable_modalities" not in config:
+        raise FileNotFoundError(f"'{folder}' holds no config.json of a GmailCLIPModel: save the model first.")
     base = known.get("base") or source(
         config["base_model_name_or_path"], config["base_model_revision"], licensed=False
     )

@@ -171,12 +171,21 @@ def _commit(revision: str | None) -> str | None:
 
 def read_metrics(folder: str | os.PathLike) -> dict[str, float]:
     """
-    What a training measured, by the Trainer's names: what `Trainer.save_metrics` wrote, `before_...` among it, and
-    `train_...` and `eval_...` as logged last, which is never older.
+    What a training measured, by the Trainer's names: what `Trainer.save_metrics` wrote, `before_...` among it, unless
+    another run in the same folder did, and what was logged of the weights that are there: those of the last step, or
+    the best ones.
     """
-    metrics = read_json(folder, "all_results.json")
-    for entry in read_json(folder, "trainer_state.json").get("log_history", []):
-        metrics |= {name: value for name, value in entry.items() if name.startswith(("train_", "eval_"))}
+    metrics, state = read_json(folder, "all_results.json"), read_json(folder, "trainer_state.json")
+    history, step = state.get("log_history", []), state.get("global_step", 0)
+    end = max((i for i, entry in enumerate(history) if "train_runtime" in entry), default=len(history))
+    summary = history[end] if end < len(history) else {}
+    if step > 0 and metrics.get("train_runtime") != summary.get("train_runtime"):
+        metrics = {}
+    if summary and read_json(folder, "training_args.json").get("load_best_model_at_end"):
+        step = state["best_global_step"] or step
+    for i, entry in enumerate(history):
+        if i >= end or entry["step"] == step:
+            metrics |= {name: value for name, value in entry.items() if name.startswith(("train_", "eval_"))}
     # R@5 before R@10.
     return dict(
         sorted(metrics.items(), key=lambda item: re.sub(r"\d+", lambda digits: f"{int(digits[0]):06d}", item[0]))
