@@ -1,6 +1,7 @@
 """Pictures in the trackers: read back from what they wrote."""
 
 import json
+import logging
 import sqlite3
 from io import BytesIO
 from pathlib import Path
@@ -92,6 +93,23 @@ def test_training_does_not_notice(train_with_figures, tmp_path, monkeypatch):
     drawn = train_with_figures(report_to="tensorboard")
     plain = train_with_figures(log_figures=False)
     assert_equal(weights(drawn), weights(plain))
+
+
+def test_a_picture_that_fails_costs_no_training(train_with_figures, tmp_path, monkeypatch, caplog):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    plain = train_with_figures(log_figures=False)
+
+    def fail(*args):
+        raise ValueError("Input contains NaN.")
+
+    monkeypatch.setattr("gmail_hf.callbacks.plot_embeddings", fail)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("gmail_hf"), "propagate", True)
+    drawn = train_with_figures(report_to="tensorboard")
+    assert drawn.state.global_step == 4
+    assert_equal(weights(drawn), weights(plain))
+    assert "No pictures of the evaluation at step 2: ValueError('Input contains NaN.')" in caplog.text
 
 
 def test_wandb(train_with_figures, expected, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from transformers.integrations import (
     WandbCallback,
     is_deepspeed_zero3_enabled,
 )
+from transformers.utils import logging
 
 from .data import BadImageError, decode_image, undecoded
 from .embeddings import embed_images
@@ -23,6 +24,8 @@ from .evaluation._checks import optional_import
 
 if TYPE_CHECKING:
     from .trainer import GmailTrainer
+
+logger = logging.get_logger(__name__)
 
 TRACKERS = (TensorBoardCallback, WandbCallback, TrackioCallback)
 MIN_PAIRS = 10  # `plot_embeddings` takes no fewer
@@ -71,12 +74,18 @@ class FiguresCallback(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
+        try:
+            self._log(state.global_step)
+        except Exception as error:  # of the drawing, the disk or the tracker: no picture is worth a training
+            logger.warning(f"No pictures of the evaluation at step {state.global_step}: {error!r}.")
+
+    def _log(self, step: int) -> None:
         images = {"eval/embeddings": self._draw_embeddings()}
         if not self.shown:
             images["eval/pairs"] = self._draw_pairs()
             self.shown = True
         for callback in self.trainer.callback_handler.callbacks:
-            log_images(callback, images, state.global_step)
+            log_images(callback, images, step)
 
     def _draw_embeddings(self) -> PILImage.Image:
         def embed(cells: list[Any], modality: str) -> np.ndarray:
