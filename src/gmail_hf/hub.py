@@ -12,12 +12,13 @@ from transformers.utils.hub import extract_commit_hash
 
 from .cards.marker import card_of_others, own_card
 from .cards.models import write_card
+from .cards.provenance import on_hub
 from .configuration_gmail import OWN_FIELDS, GmailConfig
 
 # Keywords of `from_pretrained` that say where files come from.
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # What a training run leaves in the folder of its model, and pickles.
-TRAINING_FILES = ["checkpoint-*", "runs", "*.pt", "*.pth", "*.bin"]
+TRAINING_FILES = ["checkpoint-*", "runs/", "*.pt", "*.pth", "*.bin"]
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 REMOTE_CODE = Path(__file__).with_name("modeling_gmail_remote.py")
@@ -99,7 +100,10 @@ def load_on_base(
     for key in (*hub, "adapter_kwargs"):  # the Auto classes pass the latter, about adapters in the root
         kwargs.pop(key, None)
     fields = {field: getattr(config, field) for field in OWN_FIELDS}
-    fields |= {"dtype": config.dtype, "attn_implementation": config._attn_implementation}
+    fields |= {
+        "dtype": kwargs.pop("torch_dtype", None) or config.dtype,
+        "attn_implementation": config._attn_implementation,
+    }
     at_base = {key: value for key, value in hub.items() if key != "subfolder"} | {"revision": revision}
     try:
         model = model_class.from_clip(base, **at_base, **{**fields, **kwargs})
@@ -124,7 +128,7 @@ def check_stands_alone(folder: str | os.PathLike, config: GmailConfig, push_to_h
             "the whole model by `save_pretrained`, or choose another folder."
         )
     base = config.base_model_name_or_path
-    if push_to_hub and (base is None or os.path.exists(base)):
+    if push_to_hub and not on_hub(base):
         raise ValueError(
             f"Nobody else can fetch the base of these adapters, '{base}': push the whole model by `push_to_hub`, or "
             "make it by `from_clip` from a CLIP on the Hub."

@@ -75,6 +75,7 @@ class _VisionCheckpoints:
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
             model = cls._from_whole(whole).requires_grad_(True)
+            model.name_or_path = model.config.name_or_path = whole.name_or_path
             return (model, info) if with_info else model
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs

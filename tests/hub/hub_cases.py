@@ -26,6 +26,9 @@ def publish(folder, answers):
     make_clip().push_to_hub("org/clip")
     model = make_model("org/clip", text_lora=True)
     answers["base_revision"] = model.config.base_model_revision
+    for left in ("runs/day/events", "checkpoint-1/config.json", "optimizer.pt"):  # of a training, nor these
+        (folder / "adapters" / left).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "adapters" / left).write_text("{}")
     model.save_adapters(folder / "adapters", push_to_hub=True, repo_id="org/gmail-adapters", private=True)
     model.add_remote_code()
     model.push_to_hub("org/gmail-coco")

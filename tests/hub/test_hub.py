@@ -177,8 +177,8 @@ def test_adapters_alone_in_a_folder(clip_folder, tmp_path):
     assert back.config.to_diff_dict() | {"_name_or_path": ""} == model.config.to_diff_dict() | {"_name_or_path": ""}
     for name, tensor in back.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
-    half = GmailCLIPModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert half.dtype == torch.bfloat16
+    for name in ("dtype", "torch_dtype"):  # the latter of older scripts
+        assert GmailCLIPModel.from_pretrained(tmp_path, **{name: torch.bfloat16}).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("part", [GmailVisionModel, GmailVisionModelWithProjection])
@@ -188,6 +188,7 @@ def test_adapters_alone_give_the_towers_too(clip_folder, tmp_path, part):
     model.save_pretrained(tmp_path / "whole")
     expected = part.from_pretrained(tmp_path / "whole")
     back, info = part.from_pretrained(tmp_path / "adapters", output_loading_info=True)
+    assert back.name_or_path == expected.name_or_path.replace("whole", "adapters")
     assert type(back) is part and not info["missing_keys"] and back.training == expected.training
     assert {name: parameter.requires_grad for name, parameter in back.named_parameters()} == {
         name: parameter.requires_grad for name, parameter in expected.named_parameters()
@@ -207,6 +208,9 @@ def test_adapters_do_not_go_beside_weights_that_hide_them(model, tmp_path):
 
 def test_adapters_whose_base_is_not_there(clip_folder, tmp_path):
     model = make_model(clip_folder)
+    with pytest.raises(ValueError, match="Nobody else can fetch the base"):
+        model.save_adapters(tmp_path, push_to_hub=True, repo_id="org/gmail")
+    model.config.base_model_name_or_path = str(tmp_path / "gone")
     with pytest.raises(ValueError, match="Nobody else can fetch the base"):
         model.save_adapters(tmp_path, push_to_hub=True, repo_id="org/gmail")
     model.config.base_model_name_or_path = None
