@@ -20,12 +20,12 @@ from gmail_hf.evaluation import plot_embeddings, plot_pairs
 def train_with_figures(clip_folder, arguments):
     """Two evaluations in four steps, held-out pairs of which one cannot be read."""
 
-    def run(pairs=None, **fields):
+    def run(pairs=make_pairs(16, seed=100, bad_real=(3,)), **fields):
         trainer = GmailTrainer(
             model=make_model(clip_folder),
             args=arguments(**{"eval_strategy": "steps", "eval_steps": 2, "log_figures": True, **fields}),
             train_dataset=make_pairs(8),
-            eval_dataset=pairs or make_pairs(16, seed=100, bad_real=(3,)),
+            eval_dataset=pairs,
             processing_class=make_processor(),
         )
         trainer.train()
@@ -155,9 +155,10 @@ def test_sharded_weights_are_refused(train_with_figures):
         ({"report_to": "none"}, ValueError, "needs `report_to` to name 'tensorboard'"),
         ({"pairs": make_pairs(9)}, ValueError, "needs 10 pairs that can be read, got 9"),
         ({"pairs": {"one": make_pairs(12), "two": make_pairs(12)}}, TypeError, "one `datasets.Dataset`, got dict"),
+        ({"pairs": None, "eval_strategy": "no"}, ValueError, "give `eval_dataset`, or --eval_split"),
         ({"pairs": make_pairs(12).to_iterable_dataset()}, TypeError, "got IterableDataset"),
     ],
-    ids=["no tracker", "few pairs", "several", "streamed"],
+    ids=["no tracker", "few pairs", "several", "no pairs", "streamed"],
 )
 def test_mistakes_are_told_before_training(train_with_figures, fields, error, message):
     pytest.importorskip("tensorboard")

@@ -47,14 +47,17 @@ class FiguresCallback(TrainerCallback):
 
     Raises:
         TypeError: the pairs are streamed, or several data sets.
-        ValueError: a column of images is missing, there are too few pairs that can be read, `report_to` names none of
-            these trackers, or the weights are sharded (FSDP, ZeRO-3): one process alone embeds the pairs.
+        ValueError: there are no evaluation pairs, a column of images is missing, there are too few pairs that can be
+            read, `report_to` names none of these trackers, or the weights are sharded (FSDP, ZeRO-3): one process
+            alone embeds the pairs.
         ImportError: the packages of `gmail-hf[evaluation]` are missing.
     """
 
     def __init__(self, trainer: GmailTrainer, dataset: Dataset, num_pairs: int = 256, num_shown: int = 12):
         for package in ("matplotlib", "sklearn"):
             optional_import(package)
+        if dataset is None:
+            raise ValueError("`log_figures` draws evaluation pairs: give `eval_dataset`, or --eval_split.")
         if not isinstance(dataset, Dataset):
             raise TypeError(f"`log_figures` draws pairs of one `datasets.Dataset`, got {type(dataset).__name__}.")
         missing = {"real_image", "generated_image", "caption"} - set(dataset.column_names)
