@@ -15,12 +15,14 @@ from gmail_hf import GmailTrainer, embed_images
 from gmail_hf.callbacks import FiguresCallback
 from gmail_hf.evaluation import plot_embeddings, plot_pairs
 
+HELD_OUT = make_pairs(16, seed=100, bad_real=(3,))
+
 
 @pytest.fixture
 def train_with_figures(clip_folder, arguments):
     """Two evaluations in four steps, held-out pairs of which one cannot be read."""
 
-    def run(pairs=make_pairs(16, seed=100, bad_real=(3,)), **fields):
+    def run(pairs=HELD_OUT, **fields):
         trainer = GmailTrainer(
             model=make_model(clip_folder),
             args=arguments(**{"eval_strategy": "steps", "eval_steps": 2, "log_figures": True, **fields}),
