@@ -19,7 +19,7 @@ from server import HubServer
 from tiny import make_model, make_pairs, make_processor, picture
 from transformers import CLIPModel, TrainerCallback
 
-from gmail_hf import GmailTrainer
+from gmail_hf import GmailCLIPModel, GmailTrainer
 from gmail_hf.cards import add_results, model_card, planned_card, write_card
 from gmail_hf.cards.marker import written_here
 from gmail_hf.cards.provenance import source
@@ -219,6 +219,30 @@ def test_scores_of_an_earlier_run_in_the_folder_are_not_told(trained, train):
     )
 
 
+def test_nothing_is_told_of_other_weights(trained, clip_folder):
+    folder = Path(trained.args.output_dir)
+    trained.save_model()
+    told = (folder / "README.md").read_text()
+    assert scores_told(folder) and "Trained on" in told
+    GmailCLIPModel.from_pretrained(folder).save_pretrained(folder)
+    assert (folder / "README.md").read_text() == told  # the same weights
+    other = make_model(clip_folder, lora_rank=2)
+    other.save_pretrained(folder)
+    for _ in range(2):
+        text = (folder / "README.md").read_text()
+        assert not scores_told(folder) and "Trained on" not in text and "| cost |" not in text and "saved by" in text
+        (folder / "README.md").unlink()
+        other.save_pretrained(folder)
+
+
+def test_part_of_a_training_is_not_told_as_the_whole(train):
+    train(max_steps=4, save_strategy="steps", save_steps=2)
+    resumed = train(max_steps=4, resume=True)
+    resumed.save_model()
+    text = Path(resumed.args.output_dir, "README.md").read_text()
+    assert "Trained on" in text and "| seconds |" not in text and "mean training loss" not in text
+
+
 def test_own_card_is_left_alone(trained):
     trained.save_model()
     readme = Path(trained.args.output_dir, "README.md")
@@ -228,6 +252,9 @@ def test_own_card_is_left_alone(trained):
         trained.save_model()
         trained.create_model_card()
         assert readme.read_text() == mine
+    readme.write_bytes(b"# M\xfcller")  # not UTF-8
+    trained.save_model()
+    assert readme.read_bytes() == b"# M\xfcller"
 
 
 def test_saving_leaves_a_card_where_there_is_none(clip_folder, tmp_path):

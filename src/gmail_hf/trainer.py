@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .callbacks import FiguresCallback
 from .cards.models import write_card
-from .cards.provenance import PROVENANCE, name_pairs, provenance
+from .cards.provenance import PROVENANCE, name_pairs, provenance, weights_digest
 from .configuration_gmail import TEXT_ADAPTER
 from .data import SIDES, GmailCollator, check_pairs, undecoded
 from .embeddings import EmbeddedPairs, cached_embeds, embeds_array
@@ -368,11 +368,14 @@ class GmailTrainer(SafeTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self._write_card(output_dir or self.args.output_dir)
+            folder = output_dir or self.args.output_dir
+            self.provenance["weights"] = weights_digest(folder)
+            self._write_card(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         (model or self.model).check_resumable(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.provenance["resumed"] = True
 
 
 def _choose_trainable(model: GmailCLIPModel, losses: GmailLossConfig) -> None:

@@ -20,7 +20,7 @@ DIGEST = re.compile(r"(?<=<!-- Written by gmail-hf \()\w{16}(?=\))")
 def signed(content: str) -> str:
     """A card's content with its digest in the [`MARKER`] that it holds."""
     blank = DIGEST.sub("0" * 16, content)
-    return DIGEST.sub(hashlib.blake2b(blank.encode(), digest_size=8).hexdigest(), blank)
+    return DIGEST.sub(hashlib.blake2b(blank.encode(errors="surrogateescape"), digest_size=8).hexdigest(), blank)
 
 
 def written_here(content: str) -> bool:
@@ -52,5 +52,5 @@ def _is_empty_form(content: str) -> bool:
 
 
 def _read(path: str | os.PathLike) -> str:
-    with open(path, encoding="utf-8", newline="") as file:  # line endings as they are
+    with open(path, encoding="utf-8", newline="", errors="surrogateescape") as file:  # byte for byte
         return file.read()

@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .marker import MARKER, card_of_others, own_card, signed
-from .provenance import CITATION, PAPER, PROVENANCE, source
+from .provenance import CITATION, PAPER, PROVENANCE, of_other_weights, source
 from .results import END, NOT_RUN, START, read_json, read_metrics, trainer_results
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -45,7 +45,8 @@ def model_card(
 ) -> ModelCard:
     """
     The card of a [`GmailCLIPModel`] in a folder, from the files that are there: `config.json`, and of a training
-    `training_args.json`, `provenance.json`, `trainer_state.json` and `all_results.json`.
+    `training_args.json`, `provenance.json`, `trainer_state.json` and `all_results.json`. They are left out where the
+    adapters there are not those that this training left.
 
     Args:
         folder: where the model was saved.
@@ -61,16 +62,21 @@ def model_card(
     config, known = read_json(folder, "config.json"), read_json(folder, PROVENANCE)
     if "trainable_modalities" not in config:
         raise FileNotFoundError(f"'{folder}' holds no config.json of a GmailCLIPModel: save the model first.")
+    args, metrics = read_json(folder, "training_args.json"), read_metrics(folder)
+    if of_other_weights(folder, known):
+        known, args, metrics = {}, {}, {}
+    if known.get("resumed"):  # then it tells of the last part only
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("train_")}
     base = known.get("base") or source(
         config["base_model_name_or_path"], config["base_model_revision"], licensed=False
     )
     return _render(
         model_id or folder.absolute().name,
         config,
-        {**read_json(folder, "training_args.json"), "processes": known.get("processes")},
+        {**args, "processes": known.get("processes")},
         base,
         known.get("datasets", {}),
-        metrics=read_metrics(folder),
+        metrics=metrics,
         environment=known.get("environment"),
         # Adapters alone go onto the base, which is elsewhere.
         clip=base if base["on_hub"] and not any(folder.glob("model*.safetensors")) else None,
@@ -117,9 +123,10 @@ def planned_card(config_file: str | os.PathLike) -> ModelCard:
 
 
 def add_card(folder: str | os.PathLike, repo_id: str | None = None) -> None:
-    """Write the [`model_card`] of a folder that has no README.md."""
+    """Write the [`model_card`] of a folder that has no README.md, or one written here about other weights."""
     path = Path(folder, "README.md")
-    if not path.exists():
+    about_others = not own_card(folder) and of_other_weights(folder, read_json(folder, PROVENANCE))
+    if about_others or not path.exists():
         model_card(folder, repo_id).save(path)
 
 
@@ -138,7 +145,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str
         return
     theirs = card_of_others(repo_id, token=token) if repo_id is not None else None
     content = str(model_card(folder, repo_id, **fields)) if theirs is None else theirs
-    Path(folder, "README.md").write_bytes(content.encode())
+    Path(folder, "README.md").write_bytes(content.encode(errors="surrogateescape"))
 
 
 def _render(

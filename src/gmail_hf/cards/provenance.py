@@ -1,15 +1,18 @@
 """Where a model comes from, for its card: base, data, licences, machine. The Trainer leaves it as provenance.json."""
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from datasets import Dataset, IterableDataset
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub.repocard import RepoCard
+from safetensors.torch import load_file
 
 PROVENANCE = "provenance.json"
 PAPER = "https://arxiv.org/abs/2602.15368"
@@ -46,6 +49,21 @@ def provenance(
         "processes": processes,
         "environment": environment(),
     }
+
+
+def weights_digest(folder: str | os.PathLike) -> str | None:
+    """Of the adapters in a folder; None if it holds none."""
+    digest, files = hashlib.blake2b(digest_size=16), sorted(Path(folder).glob("*/adapter_model.safetensors"))
+    for file in files:
+        for name, tensor in sorted(load_file(file).items()):  # not the header, whose order changes
+            digest.update(f"{file.parent.name}/{name}".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest() if files else None
+
+
+def of_other_weights(folder: str | os.PathLike, known: dict[str, Any]) -> bool:
+    """Whether the adapters in a folder are not those that the training of its `provenance.json` left."""
+    return weights_digest(folder) not in (None, known.get("weights", weights_digest(folder)))
 
 
 def name_pairs(known: dict[str, Any], name: str) -> None:
