@@ -69,7 +69,7 @@ class AdapterMixin:
             fields["base_model_name_or_path"] = str(pretrained_model_name_or_path)
             fields.setdefault("base_model_revision", kwargs.get("revision"))
         clip, info = CLIPModel.from_pretrained(
-            pretrained_model_name_or_path, output_loading_info=True, use_safetensors=True, **kwargs
+            pretrained_model_name_or_path, output_loading_info=True, **{**kwargs, "use_safetensors": True}
         )
         if info["missing_keys"]:
             raise ValueError(
@@ -105,7 +105,7 @@ class AdapterMixin:
             info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
             return (model, info) if with_info else model
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
+            pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "use_safetensors": True}
         )
         check_nothing_missing(pretrained_model_name_or_path, info["missing_keys"])
         if info["unexpected_keys"]:

@@ -78,7 +78,7 @@ class _VisionCheckpoints:
             model.name_or_path = model.config.name_or_path = whole.name_or_path
             return (model, info) if with_info else model
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
+            pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "use_safetensors": True}
         )
         check_nothing_missing(pretrained_model_name_or_path, info["missing_keys"])
         return (model, info) if with_info else model

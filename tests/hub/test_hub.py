@@ -181,6 +181,14 @@ def test_adapters_alone_in_a_folder(clip_folder, tmp_path):
         assert GmailCLIPModel.from_pretrained(tmp_path, **{name: torch.bfloat16}).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("part", [GmailCLIPModel, GmailVisionModel, GmailVisionModelWithProjection])
+@pytest.mark.parametrize("kind", ["whole", "adapters"])
+def test_use_safetensors_may_be_asked_for(model, tmp_path, part, kind):
+    (model.save_pretrained if kind == "whole" else model.save_adapters)(tmp_path)
+    loaded, expected = part.from_pretrained(tmp_path, use_safetensors=True), part.from_pretrained(tmp_path)
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in expected.state_dict().items())
+
+
 @pytest.mark.parametrize("part", [GmailVisionModel, GmailVisionModelWithProjection])
 def test_adapters_alone_give_the_towers_too(clip_folder, tmp_path, part):
     model = make_model(clip_folder, trainable_modalities=["real", "gen"])
