@@ -134,18 +134,27 @@ def compare(model: "GmailCLIPModel", processor: Any, real: "Image", generated: "
 
 def examples(name: str, split: str) -> list[dict[str, Any]]:
     """
-    The first pairs of a data set with different captions: `real_image`, `generated_image`, `caption`.
+    The first pairs of a data set that can be read and have different captions: `real_image`, `generated_image`, `caption`.
 
     Raises:
-        ValueError: it has no such columns, or no rows.
+        ValueError: it has no such columns, or no rows that can be read.
     """
+    from gmail_hf.data import BadImageError, decode_image, undecoded
     from gmail_hf.loading import load_pairs
 
     pairs = load_pairs(name, split, max_samples=4 * NUM_EXAMPLES)
     missing = [column for column in ("real_image", "generated_image", "caption") if column not in pairs.column_names]
     if missing or not len(pairs):
         raise ValueError(f"The page shows pairs; '{name}' has {len(pairs)} rows and lacks the columns {missing}.")
-    rows = {row["caption"]: row for row in pairs}
+    rows = {}
+    for row in undecoded(pairs):
+        try:
+            images = {column: decode_image(row[column]) for column in ("real_image", "generated_image")}
+        except BadImageError:
+            continue
+        rows[row["caption"]] = {**images, "caption": row["caption"]}
+    if not rows:
+        raise ValueError(f"None of the first {len(pairs)} pairs of '{name}' can be read.")
     return list(rows.values())[:NUM_EXAMPLES]
 
 

@@ -72,6 +72,18 @@ def test_examples_have_captions_of_their_own(tmp_path):
     assert [row["caption"] for row in rows] == list(CAPTIONS)
 
 
+def test_examples_are_those_that_can_be_read(tmp_path):
+    make_pairs(4, bad_real=(0,), bad_generated=(2,)).save_to_disk(tmp_path / "some")
+    rows, expected = app.examples(str(tmp_path / "some"), "train"), make_pairs(4)
+    assert [row["caption"] for row in rows] == [expected[i]["caption"] for i in (1, 3)]
+    for row, i in zip(rows, (1, 3), strict=True):
+        for column in ("real_image", "generated_image"):
+            assert row[column].tobytes() == expected[i][column].tobytes()
+    make_pairs(1, bad_real=(0,)).save_to_disk(tmp_path / "none")
+    with pytest.raises(ValueError, match="None of the first 1 pairs"):
+        app.examples(str(tmp_path / "none"), "train")
+
+
 @pytest.fixture
 def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
