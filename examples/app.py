@@ -134,7 +134,8 @@ def compare(model: "GmailCLIPModel", processor: Any, real: "Image", generated: "
 
 def examples(name: str, split: str) -> list[dict[str, Any]]:
     """
-    The first pairs of a data set that can be read and have different captions: `real_image`, `generated_image`, `caption`.
+    The first pairs of a data set with different captions, of those that can be read: `real_image`, `generated_image`,
+    `caption`.
 
     Raises:
         ValueError: it has no such columns, or no rows that can be read.
