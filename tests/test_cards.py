@@ -133,6 +133,23 @@ def test_results_are_added_and_replaced_and_the_rest_stays(tmp_path):
         add_results(tmp_path / "nowhere", DIGITS)
 
 
+def test_card_of_a_clip_has_no_score_of_its_captioner(tmp_path):
+    result = json.loads((DIGITS / "digits.json").read_text())
+    model_card(DIGITS).save(tmp_path / "expected.md")
+    expected = add_results(tmp_path / "expected.md", DIGITS)
+    captioner, written = {"image-text-to-text": {"name": "org/clipcap"}}, {"captioning": result["tasks"]["zero_shot"]}
+    for name, models, tasks in (
+        ("digits", {**result["models"], **captioner}, {**result["tasks"], **written}),
+        ("coco", captioner, written),
+    ):
+        changed = {**result, "benchmark": name, "models": models, "tasks": tasks}
+        (tmp_path / f"{name}.json").write_text(json.dumps(changed))
+    model_card(DIGITS).save(tmp_path / "README.md")
+    assert str(add_results(tmp_path, tmp_path)) == str(expected)
+    (tmp_path / "digits.json").unlink()  # a captioner by itself, whose card gets its scores
+    assert "image-to-text" in str(add_results(tmp_path, tmp_path))
+
+
 @pytest.fixture
 def trained(clip_folder, arguments):
     trainer = GmailTrainer(

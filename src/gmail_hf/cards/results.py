@@ -35,7 +35,8 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCar
     Put the scores of `examples/evaluate_gmail.py` into a model card, and leave the rest of it as it is.
 
     The text goes where the card's earlier scores stand, else to its end; in the metadata, entries of the same task,
-    data set and metric are replaced.
+    data set and metric are replaced. Where a CLIP was scored beside a captioner, the card is the CLIP's, and what the
+    captioner wrote is left out.
 
     Args:
         card: a README.md, or a folder that holds one.
@@ -47,10 +48,14 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCar
     Raises:
         FileNotFoundError: there is no card, or no result.
     """
-    from ..benchmarks.runner import results_in
+    from ..benchmarks.runner import WRITTEN, results_in
 
     path = card_file(card)
     measured = results_in(results)
+    if any("clip" in result["models"] for result in measured):
+        for result in measured:
+            result["tasks"] = {task: scores for task, scores in result["tasks"].items() if task not in WRITTEN}
+    measured = [result for result in measured if result["tasks"]]
     if not measured:
         raise FileNotFoundError(f"'{results}' holds no result of examples/evaluate_gmail.py.")
     with open(path, encoding="utf-8", newline="") as file:
