@@ -102,7 +102,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is at least 1, not {getattr(args, name)}.")
     if args.card:
-        card_file(args.card)
+        folder = card_file(args.card).parent
+        if Path(args.model).is_dir() and Path(folder, "config.json").exists() and not folder.samefile(args.model):
+            raise ValueError(f"--card is that of another model, '{folder}', than --model '{args.model}'.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = Settings(args.modality, args.batch_size, args.seed, args.num_beams, args.word_vectors, progress=True)
 

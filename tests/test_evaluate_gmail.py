@@ -28,6 +28,7 @@ def folders(tmp_path_factory):
     gmail = save_gmail(root / "gmail")
     return {
         "gmail": gmail,
+        "other": save_gmail(root / "other"),
         "clipcap": save_clipcap(root / "clipcap", gmail),
         "dtd": str(write_classes(root / "dtd")),
         "coco": str(write_captions(root / "coco", [["a red one", "a one"], ["a blue two", "a two"]])),
@@ -92,6 +93,7 @@ def test_digits_needs_no_data(evaluate, tmp_path):
         ("dtd", ["--dataset", "dtd={dtd}", "--dtype", "int8"], ValueError, "--dtype is float32, bfloat16"),
         ("dtd", ["--dataset", "dtd={dtd}", "--limit", "0"], ValueError, "--limit is at least 1"),
         ("dtd", ["--dataset", "dtd={dtd}", "--card", "{dtd}"], FileNotFoundError, "no card at"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--card", "{other}"], ValueError, "--card is that of another model"),
         ("digits", ["--limit", "5"], ValueError, "--limit of 10 or more"),
     ],
 )  # fmt: skip
