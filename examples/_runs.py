@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -118,6 +119,7 @@ class Runs:
                 command += ["--output_dir", str(output), "--seed", str(self.seed), *options]
                 command += ["--save_strategy", "no", "--eval_strategy", "no"]
                 command += ["--report_to", "none", "--disable_tqdm", "true"]
+                shutil.rmtree(output, ignore_errors=True)  # a run that was cut short: the script would refuse it
                 self._wait_and_call(command, name)
                 self.made.add(name)
             elif name not in self.made:

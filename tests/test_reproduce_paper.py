@@ -73,6 +73,13 @@ def test_a_run_is_run_once_and_told_its_seed(runs, commands, tmp_path):
     assert command[command.index("--dataset_name") + 1] == command[3] == str(tmp_path / "pairs")
 
 
+def test_a_run_that_was_cut_short_begins_anew(runs, commands, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "model.safetensors").write_bytes(b"")  # which a script would take for another run
+    assert runs.run("new", "train_clipcap.py")[1] == {"score": 1} and len(commands) == 1
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["eval_results.json"]
+
+
 def test_threads_that_want_the_same_run_share_it(runs, commands):
     threads = [threading.Thread(target=runs.aligned) for _ in range(4)]
     for thread in threads:
