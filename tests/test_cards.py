@@ -167,7 +167,9 @@ def test_trainer_writes_the_card(trained):
     folder = Path(trained.args.output_dir)
     assert written_here((folder / "checkpoint-2" / "README.md").read_text())
     trained.save_model()
-    trained.create_model_card(tags="mine", license="mit", dataset="org/pairs", model_name="Two branches")
+    trained.create_model_card(
+        tags="mine", license="mit", dataset="org/pairs", model_name="Two branches", finetuned_from="x"
+    )
     card = ModelCard.load(folder / "README.md")
     assert "\n# Two branches\n" in card.text
     assert card.data.license == "mit" and "mine" in card.data.tags and card.data.datasets == ["org/pairs"]

@@ -133,9 +133,9 @@ class GmailMLP(CLIPMLP):
 
     def forward(self, hidden_states: torch.Tensor, route: Route = None) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states, route)  # (batch, tokens, intermediate)
-        if not hidden_states.requires_grad:
+        if not (self.training and hidden_states.requires_grad):
             return self._activated(hidden_states, route)
-        draws = self.training and self.fc2.dropout.p > 0
+        draws = self.fc2.dropout.p > 0
         return checkpoint(self._activated, hidden_states, route, use_reentrant=False, preserve_rng_state=draws)
 
     def _activated(self, hidden_states: torch.Tensor, route: Route) -> torch.Tensor:

@@ -74,7 +74,7 @@ class PixelValues:
 
     def _look_up(self, images: Sequence[Any]) -> torch.Tensor:
         arrays = [self._resized(image) for image in images]
-        batch = torch.empty(len(arrays), 3, *arrays[0].shape[:2])
+        batch = torch.empty(len(arrays), 3, *arrays[0].shape[:2], dtype=torch.float32)
         for array, out in zip(arrays, batch.numpy(), strict=True):
             for channel, values in enumerate(self._table):
                 np.take(values, array[..., channel], out=out[channel], mode="clip")

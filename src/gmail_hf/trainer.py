@@ -340,6 +340,7 @@ class GmailTrainer(SafeTrainer):
         tags: str | list[str] | None = None,
         model_name: str | None = None,
         dataset: str | None = None,
+        **known: Any,
     ) -> None:
         """
         Write the card of the model into `output_dir`, from what was run and measured; see [`cards.model_card`].
@@ -349,6 +350,7 @@ class GmailTrainer(SafeTrainer):
             license: of the model; by default that of its base.
             model_name: the title; by default the last part of the model's id.
             dataset: the id of the pairs, which `datasets` knows in lower case, and of files not at all.
+            known: what transformers would be told besides, such as `finetuned_from` and `tasks`; the run tells it.
         """
         if not self.is_world_process_zero():
             return

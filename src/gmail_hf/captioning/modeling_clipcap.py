@@ -146,7 +146,7 @@ class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, Generation
         """
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
+            pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "use_safetensors": True}
         )
         check_nothing_missing(pretrained_model_name_or_path, info["missing_keys"])
         model.vision_model.requires_grad_(False)  # loading puts new parameters in place of the frozen ones

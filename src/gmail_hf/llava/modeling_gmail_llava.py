@@ -166,7 +166,7 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         """
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, use_safetensors=True, **kwargs
+            pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "use_safetensors": True}
         )
         missing = sorted(info["missing_keys"])
         if missing:
@@ -210,6 +210,7 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             ValueError: `gmail` is no such checkpoint, or its base has another shape or other weights than the tower;
                 weights are missing.
         """
+        kwargs["use_safetensors"] = True
         hub = {key: kwargs[key] for key in ("token", "cache_dir") if key in kwargs}
         llava_config = AutoConfig.from_pretrained(
             pretrained_model_name_or_path, revision=kwargs.get("revision"), **hub
@@ -230,7 +231,7 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         config = GmailLlavaConfig.from_llava_config(llava_config, vision_config)
         with _without_report():  # of adapters that the checkpoint lacks
             model, info = super().from_pretrained(
-                pretrained_model_name_or_path, config=config, output_loading_info=True, use_safetensors=True, **kwargs
+                pretrained_model_name_or_path, config=config, output_loading_info=True, **kwargs
             )
         missing = sorted(key for key in info["missing_keys"] if ".adapters." not in key)
         if missing:
@@ -274,10 +275,11 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         Raises:
             ValueError: one of the models is of another kind; the processor does not fit them.
         """
+        kwargs["use_safetensors"] = True
         _gmail_vision_config(vision_model_name_or_path, vision_revision)
         tower = GmailVisionModel.from_pretrained(vision_model_name_or_path, revision=vision_revision, **kwargs)
         language_model, info = AutoModelForCausalLM.from_pretrained(
-            text_model_name_or_path, revision=text_revision, output_loading_info=True, use_safetensors=True, **kwargs
+            text_model_name_or_path, revision=text_revision, output_loading_info=True, **kwargs
         )
         if info["missing_keys"]:
             raise ValueError(f"'{text_model_name_or_path}' lacks weights, first {sorted(info['missing_keys'])[0]}.")
