@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import sys
+import textwrap
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -137,25 +138,28 @@ def write(result: dict[str, Any], output_dir: Path, device: str) -> Path:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Bars of the ratios on a logarithmic scale, their spread, and a mark at each aim."""
+    """Bars of the ratios to peers on a logarithmic scale, from 1, their spread, and a mark at each aim."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [line for line in result["rows"] if "missing" not in line][::-1]
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.3 * len(rows)), layout="constrained")
+    rows = [line for line in result["rows"] if "missing" not in line and line["against"] != "linear"][::-1]
+    figure, axes = pyplot.subplots(figsize=(12, 1 + 0.34 * len(rows)), layout="constrained")
     for place, line in enumerate(rows):
         colour = "0.6" if line["aim"] is None else "tab:blue" if line["met"] else "tab:orange"
-        low, high = line["spread"]
-        axes.barh(place, line["ratio"], left=0, color=colour, height=0.6)
-        axes.plot([low, high], [place, place], color="black", linewidth=1)
+        axes.barh(place, line["ratio"] - 1, left=1, color=colour, height=0.6)
+        axes.plot(line["spread"], [place, place], color="black", linewidth=1)
         if line["aim"]:
             axes.plot(float(line["aim"].split()[1]), place, "k|", markersize=12)
+        axes.text(1.01, place, f"{line['ratio']:.3g}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set_xscale("log")
     axes.axvline(1, color="0.3", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [f"{line['benchmark']}: {line['measured']}" for line in rows], fontsize=7)
-    axes.set_xlabel("ours / theirs; | is the aim, blue meets it, orange misses it")
+    labels = ["\n".join(textwrap.wrap(f"{line['measured']} / {line['against']}", 78)) for line in rows]
+    names = [f"{line['benchmark']}: {label}" for line, label in zip(rows, labels, strict=True)]
+    axes.set_yticks(range(len(rows)), names, fontsize=7)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
+    axes.set_xlabel("ratio and its spread; | is the aim, blue meets it, orange misses it, grey has none")
     figure.savefig(path)
     pyplot.close(figure)
 
