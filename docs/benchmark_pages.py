@@ -8,6 +8,7 @@ from mkdocs.structure.files import File
 def on_files(files, config):
     root = Path(config.config_file_path).parent
     results = root / "benchmarks" / "results"
-    for path in [root / "benchmarks" / "README.md", *sorted(results.glob("*.md")), *sorted(results.glob("*.png"))]:
+    pages = [path for path in sorted(results.iterdir()) if path.suffix in (".md", ".png", ".svg")]
+    for path in [root / "benchmarks" / "README.md", *pages]:
         files.append(File.generated(config, path.relative_to(root).as_posix(), abs_src_path=str(path)))
     return files
