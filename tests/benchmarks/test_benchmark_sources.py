@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 from benchmark_data import CLASS_NAMES, TEMPLATES, png_cell, webp, write_captions, write_classes, write_webdataset
 from datasets import Dataset, DatasetDict, Image
+from pyarrow import parquet
 from server import HubServer, commit_id
 from tiny import make_pairs, picture
 
@@ -164,7 +165,8 @@ def test_bad_data_are_told_at_once(source, tmp_path):
     DatasetDict(train=make_pairs(2), dev=make_pairs(2)).save_to_disk(tmp_path / "splits")
     with pytest.raises(ValueError, match=r"no split 'test'; it has \['train', 'dev'\]"):
         source("coco", tmp_path / "splits")
-    make_pairs(2).select([]).to_parquet(tmp_path / "empty.parquet")
+    with parquet.ParquetWriter(tmp_path / "empty.parquet", make_pairs(2).data.table.schema):
+        pass  # the lowest datasets cannot write a set without rows
     with pytest.raises(ValueError, match="is empty"):
         source("coco", tmp_path / "empty.parquet")
     found = source("coco", write_webdataset(tmp_path / "mute", [{"webp": webp(0), "txt": b"\n"}], shards=1))
