@@ -43,7 +43,18 @@ class Table:
 
 
 def captioned(name: str, run: tuple[Path, dict]) -> dict:
-    return {"row": name, **{score: run[1].get(f"eval_{score}") for score in CAPTION_SCORES}}
+    folder, scores = run
+    return {"row": name, **{score: scores.get(f"eval_{score}") for score in CAPTION_SCORES}, "METEOR": meteor(folder)}
+
+
+def meteor(folder: Path) -> float | None:
+    """Of a run's captions. Its process takes ten seconds to start, so one serves all runs."""
+    from gmail_hf.evaluation.captioning import caption_metrics
+
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    captions, references = [row["caption"] for row in rows], [row["references"] for row in rows]
+    with ALONE:
+        return caption_metrics(captions, references, ["METEOR"])["METEOR"]
 
 
 def captioning(runs: Runs) -> list[dict]:

@@ -1,13 +1,15 @@
 """Runs of the examples for one seed: each is a command that is printed, run once, and found again."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from _processes import call, run_script
 
 EXAMPLES = Path(__file__).parent
 CONFIGS = EXAMPLES / "configs"
@@ -32,6 +34,21 @@ ALONE = threading.Lock()
 
 def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
+
+
+def generate(
+    folder: Path, split: str, num_pairs: int, scored: int | Path, seed: int, sampling: dict[str, float]
+) -> None:
+    """Save generated digits pairs: to train on, and of another split, or those of it in another folder."""
+    from datasets import DatasetDict, load_from_disk
+
+    from gmail_hf.digits import generate_pairs, load_digits
+
+    def made(split: str, size: int):
+        return generate_pairs(load_digits(split, size, seed=seed), seed=seed, **sampling)
+
+    rest = made(split, scored) if isinstance(scored, int) else load_from_disk(scored)[split]
+    DatasetDict({"train": made("train", num_pairs), split: rest}).save_to_disk(folder)
 
 
 @dataclass
@@ -69,28 +86,18 @@ class Runs:
         folder = self.folder / name
         with self._lock(name):
             if not folder.exists():
-                if name == "mixed":
-                    parts = self._mixed()
-                else:
-                    with ALONE:
-                        parts = self._generated(**NEAR if name == "near" else {})
                 partial = folder.with_suffix(".part")
-                parts.save_to_disk(partial)
+                if name == "mixed":
+                    self._mixed().save_to_disk(partial)
+                else:
+                    self._generate(name, partial)
                 partial.rename(folder)
         return folder
 
-    def _generated(self, **sampling):
-        from datasets import DatasetDict
-
-        from gmail_hf.digits import generate_pairs, load_digits
-
-        sizes = {"train": self.num_pairs, self.split: self.num_test}
-        return DatasetDict(
-            {
-                split: generate_pairs(load_digits(split, size, seed=self.seed), seed=self.seed, **sampling)
-                for split, size in sizes.items()
-            }
-        )
+    def _generate(self, name: str, folder: Path) -> None:
+        # Of the split that is scored real images alone are looked at, so one generator's are enough.
+        scored, sampling = (self.num_test, {}) if name == "pairs" else (self.pairs(), NEAR)
+        self._call(name, generate, folder, self.split, self.num_pairs, scored, self.seed, sampling)
 
     def _mixed(self):
         from datasets import Image, load_from_disk
@@ -112,29 +119,24 @@ class Runs:
         pairs = pairs or self.pairs()
         with self._lock(name):
             if not (output / "eval_results.json").exists():
-                command = [sys.executable]
-                if training_free:
-                    command += [str(EXAMPLES / "_training_free.py"), training_free, str(pairs)]
+                command = [str(EXAMPLES / "_training_free.py"), training_free, str(pairs)] if training_free else []
                 command += [str(EXAMPLES / script), "--dataset_name", str(pairs), "--eval_split", self.split]
                 command += ["--output_dir", str(output), "--seed", str(self.seed), *options]
                 command += ["--save_strategy", "no", "--eval_strategy", "no"]
                 command += ["--report_to", "none", "--disable_tqdm", "true"]
                 shutil.rmtree(output, ignore_errors=True)  # a run that was cut short: the script would refuse it
-                self._wait_and_call(command, name)
+                self._call(name, run_script, *command)
                 self.made.add(name)
             elif name not in self.made:
                 self.found.add(name)
         return output, json.loads((output / "eval_results.json").read_text())
 
-    def _wait_and_call(self, command: list[str], name: str) -> None:
+    def _call(self, name: str, function: Callable, *arguments: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self.slots:
-            print(f"[seed {self.seed}] {name}: {' '.join(command)}", flush=True)
-            log = self.folder / f"{name}.log"
-            environment = {"OMP_NUM_THREADS": "1", **os.environ}
-            with open(log, "w", encoding="utf-8") as file:
-                done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-            if done.returncode:
-                raise RuntimeError(f"{name} failed; the end of {log}:\n{log.read_text()[-2000:]}")
+            words = [sys.executable, *arguments] if function is run_script else [function.__name__, *arguments]
+            print(f"[seed {self.seed}] {name}: {' '.join(map(str, words))}", flush=True)
+            call(self.folder / f"{name}.log", function, *arguments)
 
     def aligned(self, variant: str = PAPER, pairs: str = "pairs", *options: str) -> str:
         """The folder of a model after stage 1."""
@@ -158,7 +160,9 @@ class Runs:
         training_free: str | None = None,
     ):
         """A captioner after stage 2: `(folder, scores)`."""
-        options = ("--config", str(CONFIGS / "clipcap_digits.yaml"), *options)
+        # METEOR is left to the recipes.
+        scores = ("--caption_metrics", "BLEU@4", "CIDEr", "ROUGE-L")
+        options = ("--config", str(CONFIGS / "clipcap_digits.yaml"), *scores, *options)
         options = (*options, "--model_name_or_path", model or self.aligned())
         return self.run(
             f"clipcap-{slug(name)}",

@@ -63,6 +63,13 @@ class DataArguments(PairArguments):
         default="image_id", metadata={"help": "Of ids: captions of one id are references of one image."}
     )
     num_beams: int = field(default=5, metadata={"help": "Beams of the search for a caption."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest caption in the evaluation; by default the language model's limit."}
+    )
+    caption_metrics: list[str] = field(
+        default_factory=lambda: ["BLEU@4", "METEOR", "CIDEr", "ROUGE-L"],
+        metadata={"help": "Scores of captions; METEOR takes ten seconds to start."},
+    )
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -96,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if training_args.should_log else logging.ERROR)
     checkpoint = check_output_dir(training_args.output_dir, training_args.resume_from_checkpoint)
-    for metric, remedy in missing_metrics().items():
+    for metric, remedy in missing_metrics(data_args.caption_metrics).items():
         logger.warning(f"{metric} will be missing: {remedy}.")
     training_args.remove_unused_columns = False  # the collator needs the captions
     set_seed(training_args.seed)
@@ -207,9 +214,11 @@ def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, flo
         desc="Captions" if args.should_log else None,
         num_beams=data_args.num_beams,
         do_sample=False,
+        **({"max_new_tokens": data_args.max_new_tokens} if data_args.max_new_tokens else {}),
     )
     captions = [caption for _, caption in sorted(gather_object(list(zip(mine, written, strict=True))))]
-    scores = {**caption_metrics(captions, references), "exact_match": exact_match(captions, references)}
+    scores = caption_metrics(captions, references, data_args.caption_metrics)
+    scores |= {"exact_match": exact_match(captions, references)}
     if args.should_save:
         ids = dataset.select(rows)["image_id"][:]
         with open(Path(args.output_dir, "captions.jsonl"), "w", encoding="utf-8") as file:

@@ -1,9 +1,11 @@
 """examples/reproduce_paper.py: its arithmetic by hand, runs that are not run twice, the maps of its baselines."""
 
 import json
-import sys
+import multiprocessing
+import os
 import threading
 
+import _processes
 import _recipes
 import _runs
 import datasets
@@ -13,8 +15,10 @@ import reproduce_paper
 from _training_free import mapped
 from tiny import make_model, make_pairs, make_processor
 
+from gmail_hf import digits
 from gmail_hf.embeddings import cached_embeds, embeds_array
 from gmail_hf.evaluation import mean_shift
+from gmail_hf.evaluation.captioning import caption_metrics
 
 
 @pytest.fixture
@@ -22,14 +26,14 @@ def commands(monkeypatch):
     """Commands that would have been run; each leaves the scores that its script would."""
     found = []
 
-    def run(command, **kwargs):
+    def call(log, function, *command):
+        assert function is _processes.run_script
         found.append(command)
         output = _runs.Path(command[command.index("--output_dir") + 1])
         output.mkdir(parents=True)
         (output / "eval_results.json").write_text(json.dumps({"score": len(found)}))
-        return _runs.subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(_runs.subprocess, "run", run)
+    monkeypatch.setattr(_runs, "call", call)
     return found
 
 
@@ -68,9 +72,9 @@ def test_a_run_is_run_once_and_told_its_seed(runs, commands, tmp_path):
     )
     assert runs.run("new", "train_clipcap.py")[1] == {"score": 1} and len(commands) == 1
     command = commands[0]
-    assert command[0] == sys.executable and command[1].endswith("_training_free.py") and command[2] == "coral"
-    assert command[4].endswith("train_clipcap.py") and command[command.index("--seed") + 1] == "3"
-    assert command[command.index("--dataset_name") + 1] == command[3] == str(tmp_path / "pairs")
+    assert command[0].endswith("_training_free.py") and command[1] == "coral"
+    assert command[3].endswith("train_clipcap.py") and command[command.index("--seed") + 1] == "3"
+    assert command[command.index("--dataset_name") + 1] == command[2] == str(tmp_path / "pairs")
 
 
 def test_a_run_that_was_cut_short_begins_anew(runs, commands, tmp_path):
@@ -89,14 +93,47 @@ def test_threads_that_want_the_same_run_share_it(runs, commands):
     assert len(commands) == 1
 
 
-def test_failed_run_shows_the_end_of_its_log(runs, monkeypatch):
-    def run(command, stdout, **kwargs):
-        stdout.write("ValueError: what went wrong\n")
-        return _runs.subprocess.CompletedProcess(command, 1)
+def test_a_script_runs_in_a_process_that_has_imported_torch_and_has_one_thread(tmp_path):
+    (tmp_path / "beside.py").write_text("NAME = 'beside'")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; seen = 'torch' in sys.modules\n"
+        "import torch, beside, os\n"
+        "print(__name__, sys.argv[1:], beside.NAME, seen, torch.get_num_threads(), os.getpid())"
+    )
+    for _ in range(2):
+        _processes.call(tmp_path / "log", _processes.run_script, str(script), "--flag", "1")
+        name, first, second, beside, seen, threads, pid = (tmp_path / "log").read_text().split()
+        assert (name, first, second, beside, threads) == ("__main__", "['--flag',", "'1']", "beside", "1")
+        assert int(pid) != os.getpid()
+        assert seen == str("forkserver" in multiprocessing.get_all_start_methods())
+    assert not set(_processes.KEEP_FREED_MEMORY) & set(os.environ)
 
-    monkeypatch.setattr(_runs.subprocess, "run", run)
-    with pytest.raises(RuntimeError, match="broken failed(.|\n)*what went wrong"):
+
+@pytest.mark.parametrize("failure", ["raise ValueError('what went wrong')", "import sys; sys.exit('what went wrong')"])
+def test_failed_run_shows_the_end_of_its_log(runs, tmp_path, monkeypatch, failure):
+    monkeypatch.setattr(_runs, "EXAMPLES", tmp_path)
+    (tmp_path / "train_gmail.py").write_text(failure)
+    with pytest.raises(RuntimeError, match="broken.log(.|\n)*what went wrong"):
         runs.run("broken", "train_gmail.py")
+
+
+def test_the_better_generator_makes_the_training_pairs_alone(tmp_path, monkeypatch):
+    datasets.DatasetDict(train=make_pairs(4), validation=make_pairs(2)).save_to_disk(tmp_path / "pairs")
+    monkeypatch.setattr(digits, "generate_pairs", lambda scenes, seed, **sampling: scenes)
+    _runs.generate(tmp_path / "near", "validation", 3, tmp_path / "pairs", 0, _runs.NEAR)
+    made = datasets.load_from_disk(tmp_path / "near")
+    assert [row["image_id"] for row in made["train"]] == [f"digits-train-{row:06d}" for row in range(3)]
+    assert made["validation"]["caption"][:] == make_pairs(2)["caption"][:]
+
+
+def test_meteor_is_that_of_the_captions_that_a_run_wrote(tmp_path):
+    pytest.importorskip("pycocoevalcap")
+    lines = [{"caption": "a red three", "references": ["a red three"]}, {"caption": "b", "references": ["c d"]}]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    expected = caption_metrics(["a red three", "b"], [["a red three"], ["c d"]], ["METEOR"])["METEOR"]
+    row = _recipes.captioned("row", (tmp_path, {"eval_exact_match": 0.5}))
+    assert row["METEOR"] == expected and row["exact_match"] == 0.5 and row["CIDEr"] is None
 
 
 def test_rows_differ_in_what_they_claim_and_in_nothing_else(runs, commands, monkeypatch):

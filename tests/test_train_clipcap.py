@@ -49,12 +49,12 @@ def scored(monkeypatch):
     """What was scored; the scores themselves, which take a Java machine seconds, are tested beside them."""
     calls = []
 
-    def caption_metrics(predictions, references):
+    def caption_metrics(predictions, references, metrics):
         calls.append((predictions, references))
-        return SCORES
+        return {metric: score for metric, score in SCORES.items() if metric in metrics}
 
     monkeypatch.setattr(captioning, "caption_metrics", caption_metrics)
-    monkeypatch.setattr(captioning, "missing_metrics", lambda: {"METEOR": "Java is missing; install it"})
+    monkeypatch.setattr(captioning, "missing_metrics", lambda metrics: {"METEOR": "Java is missing; install it"})
     return calls
 
 
@@ -142,6 +142,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, scored, cap
     again = run("part", "--resume_from_checkpoint", "true")
     assert equal(weights(whole), weights(part))
     assert again["eval_loss"] == metrics["eval_loss"]
+
+
+def test_captions_are_as_long_and_scored_as_asked_for(run, tmp_path, scored):
+    metrics = run("short", "--max_new_tokens", 2, "--caption_metrics", "BLEU@4")
+    assert {"eval_BLEU@4", "eval_exact_match"} <= set(metrics) and "METEOR" not in str(metrics)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "short")
+    processor = AutoProcessor.from_pretrained(tmp_path / "short")
+    pixel_values = processor(load_digits("train", 6)["real_image"][:], return_tensors="pt")["pixel_values"]
+    tokens = model.generate(pixel_values=pixel_values, num_beams=2, max_new_tokens=2)
+    written = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+    assert tokens.shape[1] == 2 and scored[0][0] == written
 
 
 def test_branches_and_columns(run, folders, tmp_path, pairs):

@@ -165,6 +165,19 @@ def test_meteor_by_hand():
 
 
 @needs_java
+def test_meteors_process_is_kept_and_started_anew_when_it_has_ended():
+    def score(predictions):
+        return caption_metrics(predictions, [["a cat sat"]] * len(predictions), ["METEOR"])["METEOR"]
+
+    alone, kept = score(["a cat"]), captioning._meteor()
+    assert score(["a dog", "a cat sat"]) != alone == score(["a cat"])  # what came before does not count
+    assert captioning._meteor() is kept
+    kept.meteor_p.kill()
+    kept.meteor_p.wait()
+    assert score(["a cat"]) == alone and captioning._meteor() is not kept
+
+
+@needs_java
 def test_text_is_tokenised_as_coco_does():
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 

@@ -13,6 +13,7 @@ from gmail_hf.llava import (
     GmailLlavaForConditionalGeneration,
     LlavaCollator,
     language_model_lora,
+    training,
 )
 from gmail_hf.llava.training import optimizer_of
 
@@ -83,6 +84,18 @@ def test_input_is_what_the_pipeline_makes(llava_processor, template):
     assert processor.tokenizer.decode(expected["input_ids"][0, length:]).strip() == ""
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
     assert labelled(processor, batch, 0) == ["A käfer<|eot_id|>", "A<|eot_id|>"]
+
+
+def test_a_conversation_is_rendered_once(llava_processor, monkeypatch):
+    processor = make_llava_processor(llava_processor.tokenizer, LLAMA3_CHAT_TEMPLATE)
+    collator, calls = LlavaCollator(processor), []
+    template = processor.apply_chat_template
+    monkeypatch.setattr(processor, "apply_chat_template", lambda *a, **k: calls.append(a) or template(*a, **k))
+    first, rendered = collator.render(CONVERSATION), len(calls)
+    assert collator.render(CONVERSATION) == first and len(calls) == rendered > 0
+    monkeypatch.setattr(training, "KEPT_RENDERINGS", rendered)
+    collator.render([{"role": "user", "content": "Another?"}, {"role": "assistant", "content": "Yes."}])
+    assert 0 < len(collator._rendered) <= rendered < len(calls)
 
 
 def test_a_template_that_rewrites_earlier_turns(llava_processor):

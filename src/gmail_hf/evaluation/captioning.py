@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -108,7 +109,7 @@ def caption_metrics(
     COCO caption scores: of the whole set for BLEU@4 and METEOR, the mean over images for the others.
 
     CIDEr weighs words by how rare they are among the references given, so its values compare on one set only. WMD is a
-    similarity, see `word_movers_score`.
+    similarity, see `word_movers_score`. METEOR's Java process, about 1 GB, is kept for the next call.
 
     Args:
         predictions: one caption an image; it may be empty.
@@ -196,7 +197,9 @@ def _score(
         vectors = load_word_vectors(word_vectors)
         return sum(word_movers_score(results[image][0], truths[image], vectors) for image in results) / len(results)
     if metric == "METEOR":
-        from pycocoevalcap.meteor.meteor import Meteor as Scorer
+        if _meteor().meteor_p.poll() is not None:  # it has ended
+            _meteor.cache_clear()
+        Scorer = _meteor
     elif metric == "CIDEr":
         from pycocoevalcap.cider.cider import Cider as Scorer
     elif metric == "SPICE":
@@ -208,6 +211,14 @@ def _score(
     except subprocess.CalledProcessError as error:  # SPICE brings native code, which not every machine runs
         warnings.warn(f"{metric} failed, see Java's message above: {error}", stacklevel=2)
         return None
+
+
+@functools.cache
+def _meteor() -> Any:
+    """METEOR's process, about 1 GB: it reads its tables for ten seconds and scores a thousand captions in one."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    return Meteor()
 
 
 def plot_captions(

@@ -12,6 +12,8 @@ from ..data import BadImageError, decode_image
 from .modeling_gmail_llava import IGNORED
 from .processing import end_of_turn, lacks_bos
 
+KEPT_RENDERINGS = 4096  # texts of conversations
+
 logger = logging.get_logger(__name__)
 
 
@@ -45,6 +47,7 @@ class LlavaCollator:
         self.processor = processor
         self.modality = modality
         self.max_length = max_length
+        self._rendered: dict[str, str] = {}
         self.end_of_turn = "" if end_of_turn(processor) is not None else processor.tokenizer.eos_token
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -121,7 +124,12 @@ class LlavaCollator:
         return text, answers
 
     def _template(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
-        return self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
+        key = f"{messages} {kwargs}"
+        if key not in self._rendered:  # questions repeat, and templates take long beside a small model's step
+            if len(self._rendered) == KEPT_RENDERINGS:
+                self._rendered.clear()
+            self._rendered[key] = self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
+        return self._rendered[key]
 
 
 def language_model_lora(rank: int, alpha: float, dropout: float = 0.0) -> Any:
