@@ -62,3 +62,27 @@ def test_the_shared_product_is_not_computed_again(monkeypatch):
     tokens, config = 4 * 5, clip_config().vision_config
     product = 2 * tokens * config.hidden_size * config.intermediate_size
     assert 0 < again - operations() < product  # the low-rank ones of both layers are
+
+
+@pytest.mark.parametrize("modality", ["real", "gen", ["real", "gen", "gen", "real"]])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_embeddings_need_only_the_class_token_of_the_last_layer(modality, attention):
+    model = make_model()
+    model.set_attn_implementation(attention)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def embed(pooled_only):
+        with FlopCounterMode(display=False) as counter:
+            outputs = model.get_image_features(pixels(4), modality=modality, pooled_only=pooled_only)
+        grads = torch.autograd.grad(outputs.pooler_output.square().sum(), weights) if modality != "real" else ()
+        return outputs, grads, counter.get_total_flops()
+
+    (whole, whole_grads, flops), (pooled, grads, fewer) = embed(False), embed(True)
+    tokens, width = 5, model.config.vision_config.hidden_size
+    assert whole.last_hidden_state.shape == (4, tokens, width) and pooled.last_hidden_state.shape == (4, 1, width)
+    torch.testing.assert_close(pooled.last_hidden_state, whole.last_hidden_state[:, :1], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pooled.pooler_output, whole.pooler_output, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(grads, whole_grads, atol=1e-5, rtol=1e-5)
+    intermediate = model.config.vision_config.intermediate_size
+    shared = 2 * 4 * (tokens - 1) * 2 * width * (width + intermediate)  # queries, out_proj and MLP of the patches
+    assert flops - fewer >= shared

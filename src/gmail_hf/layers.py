@@ -93,7 +93,7 @@ class ModalityProjection(nn.Linear):
 
 
 class GmailAttention(CLIPAttention):
-    """CLIP's attention with routed linear layers."""
+    """CLIP's attention with routed linear layers; all tokens are asked, and all ask or those that are given."""
 
     def __init__(self, config: GmailVisionConfig | CLIPTextConfig, lora: AdapterFields, adapters: Sequence[str]):
         super().__init__(config)
@@ -104,17 +104,19 @@ class GmailAttention(CLIPAttention):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         route: Route = None,
+        asking: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        heads = (*hidden_states.shape[:-1], self.num_heads, self.head_dim)
-        queries = self.q_proj(hidden_states, route).view(heads).transpose(1, 2)  # (batch, heads, tokens, head_dim)
-        keys = self.k_proj(hidden_states, route).view(heads).transpose(1, 2)
+        asking = hidden_states if asking is None else asking
+        heads = (len(hidden_states), -1, self.num_heads, self.head_dim)
+        queries = self.q_proj(asking, route).view(heads).transpose(1, 2)  # (batch, heads, asking, head_dim)
+        keys = self.k_proj(hidden_states, route).view(heads).transpose(1, 2)  # (batch, heads, tokens, head_dim)
         values = self.v_proj(hidden_states, route).view(heads).transpose(1, 2)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
         output, weights = attention(
             self, queries, keys, values, attention_mask, scaling=self.scale, dropout=dropout, **kwargs
-        )  # (batch, tokens, heads, head_dim)
+        )  # (batch, asking, heads, head_dim)
         return self.out_proj(output.flatten(2).contiguous(), route), weights
 
 
@@ -143,23 +145,38 @@ class GmailMLP(CLIPMLP):
 
 
 class GmailEncoderLayer(CLIPEncoderLayer):
-    """CLIP's encoder layer, passing the route on."""
+    """
+    CLIP's encoder layer, passing the route on.
 
-    def __init__(self, config: GmailVisionConfig | CLIPTextConfig, lora: AdapterFields, adapters: Sequence[str]):
+    The last layer of an encoder may be asked for the class token alone, `(batch, 1, hidden)`: the pooled output
+    depends on no other, which leaves five sixths of that layer's work undone.
+    """
+
+    def __init__(
+        self,
+        config: GmailVisionConfig | CLIPTextConfig,
+        lora: AdapterFields,
+        adapters: Sequence[str],
+        is_last: bool = False,
+    ):
         super().__init__(config)
         self.self_attn = GmailAttention(config, lora, adapters)
         self.mlp = GmailMLP(config, lora, adapters)
+        self.is_last = is_last
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         route: Route = None,
+        pooled_only: bool = False,
         **kwargs: Any,
     ) -> torch.Tensor:
-        residual = hidden_states
-        hidden_states, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, route, **kwargs)
-        hidden_states = residual + hidden_states
+        asked = asking = self.layer_norm1(hidden_states)
+        if pooled_only and self.is_last:
+            asking, hidden_states = asked[:, :1], hidden_states[:, :1]
+        attended, _ = self.self_attn(asked, attention_mask, route, asking, **kwargs)
+        hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.layer_norm2(hidden_states), route)
 
 
@@ -173,4 +190,5 @@ def route_linears(module: nn.Module, names: Sequence[str], lora: AdapterFields, 
 
 
 def encoder_layers(config: Any, lora: AdapterFields, adapters: Sequence[str]) -> nn.ModuleList:
-    return nn.ModuleList(GmailEncoderLayer(config, lora, adapters) for _ in range(config.num_hidden_layers))
+    last = config.num_hidden_layers - 1
+    return nn.ModuleList(GmailEncoderLayer(config, lora, adapters, index == last) for index in range(last + 1))

@@ -203,7 +203,7 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
     def _unit_features(
         self, pixel_values: torch.Tensor, modality: Modality | None, token_layer: int | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        hidden = {} if token_layer is None else {"output_hidden_states": True}
+        hidden = {"pooled_only": True} if token_layer is None else {"output_hidden_states": True}
         outputs = self.get_image_features(pixel_values, modality=modality, **hidden)
         embeds = nn.functional.normalize(outputs.pooler_output, dim=-1)
         return embeds, None if token_layer is None else outputs.hidden_states[token_layer][:, 1:]

@@ -164,6 +164,7 @@ class GmailVisionModel(_VisionCheckpoints, CLIPVisionModel):
         pixel_values: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         modality: Modality | None = None,
+        pooled_only: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """
@@ -174,6 +175,8 @@ class GmailVisionModel(_VisionCheckpoints, CLIPVisionModel):
             interpolate_pos_encoding (`bool`): allow other image sizes than the pretrained one.
             modality (`str` or a list of `batch` of them, *optional*): the branch of all, or of each; default
                 `self.modality`.
+            pooled_only (`bool`): leave out what only the patch tokens of the last layer need; `last_hidden_state` is
+                then `(batch, 1, hidden)`.
 
         Returns:
             `BaseModelOutputWithPooling`: `last_hidden_state` `(batch, tokens, hidden)`, `pooler_output`
@@ -190,6 +193,7 @@ class GmailVisionModel(_VisionCheckpoints, CLIPVisionModel):
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             route=self.route(modality, pixel_values),
+            pooled_only=pooled_only,
             **kwargs,
         )
 
