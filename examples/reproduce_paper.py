@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None) -> dict:
     sizes = (args.split, args.num_pairs, args.num_test)
     runs = [Runs(folder / f"seed{seed}", seed, *sizes, slots) for seed in args.seeds]
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    # Threads wait for commands; how many of these run at a time is up to `slots`.
-    with ThreadPoolExecutor(max_workers=4 * args.jobs) as pool:
+    # A thread for each table, which waits for its runs; how many of these go on at a time is up to `slots`.
+    with ThreadPoolExecutor(max_workers=len(runs) * (len(tables) + len(FIGURES))) as pool:
         rows = {(table.title, one.seed): pool.submit(table.rows, one) for one in runs for table in tables}
         figures = {
             number: pool.submit(FIGURES[number], runs[0], args.output_dir / f"{args.name}_figure{number}.png")
