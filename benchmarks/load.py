@@ -56,6 +56,8 @@ def reader(pairs: Any, collate: Callable[[list[dict]], Any], workers: int = WORK
     """A call that reads all pairs once in random order and returns pairs/s."""
     from torch.utils.data import DataLoader
 
+    from gmail_hf.pixels import look_up
+
     loader = DataLoader(
         pairs,
         BATCH,
@@ -66,20 +68,25 @@ def reader(pairs: Any, collate: Callable[[list[dict]], Any], workers: int = WORK
         drop_last=True,
     )
 
+    def use(batch: Any) -> None:
+        for name in batch if isinstance(batch, dict) else ():
+            if name.endswith("pixel_values"):
+                look_up(batch[name], batch["pixel_table"])
+
     def read() -> float:
-        return len(loader) * BATCH / timed(lambda: [None for _ in loader])
+        return len(loader) * BATCH / timed(lambda: [use(batch) for batch in loader])
 
     read()  # starts the workers
     return read
 
 
 def gmail_collator(processor: Any) -> Callable[[list[dict]], Any]:
-    """`GmailCollator`, whose rows of one image get an embedding as from the cache."""
+    """`GmailTrainer`'s collator, whose rows of one image get an embedding as from the cache."""
     import numpy as np
 
     from gmail_hf.data import GmailCollator
 
-    collate, embeds = GmailCollator(processor), {"real_embeds": np.zeros(512, np.float32)}
+    collate, embeds = GmailCollator(processor, eight_bit=True), {"real_embeds": np.zeros(512, np.float32)}
     return lambda rows: collate(rows if "real_image" in rows[0] else [row | embeds for row in rows])
 
 

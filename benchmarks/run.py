@@ -33,6 +33,7 @@ BENCHMARKS = {
     "retrieval": "evaluation",
     "generate": "generation",
     "scale": "scaling",
+    "ideas": "ideas",
 }
 
 

@@ -71,6 +71,16 @@ def pixels(count: int, settings: Settings):
     return torch.randn(count, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(settings.device)
 
 
+def eight_bit_pixels(count: int, settings: Settings) -> dict[str, Any]:
+    """Random pixels as `GmailCollator(eight_bit=True)` leaves them."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 3, 224, 224), dtype=torch.uint8, generator=generator)
+    table = torch.linspace(-1.8, 2.1, 256).repeat(3, 1)
+    return {"generated_pixel_values": pixels.to(settings.device), "pixel_table": table.to(settings.device)}
+
+
 def image_processor():
     from transformers import CLIPImageProcessor
 

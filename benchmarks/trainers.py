@@ -157,13 +157,16 @@ def bare_loop(settings: Settings, size: str, batch: int, steps: int) -> Callable
     return train
 
 
-def bare_step(settings: Settings, model: Any, batch: int, mini_batch_size: int | None = None) -> Callable[[], None]:
-    """A step on images and partners' embeddings that are in memory already."""
+def bare_step(
+    settings: Settings, model: Any, batch: int, mini_batch_size: int | None = None, eight_bit: bool = False
+) -> Callable[[], None]:
+    """A step on images in memory, in 8 bits as `GmailTrainer` has them or as pixel values, and on embeddings."""
     import torch
 
     from gmail_hf.losses import GmailLossConfig
 
-    images = subjects.pixels(batch, settings)
+    images = subjects.eight_bit_pixels(batch, settings) if eight_bit else {}
+    images = images or {"generated_pixel_values": subjects.pixels(batch, settings)}
     partners = torch.randn(batch, model.projection_dim, device=settings.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
@@ -171,7 +174,7 @@ def bare_step(settings: Settings, model: Any, batch: int, mini_batch_size: int |
 
     def advance() -> None:
         with subjects.autocast(settings):
-            outputs = model(generated_pixel_values=images, real_embeds=partners, loss_config=losses)
+            outputs = model(**images, real_embeds=partners, loss_config=losses)
         outputs.loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -2,11 +2,17 @@
 
 import json
 
+import caching
+import ideas
 import measuring
 import pytest
 import run
 import subjects
+import torch
 from measuring import MissingPeer, Settings, alone, growth, missing, row, take_turns
+from tiny import randomise
+
+RANDN = torch.randn
 
 
 def test_sides_take_turns_forth_and_back():
@@ -73,6 +79,54 @@ def test_a_run_prints_a_table_and_writes_results_and_chart(tmp_path, monkeypatch
     assert json.loads(path.read_text()) == result
     assert path.with_suffix(".svg").stat().st_size > 1000
     assert "| infer | a mixed batch | transformers CLIPModel |" in capsys.readouterr().out
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(subjects.SIZES, "tiny", ((16, 6, 2, 56), (16, 1, 1), 8))
+    return "tiny"
+
+
+def test_joined_updates_and_other_memory_formats_are_the_same_step(tiny):
+    embeds = []
+    for change in (lambda model: None, ideas.join_updates, ideas.channels_last):
+        model = randomise(subjects.gmail(tiny, Settings()))
+        change(model)
+        embeds.append(model.embed_images(subjects.pixels(2, Settings()), "gen"))
+    torch.testing.assert_close(embeds[1], embeds[0])
+    torch.testing.assert_close(embeds[2], embeds[0])
+
+
+def test_a_step_of_the_upper_layers_is_that_of_the_whole_model(tiny, monkeypatch):
+    """It begins with what the frozen layers give: the same gradient, in the upper layers alone."""
+    models, made = [], subjects.gmail
+    monkeypatch.setattr(subjects, "gmail", lambda *a, **k: models.append(made(*a, **k)) or models[-1])
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
+    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", lambda self: None)
+    partners = torch.randn(2, 8)
+    monkeypatch.setattr(torch, "randn", lambda *size, **k: partners if size == (2, 8) else RANDN(*size, **k))
+    ideas.step(Settings(), tiny, 2, ideas.freeze_lower)()
+    ideas.upper_step(Settings(), tiny, 2)()
+    whole, upper = ({name: p.grad for name, p in model.named_parameters() if p.grad is not None} for model in models)
+    assert whole.keys() == upper.keys() and not [
+        name for name in whole if ".layers.0." in name or ".layers.1." in name
+    ]
+    assert any(".layers.2." in name for name in whole)
+    torch.testing.assert_close(upper, whole, rtol=1e-3, atol=1e-6)
+
+
+def test_cached_lines_stand_beside_what_can_be_run(monkeypatch):
+    calls = []
+
+    def alone(job, settings, **arguments):
+        calls.append(arguments)
+        return 10.0 if job == "measuring:imports" else {"seconds": float(arguments["batch"]), "mb": 110.0}
+
+    monkeypatch.setattr(caching, "alone", alone)
+    lines = list(caching.compared(Settings(quick=True), "tiny", 64, 4, whole=False))
+    assert [line["against"] for line in lines] == ["plain batch 4", "16 plain batches of 4"]
+    assert lines[0]["ratio"] == 1 and lines[1]["ratio"] == 64 / (16 * 4)
+    assert {call["batch"] for call in calls if call} == {64, 4}
 
 
 def test_a_missing_peer_has_a_line_in_the_table():

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import IMAGE_SIZE, make_pairs, make_processor, picture, png
 
 from gmail_hf.data import BadImageError, GmailCollator, check_pairs, decode_image, stable_id, undecoded
+from gmail_hf.pixels import look_up
 
 # check_pairs
 
@@ -147,6 +148,21 @@ def test_batch_has_the_arguments_of_forward(processor):
     assert batch["attention_mask"].sum(dim=1).tolist() == [6, 10, 6]
     expected = processor.image_processor(images=[decode_image(png(1))], return_tensors="pt")["pixel_values"][0]
     assert torch.equal(batch["generated_pixel_values"][0], expected)
+
+
+def test_eight_bit_batches_hold_the_same_values_in_fewer_bytes(processor):
+    rows = rows_of(make_pairs(3, bad_generated=(1,)))
+    whole, batch = GmailCollator(processor)(rows), GmailCollator(processor, eight_bit=True)(rows)
+    assert set(batch) - set(whole) == {"pixel_table"} and batch["pixel_table"].shape == (3, 256)
+    for name in whole:
+        if name.endswith("pixel_values"):
+            assert batch[name].dtype == torch.uint8
+            assert torch.equal(look_up(batch[name], batch["pixel_table"]), whole[name])
+        else:
+            assert torch.equal(batch[name], whole[name])
+    empty = GmailCollator(processor, eight_bit=True)(rows[1:2])
+    assert torch.equal(empty["pixel_table"], batch["pixel_table"])
+    assert empty["generated_pixel_values"].shape == (0, *batch["generated_pixel_values"].shape[1:])
 
 
 def test_cached_embeddings_take_the_place_of_real_images(processor):

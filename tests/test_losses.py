@@ -235,6 +235,22 @@ def test_mini_batches_draw_dropout_once(clip_folder):
     torch.testing.assert_close(gradients, kept, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("mini_batch_size", [None, 3])
+def test_eight_bit_pixels_give_the_same_loss_and_gradient(clip_folder, mini_batch_size):
+    model, batch = make_model(clip_folder).train(), pair_batch(text=False)
+    config, generator = GmailLossConfig(mini_batch_size=mini_batch_size), torch.Generator().manual_seed(0)
+    table = torch.randn(3, 256, generator=generator)
+    sides = ("generated_pixel_values", "real_pixel_values")
+    small = {side: torch.randint(256, batch[side].shape, generator=generator, dtype=torch.uint8) for side in sides}
+    whole = {side: torch.stack([table[c][small[side][:, c].long()] for c in range(3)], dim=1) for side in sides}
+    expected, gradients = step(model, {**batch, **whole}, config)
+    output, found = step(model, {**batch, **small, "pixel_table": table}, config)
+    assert torch.equal(output.loss, expected.loss) and all(torch.equal(found[n], gradients[n]) for n in gradients)
+    for wrong in (small, {**whole, "pixel_table": table}):
+        with pytest.raises(ValueError, match="`generated_pixel_values` are .*go together"):
+            model(**{**batch, **wrong}, loss_config=config)
+
+
 def saved_bytes(model, batch, config):
     """Bytes that autograd keeps between forward and backward."""
     kept = {}

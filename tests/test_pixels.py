@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessor, ViTImageProcessor
 
 from gmail_hf.data import GmailCollator, undecoded
 from gmail_hf.generation.prepare import prepare_pairs
-from gmail_hf.pixels import PixelValues, raw_pixels
+from gmail_hf.pixels import PixelValues, look_up, raw_pixels
 
 SIZES = ((40, 30), (24, 24), (30, 61))  # width and height
 SQUARE = {"height": 24, "width": 24}
@@ -40,6 +40,35 @@ def test_equals_the_processor(name):
         assert torch.equal(found, expected(PROCESSORS[name], images))
 
 
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_eight_bits_and_a_table_are_the_processors_values(name):
+    values = PixelValues(PROCESSORS[name])
+    for images in (pictures(), [np.asarray(image) for image in pictures()]):
+        pixels = values.eight_bit(images)
+        assert pixels.dtype == torch.uint8 and values.table.shape == (3, 256)
+        assert torch.equal(look_up(pixels, values.table), expected(PROCESSORS[name], pictures()))
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pil_alone_resizes_and_crops(name, monkeypatch):
+    values = PixelValues(PROCESSORS[name])
+    values(pictures()[:1])
+    monkeypatch.setattr(values, "_geometry", None)  # the processor is asked no more
+    images = pictures(((100, 30), (31, 99), (7, 5), (24, 24), (48, 48), (25, 24)))
+    assert torch.equal(values(images), expected(PROCESSORS[name], images))
+
+
+def test_a_processor_with_a_geometry_of_its_own_serves_itself():
+    class Shifted(type(PROCESSORS["clip"])):
+        """Crops beside the centre where it crops at all."""
+
+        def center_crop(self, image, *args, **kwargs):
+            return super().center_crop(np.roll(image, 1, axis=-1), *args, **kwargs)
+
+    processor = Shifted(size={"shortest_edge": 24}, crop_size=SQUARE)
+    assert torch.equal(PixelValues(processor)(pictures()), expected(processor, pictures()))
+
+
 def test_a_processor_that_looks_at_its_neighbours_serves_itself():
     class Centred(type(PROCESSORS["clip"])):
         """Subtracts the mean of each image, so that equal values do not stay equal."""
@@ -52,6 +81,7 @@ def test_a_processor_that_looks_at_its_neighbours_serves_itself():
 
     processor = Centred(size={"shortest_edge": 24}, crop_size=SQUARE)
     assert torch.equal(PixelValues(processor)(pictures()), expected(processor, pictures()))
+    assert PixelValues(processor).eight_bit(pictures()) is None
 
 
 def test_prepared_pairs_give_the_same_batch_without_an_image_library(pairs, processor, tmp_path, monkeypatch):

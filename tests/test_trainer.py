@@ -1,5 +1,6 @@
 """GmailTrainer: cached = fresh, resumed = straight through, accumulated = mean; what it logs, saves and refuses."""
 
+import functools
 import json
 import math
 
@@ -9,6 +10,7 @@ import torch
 from tiny import assert_equal, logged, make_clip, make_model, make_pairs, make_processor, weights
 
 from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments, embeddings
+from gmail_hf.data import GmailCollator
 
 METRICS = {"paired_cosine", "gen_to_real_R@1", "gen_to_real_R@5", "gen_to_real_R@10", "centroid_distance", "loss"}
 
@@ -89,6 +91,15 @@ def test_cached_real_embeddings_train_like_fresh_ones(train, fields):
     assert not isinstance(fresh.train_dataset, embeddings.EmbeddedPairs)
     assert len(logged(cached)) == 4 and logged(cached) == pytest.approx(logged(fresh), rel=1e-4)
     torch.testing.assert_close(weights(cached), weights(fresh), rtol=1e-3, atol=1e-3)
+
+
+def test_eight_bit_batches_train_like_whole_ones(train):
+    whole = functools.partial(GmailTrainer, data_collator=GmailCollator(make_processor()))
+    small, whole = train(cache_real_embeds=False), train(cache_real_embeds=False, trainer=whole)
+    batches = [next(iter(trainer.get_train_dataloader())) for trainer in (small, whole)]
+    assert [batch["generated_pixel_values"].dtype for batch in batches] == [torch.uint8, torch.float32]
+    assert logged(small) == logged(whole)
+    assert_equal(weights(small), weights(whole))
 
 
 def test_mini_batches_train_like_the_whole_batch(train):

@@ -181,6 +181,8 @@ class GmailCollator:
         with_text (`bool`): tokenise the captions too; the text losses need them.
         on_bad_image (`str`): `"skip"` leaves the pair of an unreadable image out, with a warning that names it, and
             counts it in `skipped_pairs`; `"error"` raises.
+        eight_bit (`bool`): leave pixels as uint8, a quarter of the bytes on their way to the model, which looks their
+            values up; `pixel_table` `(3, 256)` float32 goes with them.
 
     Returns of a call:
         `generated_pixel_values`, `real_pixel_values` `(pairs, channels, height, width)` or, where the rows hold
@@ -192,7 +194,7 @@ class GmailCollator:
         ValueError: a bad image under `"error"`; a pair without id or caption.
     """
 
-    def __init__(self, processor: Any, with_text: bool = False, on_bad_image: str = "skip"):
+    def __init__(self, processor: Any, with_text: bool = False, on_bad_image: str = "skip", eight_bit: bool = False):
         if on_bad_image not in ("skip", "error"):
             raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{on_bad_image}'.")
         self.pixel_values = PixelValues(image_processor_of(processor))
@@ -201,6 +203,7 @@ class GmailCollator:
             raise ValueError("The text losses need a processor with a tokenizer, such as CLIPProcessor.")
         self.with_text = with_text
         self.on_bad_image = on_bad_image
+        self.eight_bit = eight_bit
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         sides = [side for side in SIDES if f"{side}_image" in rows[0] or f"{side}_embeds" in rows[0]]
@@ -226,7 +229,10 @@ class GmailCollator:
             if f"{side}_embeds" in kept[0]:
                 batch[f"{side}_embeds"] = torch.tensor(np.stack(values), dtype=torch.float32)
             else:
-                batch[f"{side}_pixel_values"] = self.pixel_values(values)
+                pixels = self.pixel_values.eight_bit(values) if self.eight_bit else None
+                batch[f"{side}_pixel_values"] = self.pixel_values(values) if pixels is None else pixels
+                if pixels is not None:
+                    batch["pixel_table"] = self.pixel_values.table
         if self.with_text:
             captions = [row["caption"] for row in kept]
             batch.update(self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt"))
@@ -240,8 +246,10 @@ class GmailCollator:
                 stand_in[f"{side}_embeds"] = np.zeros(len(stand_in[f"{side}_embeds"]), np.float32)
             elif f"{side}_image" in stand_in:
                 stand_in[f"{side}_image"] = PILImage.new("RGB", (64, 64))
-        batch = {name: values[:0] for name, values in self([stand_in]).items() if values.dim()}
-        return {**batch, "skipped_pairs": torch.tensor(len(rows))}
+        batch = self([stand_in])
+        kept = {name: batch.pop(name) for name in ["pixel_table"] if name in batch}
+        batch = {name: values[:0] for name, values in batch.items() if values.dim()}
+        return {**batch, **kept, "skipped_pairs": torch.tensor(len(rows))}
 
     def _image(self, row: dict[str, Any], side: str) -> Any:
         if f"{side}_embeds" not in row:

@@ -23,6 +23,7 @@ from .adapters import AdapterMixin
 from .configuration_gmail import GmailConfig
 from .layers import ModalityProjection
 from .losses import PAPER_LOSSES, GmailLossConfig, gmail_loss
+from .pixels import look_up
 from .towers import GmailTextModel, GmailVisionModel, Modality, ModalityMixin, init_branches, reject_unknown
 
 
@@ -172,6 +173,7 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         modality: Modality | None,
         mini_batch_size: int | None,
         token_layer: int | None = None,
+        pixel_table: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings as in [`embed_images`] and, if asked for, patch tokens `(batch, tokens, hidden)` of a layer."""
         if len(pixel_values) == 0:
@@ -179,12 +181,12 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
             tokens = (0, self.vision_model.embeddings.num_patches, self.vision_embed_dim)
             return embeds, None if token_layer is None else embeds.new_zeros(tokens) + embeds.sum()
         if mini_batch_size is None or mini_batch_size >= len(pixel_values):
-            return self._unit_features(pixel_values, modality, token_layer)
+            return self._unit_features(pixel_values, modality, token_layer, pixel_table)
         chunks = []
         for start in range(0, len(pixel_values), mini_batch_size):
             rows = slice(start, start + mini_batch_size)
             names = modality if modality is None or isinstance(modality, str) else modality[rows]
-            arguments = pixel_values[rows], names, token_layer
+            arguments = pixel_values[rows], names, token_layer, pixel_table
             # The backward pass begins with the last mini-batch: its activations may stay.
             last = start + mini_batch_size >= len(pixel_values)
             chunks.append(
@@ -201,8 +203,14 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         return torch.zeros(0, self.projection_dim, dtype=self.dtype, device=self.device) + zero
 
     def _unit_features(
-        self, pixel_values: torch.Tensor, modality: Modality | None, token_layer: int | None
+        self,
+        pixel_values: torch.Tensor,
+        modality: Modality | None,
+        token_layer: int | None,
+        pixel_table: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if pixel_table is not None:
+            pixel_values = look_up(pixel_values, pixel_table)
         hidden = {"pooled_only": True} if token_layer is None else {"output_hidden_states": True}
         outputs = self.get_image_features(pixel_values, modality=modality, **hidden)
         embeds = nn.functional.normalize(outputs.pooler_output, dim=-1)
@@ -229,6 +237,7 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         generated_embeds: torch.FloatTensor | None = None,
         real_pixel_values: torch.FloatTensor | None = None,
         real_embeds: torch.FloatTensor | None = None,
+        pixel_table: torch.FloatTensor | None = None,
         image_ids: torch.LongTensor | None = None,
         caption_ids: torch.LongTensor | None = None,
         loss_config: GmailLossConfig = PAPER_LOSSES,
@@ -248,6 +257,7 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
             real_pixel_values (same shape): their real partners. Only what a loss looks at is needed.
             generated_embeds, real_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`): in their places,
                 embeddings by a frozen branch, computed before.
+            pixel_table (`torch.FloatTensor` of shape `(3, 256)`): makes values of uint8 images, see [`GmailCollator`].
             image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`): pairs that share one are no negatives.
             loss_config ([`GmailLossConfig`]): weights and temperature of the losses; default the paper's, Eq. 1.
 
@@ -269,7 +279,7 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
             if pixel_values is not None or modality is not None:
                 raise ValueError("Pairs take no `pixel_values` or `modality`: their branches are `gen` and `real`.")
             ids = {"image_ids": image_ids, "caption_ids": caption_ids}
-            return self._forward_pairs(pairs, input_ids, attention_mask, ids, loss_config)
+            return self._forward_pairs(pairs, pixel_table, input_ids, attention_mask, ids, loss_config)
         if pixel_values is None or input_ids is None:
             raise ValueError(
                 "Specify `input_ids` and `pixel_values`, or `generated_pixel_values` and the like for pairs."
@@ -299,6 +309,7 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
     def _forward_pairs(
         self,
         images: dict[str, torch.Tensor | None],
+        pixel_table: torch.Tensor | None,
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         ids: dict[str, torch.Tensor | None],
@@ -310,8 +321,8 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         counts = {name: len(values) for name, values in rows.items() if values is not None}
         if len(set(counts.values())) > 1:
             raise ValueError(f"A batch of pairs needs as many rows of each input, got {counts}.")
-        gen_embeds, gen_tokens = self._embed_side("generated", images, loss_config.generated_modality, loss_config)
-        real_embeds, real_tokens = self._embed_side("real", images, "real", loss_config)
+        gen_embeds, gen_tokens = self._embed_side("generated", images, pixel_table, loss_config)
+        real_embeds, real_tokens = self._embed_side("real", images, pixel_table, loss_config)
         text_embeds = self.embed_text(input_ids, attention_mask) if loss_config.needs_text else None
         losses = gmail_loss(
             gen_embeds,
@@ -332,16 +343,25 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         )
 
     def _embed_side(
-        self, side: str, images: dict[str, torch.Tensor | None], modality: str, loss_config: GmailLossConfig
+        self,
+        side: str,
+        images: dict[str, torch.Tensor | None],
+        pixel_table: torch.Tensor | None,
+        loss_config: GmailLossConfig,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Embeddings of the generated or the real images of a batch, None if there are none; patch tokens likewise."""
+        modality = loss_config.generated_modality if side == "generated" else "real"
         pixel_values, embeds = images[f"{side}_pixel_values"], images[f"{side}_embeds"]
         if pixel_values is not None and embeds is not None:
             raise ValueError(f"Pass either `{side}_pixel_values` or `{side}_embeds`.")
         token_layer = loss_config.token_layer if loss_config.token_weight > 0 else None
         if pixel_values is not None:
+            if (pixel_values.dtype == torch.uint8) != (pixel_table is not None):
+                raise ValueError(
+                    f"`{side}_pixel_values` are {pixel_values.dtype}: uint8 pixels and `pixel_table` go together."
+                )
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains(modality)):
-                return self._embed(pixel_values, modality, loss_config.mini_batch_size, token_layer)
+                return self._embed(pixel_values, modality, loss_config.mini_batch_size, token_layer, pixel_table)
         if token_layer is not None:
             raise ValueError(f"`token_weight` needs patch tokens: pass `{side}_pixel_values`.")
         if embeds is None:

@@ -211,9 +211,8 @@ class GmailTrainer(SafeTrainer):
                 raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
             if dataset is not None:
                 check_pairs(dataset, name, args.on_bad_image, self.loss_config.columns)
-        kwargs.setdefault(
-            "data_collator", GmailCollator(processing_class, self.loss_config.needs_text, args.on_bad_image)
-        )
+        collator = GmailCollator(processing_class, self.loss_config.needs_text, args.on_bad_image, eight_bit=True)
+        kwargs.setdefault("data_collator", collator)
         kwargs.setdefault("compute_metrics", compute_pair_metrics)
         # The data sets as the user gave them: what is made of them below tells less of where it comes from.
         self.provenance = provenance(model.config, named, args.world_size) if args.should_save else {}
