@@ -22,8 +22,8 @@ KEEP_FREED_MEMORY = {
 SERVER = threading.Lock()
 
 
-def where_from() -> BaseContext:
-    """Of what kind processes are: forked from one that has imported the libraries, or fresh where systems cannot."""
+def start_server() -> BaseContext:
+    """Start what processes are forked from, once; where a system cannot fork, they are fresh."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver
@@ -48,7 +48,7 @@ def call(log: Path, function: Callable, *arguments: Any) -> None:
     Raises:
         RuntimeError: it failed; the message has the end of the log.
     """
-    process = where_from().Process(target=_logged, args=(str(log), function, arguments))
+    process = start_server().Process(target=_logged, args=(str(log), function, arguments))
     process.start()
     process.join()
     if process.exitcode:
