@@ -25,6 +25,8 @@ VARIANTS = {
     "one branch for both": ["--train_real", "--generated_modality", "real"],
 }
 PAPER = "GMAIL (Eq. 1)"
+# So that all tables are made in an hour; the recipes take 250 and 500.
+FEWER_STEPS = {"stage 1": ("--max_steps", "200"), "questions": ("--max_steps", "250")}
 NEAR = {"guidance_scale": 2.0, "num_inference_steps": 20}  # the generator's best sampling, see its card
 
 # While transformers loads a model, tensors made by other threads of the process land on the meta device too, and
@@ -141,7 +143,7 @@ class Runs:
     def aligned(self, variant: str = PAPER, pairs: str = "pairs", *options: str) -> str:
         """The folder of a model after stage 1."""
         name = f"stage1-{slug(variant)}" + ("" if pairs == "pairs" else f"-{pairs}") + "".join(map(slug, options))
-        config = ("--config", str(CONFIGS / "digits.yaml"), "--max_steps", "200")  # of 250: all tables in an hour
+        config = ("--config", str(CONFIGS / "digits.yaml"), *FEWER_STEPS["stage 1"])
         output, _ = self.run(name, "train_gmail.py", *config, *VARIANTS[variant], *options, pairs=self.pairs(pairs))
         return str(output)
 
@@ -174,14 +176,15 @@ class Runs:
 
     def llama(self, name: str, *options: str, model: str | None = None):
         """A projector to the frozen language model after stage 2: `(folder, scores)`."""
-        options = ("--config", str(CONFIGS / "llava_digits.yaml"), *options)
+        options = ("--config", str(CONFIGS / "llava_digits.yaml"), *FEWER_STEPS["questions"], *options)
         options = (*options, "--gmail_name_or_path", model or self.aligned(), "--max_eval_samples", "400")
         return self.run(f"llama-{slug(name)}", "train_llava.py", *options)
 
     def llava(self, name: str, *options: str, model: str | None = None):
         """A LLaVA, projector and LoRA, after stage 2: `(folder, scores)`."""
         options = ("--train", "projector+lora", "--llava_name_or_path", self._llava_base(), *options)
-        options = ("--config", str(CONFIGS / "llava_digits.yaml"), *options, "--max_eval_samples", "400")
+        options = (*FEWER_STEPS["questions"], *options, "--max_eval_samples", "400")
+        options = ("--config", str(CONFIGS / "llava_digits.yaml"), *options)
         options = (*options, "--gmail_name_or_path", model or self.aligned())
         return self.run(f"llava-{slug(name)}", "train_llava.py", *options)
 
@@ -201,7 +204,7 @@ class Runs:
                     load_from_disk(self.pairs()).remove_columns(["digits", "colors"]).save_to_disk(captions)
                 options = ["--config", str(CONFIGS / "llava_digits.yaml"), "--gmail_name_or_path", self.aligned()]
                 options += ["--modality", "real", "--image_column", "real_image", "--max_eval_samples", "400"]
-                options += ["--question", QUESTIONS["caption"]]
+                options += ["--question", QUESTIONS["caption"], *FEWER_STEPS["questions"]]
                 output, _ = self.run("llava-captions", "train_llava.py", *options, pairs=captions)
                 partial = folder.with_suffix(".part")
                 with ALONE:
