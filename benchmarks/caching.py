@@ -50,10 +50,10 @@ def compared(settings: Settings, size: str, batch: int, mini: int, whole: bool) 
 def one_step(
     settings: Settings, size: str, batch: int, mini_batch_size: int | None, **fields: Any
 ) -> dict[str, float]:
-    """Seconds of a step after a small one, and the peak of the process."""
+    """Seconds of a step after one of a mini-batch's size, and the peak of the process."""
     imports(settings)
     model = subjects.gmail(size, settings, **fields).train()
-    trainers.bare_step(settings, model, 2)()
+    trainers.bare_step(settings, model, mini_batch_size or batch, eight_bit=True)()
     advance = trainers.bare_step(settings, model, batch, mini_batch_size, eight_bit=True)
     forget_peak(settings)  # of making the model
     return {"seconds": timed(advance, settings), "mb": peak_mb(settings)}

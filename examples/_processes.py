@@ -5,40 +5,22 @@ import os
 import runpy
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 PRELOADED = ["gmail_hf", "gmail_hf.digits", "gmail_hf.evaluation.captioning", "transformers.models.clip", "peft"]
-# glibc returns what a training step frees and faults it in again at the next; so told, it keeps it.
-KEEP_FREED_MEMORY = {
+# One thread each. glibc returns what a training step frees and faults it in again at the next; so told, it keeps it.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**32),
     "MALLOC_TOP_PAD_": str(2**28),
 }
-
-
-SERVER = threading.Lock()
-
-
-def start_server() -> BaseContext:
-    """Start what processes are forked from, once; where a system cannot fork, they are fresh."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver
-
-    context = multiprocessing.get_context("forkserver")
-    with SERVER:
-        context.set_forkserver_preload(PRELOADED)
-        before = {name: os.environ.get(name) for name in KEEP_FREED_MEMORY}
-        os.environ.update(KEEP_FREED_MEMORY)  # which is read when a process starts
-        try:
-            forkserver.ensure_running()
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
-    return context
+STARTS = threading.Lock()
 
 
 def call(log: Path, function: Callable, *arguments: Any) -> None:
@@ -48,11 +30,36 @@ def call(log: Path, function: Callable, *arguments: Any) -> None:
     Raises:
         RuntimeError: it failed; the message has the end of the log.
     """
-    process = start_server().Process(target=_logged, args=(str(log), function, arguments))
-    process.start()
-    process.join()
+    log.write_text("")
+    with STARTS, _environment():
+        process = _context().Process(target=_logged, args=(str(log), function, arguments))
+        process.start()
+    wait([process.sentinel])
+    with STARTS:  # a start looks at the ends of all processes, and would take this one's
+        process.join()
     if process.exitcode:
         raise RuntimeError(f"the end of {log}:\n{log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
+
+
+def _context() -> BaseContext:
+    """Processes forked from one that has imported the libraries, or fresh ones where that is not safe."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """What is read when a process starts; the user's own settings win."""
+    added = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def run_script(script: str, *arguments: str) -> None:
@@ -63,10 +70,7 @@ def run_script(script: str, *arguments: str) -> None:
 
 
 def _logged(log: str, function: Callable, arguments: tuple) -> None:
-    import torch
-
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     function(*arguments)

@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from _recipes import FIGURES, GENERATED, REAL, TABLES, coco_commands
-from _runs import Runs
+from _runs import FEWER_STEPS, Runs
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> dict:
 
     start = time.perf_counter()
     slots = threading.Semaphore(args.jobs)
-    folder = args.work_dir / f"{args.split}-{args.num_pairs}-{args.num_test}"
+    steps = "-".join(count for _, count in FEWER_STEPS.values())
+    folder = args.work_dir / f"{args.split}-{args.num_pairs}-{args.num_test}-{steps}"
     sizes = (args.split, args.num_pairs, args.num_test)
     runs = [Runs(folder / f"seed{seed}", seed, *sizes, slots) for seed in args.seeds]
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,8 @@ def main(argv: list[str] | None = None) -> dict:
         figures = {number: future.result() for number, future in figures.items()}
     result = {
         "environment": environment(Path(__file__).parent),
-        "settings": {key: value for key, value in vars(args).items() if key not in ("output_dir", "work_dir")},
+        "settings": {key: value for key, value in vars(args).items() if key not in ("output_dir", "work_dir")}
+        | {"max_steps": {stage: int(count) for stage, (_, count) in FEWER_STEPS.items()}},
         "tables": {},
     }
     sections = []

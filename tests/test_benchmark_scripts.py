@@ -88,13 +88,18 @@ def tiny(monkeypatch):
 
 
 def test_joined_updates_and_other_memory_formats_are_the_same_step(tiny):
-    embeds = []
-    for change in (lambda model: None, ideas.join_updates, ideas.channels_last):
+    def embed(change=lambda model: None):
         model = randomise(subjects.gmail(tiny, Settings()))
         change(model)
-        embeds.append(model.embed_images(subjects.pixels(2, Settings()), "gen"))
-    torch.testing.assert_close(embeds[1], embeds[0])
-    torch.testing.assert_close(embeds[2], embeds[0])
+        return model.vision_model, model.embed_images(subjects.pixels(2, Settings()), "gen")
+
+    (_, plain), (joined, embeds), (last, also) = embed(), embed(ideas.join_updates), embed(ideas.channels_last)
+    assert joined.encoder.layers[0].self_attn._forward_pre_hooks and "forward" in vars(
+        joined.encoder.layers[0].self_attn.q_proj
+    )
+    assert last.embeddings.patch_embedding.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(embeds, plain)
+    torch.testing.assert_close(also, plain)
 
 
 def test_a_step_of_the_upper_layers_is_that_of_the_whole_model(tiny, monkeypatch):

@@ -60,13 +60,40 @@ def test_pil_alone_resizes_and_crops(name, monkeypatch):
 
 def test_a_processor_with_a_geometry_of_its_own_serves_itself():
     class Shifted(type(PROCESSORS["clip"])):
-        """Crops beside the centre where it crops at all."""
+        """Crops beside the centre where there is something to crop."""
 
         def center_crop(self, image, *args, **kwargs):
-            return super().center_crop(np.roll(image, 1, axis=-1), *args, **kwargs)
+            shifted = np.roll(image, image.shape[-1] > 24, axis=-1)
+            return super().center_crop(shifted, *args, **kwargs)
 
     processor = Shifted(size={"shortest_edge": 24}, crop_size=SQUARE)
-    assert torch.equal(PixelValues(processor)(pictures()), expected(processor, pictures()))
+    values, images = PixelValues(processor), [*pictures(((24, 24),)), *pictures()]  # of the first, PIL makes the same
+    assert torch.equal(values(images), expected(processor, images)) and values.eight_bit(images) is not None
+
+
+@pytest.mark.parametrize("name", ["two edges", "padded"])
+def test_processors_of_other_kinds_serve_themselves(name):
+    options = {"size": {"shortest_edge": 24, "longest_edge": 40}} if name == "two edges" else {}
+    options |= {"do_pad": True, "pad_size": {"height": 30, "width": 30}} if name == "padded" else {}
+    processor = CLIPImageProcessor(**{"size": {"shortest_edge": 24}, "crop_size": SQUARE} | options)
+    images = pictures(((24, 24), (90, 30)))
+    assert torch.equal(PixelValues(processor)(images), expected(processor, images))
+
+
+def test_transparency_is_laid_on_the_processors_ground():
+    buffer = io.BytesIO()
+    pictures(((24, 24),))[0].save(buffer, "PNG", transparency=(1, 2, 3))
+    transparent = Image.open(buffer)
+    transparent.load()
+    assert "transparency" in transparent.info
+    images = [*pictures(((24, 24),)), transparent]
+    processor = PROCESSORS["clip"]
+    assert torch.equal(PixelValues(processor)(images), expected(processor, images))
+
+
+def test_a_table_in_parts_is_refused():
+    with pytest.raises(ValueError, match="2 rows for 3 channels.*accelerate launch"):
+        look_up(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(2, 256))
 
 
 def test_a_processor_that_looks_at_its_neighbours_serves_itself():

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .data import BadImageError, decode_image, image_processor_of, undecoded
+from .pixels import PixelValues
 
 # Rows of one file of the cache: the unit that an interrupted run computes again.
 CACHE_SHARD_ROWS = 8192
@@ -50,7 +51,7 @@ def embed_images(
         ValueError: an image cannot be read; the message tells its index. Unknown modality.
     """
     embeds: list[np.ndarray] = []
-    done = 0
+    values, done = PixelValues(image_processor_of(processor)), 0
     total = len(images) if hasattr(images, "__len__") else None
     with tqdm(total=total, desc=desc, disable=desc is None, unit="image") as bar, _evaluating(model):
         for batch in _batches(images, batch_size):
@@ -60,7 +61,7 @@ def embed_images(
                     decoded.append(decode_image(image))
                 except BadImageError as error:
                     raise ValueError(f"Image {done + len(decoded)}: {error}.") from error
-            embeds.append(_embed(model, image_processor_of(processor), decoded, modality))
+            embeds.append(_embed(model, values, decoded, modality))
             done += len(batch)
             bar.update(len(batch))
     return np.concatenate(embeds) if embeds else np.zeros((0, model.config.projection_dim), np.float32)
@@ -77,9 +78,8 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _embed(model: Any, image_processor: Any, images: list[PILImage.Image], modality: str) -> np.ndarray:
-    pixel_values = image_processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
-    return model.embed_images(pixel_values, modality).float().cpu().numpy()
+def _embed(model: Any, values: PixelValues, images: list[PILImage.Image], modality: str) -> np.ndarray:
+    return model.embed_images(values(images).to(model.device), modality).float().cpu().numpy()
 
 
 class _evaluating:
@@ -131,7 +131,7 @@ def cached_embeds(
     key = cache_key(dataset, column, model, processor, modality)
     folder = Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf", key)
     folder.mkdir(parents=True, exist_ok=True)
-    image_processor = image_processor_of(processor)
+    values = PixelValues(image_processor_of(processor))
     dim = model.config.projection_dim
     features = datasets.Features({"image_embeds": datasets.List(datasets.Value("float32"), length=dim)})
 
@@ -148,7 +148,7 @@ def cached_embeds(
                 logger.warning(f"{where}: {error}; the pair will be skipped.")
         embeds: list = [None] * len(batch[column])
         if images:
-            for row, embed in zip(rows, _embed(model, image_processor, images, modality), strict=True):
+            for row, embed in zip(rows, _embed(model, values, images, modality), strict=True):
                 embeds[row] = embed
         return {"image_embeds": embeds}
 

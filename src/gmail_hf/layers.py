@@ -93,7 +93,7 @@ class ModalityProjection(nn.Linear):
 
 
 class GmailAttention(CLIPAttention):
-    """CLIP's attention with routed linear layers; all tokens are asked, and all ask or those that are given."""
+    """CLIP's attention with routed linear layers: the tokens `asking` ask all of `hidden_states`."""
 
     def __init__(self, config: GmailVisionConfig | CLIPTextConfig, lora: AdapterFields, adapters: Sequence[str]):
         super().__init__(config)
@@ -102,12 +102,11 @@ class GmailAttention(CLIPAttention):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        route: Route = None,
-        asking: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None,
+        route: Route,
+        asking: torch.Tensor,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        asking = hidden_states if asking is None else asking
         heads = (len(hidden_states), -1, self.num_heads, self.head_dim)
         queries = self.q_proj(asking, route).view(heads).transpose(1, 2)  # (batch, heads, asking, head_dim)
         keys = self.k_proj(hidden_states, route).view(heads).transpose(1, 2)  # (batch, heads, tokens, head_dim)

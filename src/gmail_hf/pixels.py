@@ -33,7 +33,15 @@ def look_up(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
     Returns:
         `torch.FloatTensor` of shape `(images, 3, height, width)`.
+
+    Raises:
+        ValueError: the table has not one row for each channel.
     """
+    if len(table) != pixels.shape[1]:
+        raise ValueError(
+            f"`pixel_table` has {len(table)} rows for {pixels.shape[1]} channels. `nn.DataParallel` would part it: "
+            "start one process for each GPU, by `accelerate launch` or `torchrun`."
+        )
     values = torch.empty(pixels.shape, dtype=table.dtype, device=pixels.device)
     if pixels.device.type == "cpu":  # where torch would need each index in 8 bytes
         numbers, found = pixels.numpy(), values.numpy()
@@ -107,13 +115,13 @@ class PixelValues:
             self.table = table.reshape(3, 256).contiguous()
             expected = self._process([image])
             self._size = width, height = tuple(expected.shape[:1:-1])
-            self._by_pil = self._pil_agrees([image, _noise(2 * width + 1, height), _noise(width, 3 * height - 1)])
-            self._by_pil = self._by_pil and self._pil_agrees([_noise(width // 2 + 1, height // 3 + 1)])
+            wide, high = _noise(3 * width + 5, 2 * height + 1), _noise(2 * width + 1, 3 * height + 5)
+            self._by_pil = self._pil_agrees([image, wide, high, _noise(width // 2 + 1, height // 3 + 1)])
             noise = _noise(width, height)
             self._keeps_it = np.array_equal(self._geometry(noise), noise)
             pixels = torch.from_numpy(np.ascontiguousarray(self._resized(image).transpose(2, 0, 1)))
             return torch.equal(look_up(pixels[None], self.table), expected)
-        except (TypeError, ValueError, KeyError):  # options or outputs that this processor does not have
+        except (TypeError, ValueError, KeyError, RuntimeError):  # options or outputs that this processor does not have
             return False
 
     def _pil_agrees(self, images: Sequence[Any]) -> bool:
@@ -125,6 +133,8 @@ class PixelValues:
     def _resized(self, image: Any) -> np.ndarray:
         """uint8 `(height, width, 3)`: the processor's geometry without its arithmetic."""
         size = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+        if "transparency" in getattr(image, "info", ()):  # which the processor may lay on a ground of its own
+            return self._geometry(image)
         if self._keeps_it and size == self._size:
             return np.asarray(image)
         return self._pil_geometry(image) if self._by_pil else self._geometry(image)
@@ -138,11 +148,14 @@ class PixelValues:
         processor = self.image_processor
         image = PILImage.fromarray(image) if isinstance(image, np.ndarray) else image
         if processor.do_resize:
-            size, short = dict(processor.size), min(image.size)
-            edge = size.get("shortest_edge")
-            scaled = (size.get("width"), size.get("height"))
-            if edge is not None:  # the longer one is rounded down
+            size = {key: value for key, value in dict(processor.size).items() if value is not None}
+            if size.keys() == {"shortest_edge"}:  # the longer one is rounded down
+                edge, short = size["shortest_edge"], min(image.size)
                 scaled = tuple(edge if side == short else int(edge * side / short) for side in image.size)
+            elif size.keys() == {"height", "width"}:
+                scaled = size["width"], size["height"]
+            else:
+                raise ValueError(f"a size by {list(size)}")
             image = image.resize(scaled, resample=processor.resample)
         if getattr(processor, "do_center_crop", False):
             crop = dict(processor.crop_size)

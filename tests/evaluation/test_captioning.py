@@ -178,6 +178,18 @@ def test_meteors_process_is_kept_and_started_anew_when_it_has_ended():
 
 
 @needs_java
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interrupted_meteor_does_not_hang_the_next_call(monkeypatch, error):
+    def interrupted(*arguments):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(type(captioning._meteor()), "_stat", interrupted)
+        caption_metrics(["a cat"], [["a cat"]], ["METEOR"])
+    assert caption_metrics(["a cat"], [["a cat"]], ["METEOR"])["METEOR"] > 0
+
+
+@needs_java
 def test_text_is_tokenised_as_coco_does():
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 

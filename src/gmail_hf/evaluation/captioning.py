@@ -206,11 +206,18 @@ def _score(
         from pycocoevalcap.spice.spice import Spice as Scorer
     else:
         from pycocoevalcap.rouge.rouge import Rouge as Scorer
+    scorer = Scorer()
     try:
-        return float(Scorer().compute_score(truths, results)[0])
+        return float(scorer.compute_score(truths, results)[0])
     except subprocess.CalledProcessError as error:  # SPICE brings native code, which not every machine runs
         warnings.warn(f"{metric} failed, see Java's message above: {error}", stacklevel=2)
         return None
+    except BaseException:
+        if metric == "METEOR":  # it ended, or was interrupted, with its lock taken, for which the next call would wait
+            if scorer.lock.locked():
+                scorer.lock.release()
+            _meteor.cache_clear()
+        raise
 
 
 @functools.cache
