@@ -2,7 +2,7 @@
 The tables and figures of the paper (Mo & Yun, ICML 2025) at small scale: each is made from data to scores.
 
     python examples/reproduce_paper.py --table 9            # one table on the digits world, three seeds
-    python examples/reproduce_paper.py                      # all of them: an hour on two cores
+    python examples/reproduce_paper.py                      # all of them: within an hour on two cores
     python examples/reproduce_paper.py --figure 2 3 --seeds 0
     python examples/reproduce_paper.py --table 1 --split validation --seeds 0    # choose settings here
     python examples/reproduce_paper.py --world coco --table 1                    # the commands for COCO
