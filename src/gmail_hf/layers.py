@@ -173,7 +173,7 @@ class GmailEncoderLayer(CLIPEncoderLayer):
     ) -> torch.Tensor:
         asked = asking = self.layer_norm1(hidden_states)
         if pooled_only and self.is_last:
-            asking, hidden_states = asked[:, :1], hidden_states[:, :1]
+            asking, hidden_states = asked[:, :1].contiguous(), hidden_states[:, :1].contiguous()
         attended, _ = self.self_attn(asked, attention_mask, route, asking, **kwargs)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.layer_norm2(hidden_states), route)
