@@ -409,7 +409,8 @@ def test_cost_of_a_step(clip_folder, arguments):
     assert cost["flops_per_step"] == counter.get_total_flops() > forward
     # The forward pass of 4 images of 4 patches and a class token by hand, two operations a multiplication.
     width, inner, rank, dim = 32, 48, 4, 24
-    layer = 4 * (width * width + 2 * rank * width) + 2 * (width * inner + rank * (width + inner))
-    expected = 2 * (2 * 4 * 5 * layer + 4 * 4 * (3 * 8 * 8) * width + 4 * width * dim + 4 * 4 * dim)
+    linear, mlp = width * width + 2 * rank * width, 2 * (width * inner + rank * (width + inner))
+    first, last = 5 * (4 * linear + mlp), 5 * 2 * linear + 2 * linear + mlp  # all tokens; keys and values of all
+    expected = 2 * (4 * (first + last) + 4 * 4 * (3 * 8 * 8) * width + 4 * width * dim + 4 * 4 * dim)
     assert 1.0 <= forward / expected < 1.05  # not all kernels of attention are counted
     assert cost["peak_memory_bytes"] > 10**8
