@@ -5,6 +5,9 @@ A plain batch of 1,024 needs some 43 GB for ViT-B/32's activations and 300 GB fo
 mini-batches of 64 stands beside the same pairs in plain batches of 64: the same operations, forth and back once. Fewer
 pairs in as many mini-batches are compared with a plain batch of them all. The whole batch's images count in the peak,
 in 8 bits, as `GmailTrainer` has them.
+
+On a CPU all sides run with `MALLOC`, or the peak would be the allocator's: the graph of each mini-batch is small and
+stays, between large freed blocks, and glibc 2.36 does not reuse those. A line of its own has what that comes to.
 """
 
 from collections.abc import Iterator
@@ -14,6 +17,8 @@ import subjects
 import trainers
 from measuring import Settings, alone, forget_peak, imports, peak_mb, row, timed
 
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "100000"}  # bytes; larger blocks are the system's and go back when freed
+
 
 def cached(settings: Settings) -> Iterator[dict[str, Any]]:
     """Peak memory against a plain batch of a mini-batch's size, time against plain batches of as many pairs."""
@@ -22,6 +27,8 @@ def cached(settings: Settings) -> Iterator[dict[str, Any]]:
         [(64, 4, True)], [(128, 8, True), (1024, 64, False)], [(256, 16, True), (1024, 64, False)]
     ):
         yield from compared(settings, size, batch, mini, whole)
+    if settings.device == "cpu":
+        yield allocators(settings, size, *settings.choose((64, 16), (256, 64), None))
 
 
 def compared(settings: Settings, size: str, batch: int, mini: int, whole: bool) -> Iterator[dict[str, Any]]:
@@ -29,9 +36,10 @@ def compared(settings: Settings, size: str, batch: int, mini: int, whole: bool) 
     kinds = {"cached": (batch, mini), "plain mini-batch": (mini, None)} | ({"plain": (batch, None)} if whole else {})
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(settings.choose(1, 2, 3)):
-        baseline = alone("measuring:imports", settings)
+        baseline = alone("measuring:imports", settings, environment=MALLOC)
         for kind, (pairs, mini_batch_size) in kinds.items():
-            run = alone("caching:one_step", settings, size=size, batch=pairs, mini_batch_size=mini_batch_size)
+            chosen = {"size": size, "batch": pairs, "mini_batch_size": mini_batch_size}
+            run = alone("caching:one_step", settings, environment=MALLOC, **chosen)
             runs[kind].append(run | {"mb": run["mb"] - baseline})
     mb = {kind: [run["mb"] for run in runs[kind]] for kind in kinds}
     seconds = {kind: [run["seconds"] for run in runs[kind]] for kind in kinds}
@@ -45,6 +53,18 @@ def compared(settings: Settings, size: str, batch: int, mini: int, whole: bool) 
         against = f"{batch // mini} plain batches of {mini}"
         theirs = [batch // mini * second for second in seconds["plain mini-batch"]]
     yield row("cached", f"{measured}, time", against, "s", seconds["cached"], theirs, "<= 1.5", size)
+
+
+def allocators(settings: Settings, size: str, batch: int, mini: int) -> dict[str, Any]:
+    """The peak of the same step with the system's allocator as it is."""
+    chosen = {"size": size, "batch": batch, "mini_batch_size": mini}
+    peaks = []
+    for environment in ({}, MALLOC):
+        baseline = alone("measuring:imports", settings, environment=environment)
+        peaks.append(alone("caching:one_step", settings, environment=environment, **chosen)["mb"] - baseline)
+    measured = f"batch {batch} in mini-batches of {mini}, the allocator as it is, memory"
+    against = " ".join(f"{name}={value}" for name, value in MALLOC.items())
+    return row("cached", measured, against, "MB", peaks[:1], peaks[1:], note=size)
 
 
 def one_step(

@@ -10,6 +10,7 @@ import json
 import operator
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -101,19 +102,32 @@ def growth(benchmark: str, measured: str, points: dict[int, float], unit: str, n
 
 
 def alone(
-    job: str, settings: Settings, python: str = sys.executable, launcher: tuple[str, ...] = (), **arguments: Any
+    job: str,
+    settings: Settings,
+    python: str = sys.executable,
+    launcher: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+    **arguments: Any,
 ) -> Any:
     """
-    What a function of a module here returns in a process of its own; the function is given the settings first.
+    What a function of a module here returns in a process of its own; the function is given the settings first, and the
+    process what `environment` adds.
 
     Raises:
-        MissingPeer: it did.
+        MissingPeer: it did, or there was not enough memory.
         RuntimeError: it failed; the message has the end of its error output.
     """
     call = json.dumps({"settings": asdict(settings), "arguments": arguments})
-    done = subprocess.run([python, *launcher, __file__, job, call], capture_output=True, text=True)
+    done = subprocess.run(
+        [python, *launcher, __file__, job, call],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
     if "OutOfMemoryError" in done.stderr:
         raise MissingPeer("out of memory")
+    if done.returncode == -signal.SIGKILL:
+        raise MissingPeer("killed, as the system does when its memory is used up")
     if done.returncode:
         raise RuntimeError(f"{job} failed in a process of its own:\n{done.stderr[-3000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # also of the processes to come
 
     import torch
-    from measuring import Settings
+    from measuring import MissingPeer, Settings
 
     from gmail_hf.benchmarks import environment
 
@@ -72,23 +72,31 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         batch=args.batch,
         peer_python=args.peer_python,
     )
-    start, rows, seconds = time.perf_counter(), [], {}
-    for name in args.only or BENCHMARKS:
-        began = time.perf_counter()
-        for line in getattr(importlib.import_module(BENCHMARKS[name]), name)(settings):
-            rows.append(line)
-            print(describe(line), flush=True)
-        seconds[name] = round(time.perf_counter() - began, 1)
-        print(f"{name}: {seconds[name]} s\n", flush=True)
     result = {
         "settings": vars(settings) | {"peer_python": "another" if args.peer_python != sys.executable else "this one"},
-        "rows": rows,
-        "seconds_of": seconds,
-        "seconds": round(time.perf_counter() - start),
+        "rows": [],
+        "failed": {},
+        "seconds_of": {},
         "environment": environment(Path(__file__).parent),
     }
-    print(table(rows))
-    write(result, args.output_dir, device)
+    start = time.perf_counter()
+    for name in args.only or BENCHMARKS:
+        began = time.perf_counter()
+        try:
+            for line in getattr(importlib.import_module(BENCHMARKS[name]), name)(settings):
+                result["rows"].append(line)
+                print(describe(line), flush=True)
+        except (MissingPeer, RuntimeError) as error:
+            result["failed"][name] = str(error)
+            print(f"{name} ends here: {error}", flush=True)
+        result["seconds_of"][name] = round(time.perf_counter() - began, 1)
+        result["seconds"] = round(time.perf_counter() - start)
+        path = write(result, args.output_dir, device)  # after each, so that an interruption loses one at most
+        print(f"{name}: {result['seconds_of'][name]} s\n", flush=True)
+    print(table(result["rows"]))
+    print(f"\n{path}")
+    if result["failed"]:
+        sys.exit(f"Not finished: {', '.join(result['failed'])}")
     return result
 
 
@@ -130,7 +138,6 @@ def write(result: dict[str, Any], output_dir: Path, device: str) -> Path:
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     path = output_dir / f"{date}-{device}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\n{path}")
     try:
         draw(result, path.with_suffix(".svg"))
     except ImportError as error:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import subjects
+from caching import MALLOC
 from evaluation import captions
 from measuring import Settings, alone, forget_peak, growth, imports, peak_mb, row, timed
 
@@ -25,10 +26,10 @@ def batches(settings: Settings) -> Iterator[dict[str, Any]]:
     """Gradient caching in mini-batches of 64; on the CPU of a narrow model: 4,096 images of ViT-B/32 take long."""
     size = settings.choose("narrow", "narrow", "vit-l-14")
     runs = {
-        batch: alone("caching:one_step", settings, size=size, batch=batch, mini_batch_size=64)
+        batch: alone("caching:one_step", settings, environment=MALLOC, size=size, batch=batch, mini_batch_size=64)
         for batch in settings.choose((64, 256), (64, 256, 1024, 4096), (64, 256, 1024, 4096))
     }
-    baseline = alone("measuring:imports", settings)
+    baseline = alone("measuring:imports", settings, environment=MALLOC)
     note = f"{size}, mini-batches of 64"
     yield growth("scale", "seconds a step by batch", {n: run["seconds"] for n, run in runs.items()}, "s", note)
     yield growth(

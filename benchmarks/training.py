@@ -40,7 +40,7 @@ def sizes(settings: Settings) -> dict[str, Any]:
         "size": size,
         "batch": settings.batch or settings.choose(2, 16, 64),
         "steps": settings.choose(2, 2, 20),
-        "rounds": settings.choose(2, 3, 3),
+        "rounds": settings.choose(2, 5, 3),
     }
 
 

@@ -1,9 +1,12 @@
 """The benchmarks' own arithmetic, and one of them from end to end on a tiny model."""
 
 import json
+import sys
 
 import caching
 import ideas
+import inference
+import load
 import measuring
 import pytest
 import run
@@ -42,6 +45,8 @@ def test_a_job_of_its_own_returns_fails_or_lacks_its_peer(tmp_path, monkeypatch)
         "def double(settings, number):\n    print('noise')\n    return [settings.threads, 2 * number]\n"
         "def peer(settings):\n    raise MissingPeer('not here: install it')\n"
         "def broken(settings):\n    raise OSError('no disk')\n"
+        "def allocator(settings):\n    import os\n    return os.environ['MALLOC_MMAP_THRESHOLD_']\n"
+        "def greedy(settings):\n    import os\n    os.kill(os.getpid(), 9)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert alone("jobs:double", Settings(threads=3), number=4) == [3, 8]
@@ -49,6 +54,10 @@ def test_a_job_of_its_own_returns_fails_or_lacks_its_peer(tmp_path, monkeypatch)
         alone("jobs:peer", Settings())
     with pytest.raises(RuntimeError, match="no disk"):
         alone("jobs:broken", Settings())
+    assert alone("jobs:allocator", Settings(), environment=caching.MALLOC) == "100000"
+    if sys.platform != "win32":
+        with pytest.raises(MissingPeer, match="memory is used up"):
+            alone("jobs:greedy", Settings())
 
 
 @pytest.mark.skipif(not measuring.CLEAR_REFS.exists(), reason="the peak restarts on Linux only")
@@ -79,6 +88,21 @@ def test_a_run_prints_a_table_and_writes_results_and_chart(tmp_path, monkeypatch
     assert json.loads(path.read_text()) == result
     assert path.with_suffix(".svg").stat().st_size > 1000
     assert "| infer | a mixed batch | transformers CLIPModel |" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch):
+    def broken(settings):
+        yield row("load", "ours", "theirs", "s", [1.0], [2.0])
+        raise RuntimeError("no disk")
+
+    monkeypatch.setattr(load, "load", broken)
+    monkeypatch.setattr(inference, "infer", lambda settings: [row("infer", "ours", "theirs", "s", [1.0], [1.0])])
+    with pytest.raises(SystemExit, match="Not finished: load"):
+        run.main(["--only", "load", "infer", "--device", "cpu", "--output_dir", str(tmp_path)])
+    (path,) = tmp_path.glob("*-cpu.json")
+    result = json.loads(path.read_text())
+    assert [line["benchmark"] for line in result["rows"]] == ["load", "infer"]
+    assert result["failed"] == {"load": "no disk"}
 
 
 @pytest.fixture
@@ -123,7 +147,8 @@ def test_a_step_of_the_upper_layers_is_that_of_the_whole_model(tiny, monkeypatch
 def test_cached_lines_stand_beside_what_can_be_run(monkeypatch):
     calls = []
 
-    def alone(job, settings, **arguments):
+    def alone(job, settings, environment, **arguments):
+        assert environment == caching.MALLOC
         calls.append(arguments)
         return 10.0 if job == "measuring:imports" else {"seconds": float(arguments["batch"]), "mb": 110.0}
 
