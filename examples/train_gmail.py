@@ -41,9 +41,12 @@ STAGES = {
 @dataclass
 class ModelArguments:
     stage: str = field(default="align", metadata={"help": "'align', 'text' or 'joint'; see above."})
-    model_name_or_path: str = field(
-        default="digits",
-        metadata={"help": "A CLIP or a GmailCLIPModel, by Hub id or folder, or 'digits', the CLIP that comes along."},
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A CLIP or a GmailCLIPModel, by Hub id or folder, or 'digits', the CLIP that comes along and the "
+            "default for its own pairs."
+        },
     )
     model_revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
     lora_rank: int | None = field(default=None, metadata={"help": "Rank of the LoRA updates; 4 by default."})
@@ -64,11 +67,25 @@ class DataArguments(PairArguments):
 
 
 def parse(argv: list[str]):
-    """`(ModelArguments, DataArguments, GmailTrainingArguments)` of a command line."""
+    """
+    `(ModelArguments, DataArguments, GmailTrainingArguments)` of a command line.
+
+    Raises:
+        ValueError: pairs of one's own, and no model for them.
+    """
     from gmail_hf import GmailTrainingArguments
 
     dataclasses = (ModelArguments, DataArguments, GmailTrainingArguments)
-    return parse_args(argv, dataclasses, __doc__, default_config=CONFIGS / "digits.yaml", stages=STAGES)
+    args = parse_args(argv, dataclasses, __doc__, default_config=CONFIGS / "digits.yaml", stages=STAGES)
+    model, data, _ = args
+    if model.model_name_or_path is None:
+        if data.dataset_name != "digits":
+            raise ValueError(
+                f"Which CLIP is to be trained on '{data.dataset_name}'? Name it by --model_name_or_path; the "
+                "paper's is openai/clip-vit-large-patch14."
+            )
+        model.model_name_or_path = "digits"
+    return args
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

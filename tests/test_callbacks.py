@@ -12,7 +12,6 @@ from PIL import Image
 from tiny import assert_equal, make_model, make_pairs, make_processor, weights
 
 from gmail_hf import GmailTrainer, embed_images
-from gmail_hf.callbacks import FiguresCallback
 from gmail_hf.evaluation import plot_embeddings, plot_pairs
 
 HELD_OUT = make_pairs(16, seed=100, bad_real=(3,))
@@ -141,14 +140,6 @@ def test_trackio(train_with_figures, expected, tmp_path, monkeypatch):
     for name, picture in expected(trainer).items():
         path = next((tmp_path / "trackio").rglob(Path(shown[name]["file_path"]).name))
         np.testing.assert_array_equal(np.asarray(Image.open(path).convert("RGB")), picture)
-
-
-def test_sharded_weights_are_refused(train_with_figures):
-    pytest.importorskip("tensorboard")
-    trainer = train_with_figures(report_to="tensorboard", max_steps=1, eval_strategy="no")
-    trainer.is_fsdp_enabled = True
-    with pytest.raises(ValueError, match="sharded weights"):
-        FiguresCallback(trainer, make_pairs(12))
 
 
 @pytest.mark.parametrize(

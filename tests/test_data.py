@@ -222,11 +222,25 @@ def test_pair_without_id_or_caption_is_refused(processor, column):
 
 
 @pytest.mark.parametrize("column", ["image_id", "caption"])
+def test_a_cell_without_id_or_caption_is_found_wherever_it_is(column):
+    pairs = make_pairs(40)
+    values = [None if i == 2 else value for i, value in enumerate(pairs[column])]
+    pairs = pairs.remove_columns(column).add_column(column, values)
+    shuffled = pairs.select([*range(3, 40), 2])  # rows of the data set, not of its table
+    for dataset, row in ((pairs, 2), (shuffled, 37)):
+        with pytest.raises(ValueError, match=f"Row {row} of train_dataset has no '{column}'.*dataset.filter"):
+            check_pairs(dataset, sample=2)
+    check_pairs(pairs.select(range(3, 40)), sample=2)
+
+
+@pytest.mark.parametrize("column", ["image_id", "caption"])
 def test_one_id_for_all_pairs_is_refused(column):
     pairs = make_pairs(4)
     same = [pairs[column][0]] * 4
+    pairs = pairs.remove_columns(column).add_column(column, same)
     with pytest.raises(ValueError, match=f"Column '{column}'.*throughout.*nothing to learn"):
-        check_pairs(pairs.remove_columns(column).add_column(column, same))
+        check_pairs(pairs)
+    check_pairs(pairs.to_iterable_dataset())  # whose later rows nobody knows
 
 
 def test_photograph_on_its_side_is_turned_upright_as_datasets_does():

@@ -151,10 +151,15 @@ def test_checkpoints_are_found(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
     with pytest.raises(FileExistsError):
         check_output_dir(tmp_path)
-    assert check_output_dir(tmp_path, True) == str(tmp_path / "checkpoint-10")
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):  # none was written to its end
+        check_output_dir(tmp_path, True)
     with pytest.raises(FileNotFoundError, match="trainer_state.json"):
         check_output_dir(tmp_path, str(tmp_path / "checkpoint-5"))
-    (tmp_path / "checkpoint-5" / "trainer_state.json").touch()
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+        assert check_output_dir(tmp_path, True) == str(tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-15").mkdir()  # interrupted while it was written
+    assert check_output_dir(tmp_path, "true") == str(tmp_path / "checkpoint-10")
     assert check_output_dir(tmp_path, str(tmp_path / "checkpoint-5")) == str(tmp_path / "checkpoint-5")
 
 

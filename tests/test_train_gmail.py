@@ -18,6 +18,7 @@ from gmail_hf.digits import clip_path, load_digits
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "train_gmail.py"
 SHORT = [
+    "--model_name_or_path=digits",
     "--per_device_train_batch_size=16",
     "--max_steps=4",
     "--save_steps=2",
@@ -126,6 +127,13 @@ def test_stage_sets_defaults_that_the_command_line_overrides(script, tmp_path, c
     with pytest.raises(SystemExit):
         script.parse(["--stage", "texts"])
     assert "the stages are ['align', 'text', 'joint']" in capsys.readouterr().err
+
+
+def test_pairs_of_ones_own_need_a_model_by_name(script, tmp_path):
+    """The CLIP that comes along knows digits of 32 pixels: not what somebody wants of COCO."""
+    with pytest.raises(ValueError, match="Which CLIP is to be trained on 'org/coco-sd2'.*--model_name_or_path"):
+        script.parse(["--dataset_name", "org/coco-sd2", "--output_dir", str(tmp_path)])
+    assert script.parse(["--dataset_name", "digits", "--output_dir", str(tmp_path)])[0].model_name_or_path == "digits"
 
 
 def test_command_line_wins_over_config(script, tmp_path):

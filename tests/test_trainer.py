@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 from tiny import assert_equal, logged, make_clip, make_model, make_pairs, make_processor, weights
+from transformers import Trainer
 
 from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments, embeddings
 from gmail_hf.data import GmailCollator
@@ -24,6 +25,7 @@ def test_defaults_are_the_papers(tmp_path):
         "learning_rate": 1e-4,
         "weight_decay": 0.01,
         "per_device_train_batch_size": 256,
+        "per_device_eval_batch_size": 256,
         "max_steps": 50_000,
         "lr_scheduler_type": "cosine_with_restarts",
         "lr_scheduler_kwargs": {"num_cycles": 5},
@@ -382,6 +384,33 @@ def test_branches_that_no_loss_reaches_stay_frozen(clip_folder, arguments):
     GmailTrainer(model=model, args=arguments(), train_dataset=make_pairs(4), processing_class=make_processor())
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert trained and all(".gen" in name for name in trained)
+
+
+def test_several_gpus_in_one_process_are_refused(clip_folder, arguments):
+    args = arguments()
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match="for 2 GPUs .*accelerate launch.*CUDA_VISIBLE_DEVICES"):
+        GmailTrainer(make_model(clip_folder), args, make_pairs(4), processing_class=make_processor())
+
+
+def test_sharded_weights_are_refused(clip_folder, arguments, monkeypatch):
+    create = Trainer.create_accelerator_and_postprocess
+
+    def sharded(self):
+        create(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
+    with pytest.raises(ValueError, match="FSDP or ZeRO-3: train by DDP"):
+        GmailTrainer(make_model(clip_folder), arguments(), make_pairs(4), processing_class=make_processor())
+
+
+def test_a_streamed_evaluation_in_several_processes_is_refused(clip_folder, arguments, monkeypatch):
+    args = arguments()
+    monkeypatch.setattr(GmailTrainingArguments, "world_size", property(lambda self: 2))
+    streamed = make_pairs(4).to_iterable_dataset()
+    with pytest.raises(ValueError, match="eval_dataset is streamed.*one process"):
+        GmailTrainer(make_model(clip_folder), args, make_pairs(4), streamed, make_processor())
 
 
 def test_float16_weights_are_refused(clip_folder, arguments):

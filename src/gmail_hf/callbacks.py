@@ -9,12 +9,7 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image as PILImage
 from transformers import TrainerCallback
-from transformers.integrations import (
-    TensorBoardCallback,
-    TrackioCallback,
-    WandbCallback,
-    is_deepspeed_zero3_enabled,
-)
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 from transformers.utils import logging
 
 from .data import BadImageError, decode_image, undecoded
@@ -65,8 +60,6 @@ class FiguresCallback(TrainerCallback):
             raise ValueError(f"`log_figures` draws pairs, and the evaluation data lacks {sorted(missing)}.")
         if not any(isinstance(callback, TRACKERS) for callback in trainer.callback_handler.callbacks):
             raise ValueError("`log_figures` needs `report_to` to name 'tensorboard', 'wandb' or 'trackio'.")
-        if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
-            raise ValueError("`log_figures` embeds pairs on one process, which has not all of sharded weights.")
         self.trainer = trainer
         self.num_shown = num_shown
         self.real, self.generated, self.captions = _readable(dataset, num_pairs)

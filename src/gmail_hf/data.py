@@ -99,8 +99,9 @@ def check_pairs(
         sample: how many pairs to read.
 
     Raises:
-        ValueError: the data set is empty; a column is missing, of another type or the same throughout; none of the
-            sampled pairs can be read (or, under `on_bad_image="error"`, one of them cannot).
+        ValueError: the data set is empty; a column is missing, of another type or the same throughout; a caption or id
+            is missing; none of the sampled pairs can be read (or, under `on_bad_image="error"`, one of them cannot).
+            Of a streamed data set only the sample is looked at.
     """
     first = next(iter(_sample_rows(undecoded(dataset), 1)), None)
     if first is None:
@@ -136,19 +137,27 @@ def check_pairs(
         raise ValueError(
             f"{len(failures)} of {len(rows)} sampled pairs of {name} cannot be read, first {failures[0]}."
         )
-    _check_negatives(dataset, rows, name)
+    if isinstance(dataset, Dataset):  # of a stream the first rows say little about the others
+        _check_ids(dataset, rows, name)
 
 
-def _check_negatives(dataset: Dataset | IterableDataset, rows: list[dict], name: str) -> None:
-    """Pairs that share an id are no negatives of each other: with one id for all there is nothing to learn."""
+def _check_ids(dataset: Dataset, rows: list[dict], name: str) -> None:
+    """Each pair has a caption and an id; pairs that share one are no negatives, so they may not all do."""
     for column in ("caption", "image_id"):
-        if len(rows) > 1 and len({row[column] for row in rows}) == 1:
-            values = dataset[column][:] if isinstance(dataset, Dataset) else [row[column] for row in rows]
-            if len(set(values)) == 1:
+        start = 0
+        for values in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100_000):
+            if values[column].null_count:
+                row = start + values[column].is_null().to_pylist().index(True)
                 raise ValueError(
-                    f"Column '{column}' of {name} is {values[0]!r} throughout: pairs that share it are no negatives "
-                    "of each other, so there would be nothing to learn."
+                    f"Row {row} of {name} has no '{column}'; leave such rows out, by "
+                    f"`dataset.filter(lambda row: row['{column}'] is not None)`."
                 )
+            start += len(values)
+        if len(rows) > 1 and len({row[column] for row in rows}) == 1 and len(set(dataset[column][:])) == 1:
+            raise ValueError(
+                f"Column '{column}' of {name} is {rows[0][column]!r} throughout: pairs that share it are no negatives "
+                "of each other, so there would be nothing to learn."
+            )
 
 
 def _sample_rows(dataset: Dataset | IterableDataset, sample: int) -> Iterable[dict]:

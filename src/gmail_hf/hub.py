@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, is_offline_mode
 from transformers import PreTrainedModel
+from transformers.safetensors_conversion import auto_conversion
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
@@ -34,10 +35,31 @@ def write_remote_code(folder: str | os.PathLike) -> None:
 
 
 def resolve_commit(source: str | os.PathLike, kwargs: dict[str, Any]) -> str | None:
-    """The commit that a Hub id and `revision` mean now; None for a folder."""
+    """
+    The commit that a Hub id and `revision` mean now; None for a folder.
+
+    Where its weights are a pickle alone, that of the pull request by which the Hub's service has added safetensors.
+
+    Raises:
+        OSError: there are no safetensors; pickles are not read.
+    """
     if os.path.isdir(source):
         return None
-    return extract_commit_hash(cached_file(source, CONFIG_NAME, **_hub_kwargs(kwargs)), None)
+    hub = _hub_kwargs(kwargs)
+    commit = extract_commit_hash(cached_file(source, CONFIG_NAME, **hub), None)
+    if kwargs.get("variant"):  # whose files have other names
+        return commit
+    hub |= {"revision": commit, "force_download": False}
+    if any(cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub) for name in WEIGHTS):
+        return commit
+    none = f"'{source}' has no safetensors weights at revision {commit}, and pickles are not read here"
+    if kwargs.get("revision", "main") != "main" or is_offline_mode():
+        raise OSError(f"{none}: leave `revision` out to look for converted ones, or name `refs/pr/...` that has some.")
+    try:
+        converted, _, _ = auto_conversion(source, **hub)
+    except Exception as error:  # of networks and of a service outside the Hub
+        raise OSError(f"{none}; the Hub's conversion did not help: {error}") from error
+    return extract_commit_hash(converted, None)
 
 
 def adapter_files(source: str | os.PathLike, name: str, **kwargs: Any) -> tuple[str, str] | None:

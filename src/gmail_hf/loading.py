@@ -7,7 +7,8 @@ from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, DatasetInfo, NamedSplit, load_dataset, load_from_disk
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .data import PAIR_COLUMNS
@@ -121,23 +122,25 @@ def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str 
 
     Raises:
         FileExistsError: a new run, but `output_dir` holds another one.
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: there is no such checkpoint, or none that was written to its end.
     """
     folder = Path(output_dir)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    checkpoints = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[1].isdigit()]
+    checkpoints.sort(key=lambda path: int(path.name.split("-")[1]))
     resume = str(resume_from_checkpoint or "")
     if resume.lower() in ("", "false"):
-        if last or any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        if checkpoints or any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
             raise FileExistsError(
                 f"'{folder}' holds another run. Go on with it by --resume_from_checkpoint true, or choose another "
                 f"--output_dir."
             )
         return None
     if resume.lower() == "true":
-        if last is None:
+        whole = [path for path in checkpoints if (path / TRAINER_STATE_NAME).exists()]  # which comes last
+        if not whole:
             raise FileNotFoundError(f"'{folder}' holds no checkpoint to resume from.")
-        return last
-    if not Path(resume, "trainer_state.json").exists():
+        return str(whole[-1])
+    if not Path(resume, TRAINER_STATE_NAME).exists():
         raise FileNotFoundError(f"'{resume}' is no checkpoint of a run: it has no trainer_state.json.")
     return resume
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from huggingface_hub import HfApi
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.integration_utils import TensorBoardCallback, default_logdir
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
@@ -28,7 +28,7 @@ class SafeTrainer(Trainer):
     never the state of a training, which holds pickles.
 
     Raises:
-        ValueError: `hub_strategy` is "checkpoint" or "all_checkpoints".
+        ValueError: `hub_strategy` is "checkpoint" or "all_checkpoints"; weights are sharded, by FSDP or ZeRO-3.
     """
 
     def __init__(self, model: Any = None, args: TrainingArguments | None = None, *rest: Any, **kwargs: Any):
@@ -38,6 +38,11 @@ class SafeTrainer(Trainer):
                 "choose 'every_save', which pushes the model alone, or 'end', and resume from the local checkpoint."
             )
         super().__init__(model, args, *rest, **kwargs)
+        if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+            raise ValueError(
+                "Adapters are saved from whole weights, which no process has under FSDP or ZeRO-3: train by DDP, or "
+                "by ZeRO-2, which shards the optimizer alone."
+            )
         for callback in self.callback_handler.callbacks:
             # An evaluation before training would open a log in the working directory, and training go on with it.
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
@@ -64,6 +69,8 @@ class SafeTrainer(Trainer):
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated()
         else:  # in bytes on macOS, elsewhere in kibibytes
+            import resource  # not on Windows
+
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return {
             "trained_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),

@@ -38,8 +38,8 @@ class GmailTrainingArguments(TrainingArguments):
     `TrainingArguments` with the paper's settings as defaults (GMAIL, section 4.1), and the losses of GMAIL.
 
     Changed defaults: `learning_rate=1e-4`, `weight_decay=0.01`, `per_device_train_batch_size=256`,
-    `max_steps=50_000` (unless `num_train_epochs` is given), `lr_scheduler_type="cosine_with_restarts"` with 5 cycles,
-    `logging_steps=50`, `remove_unused_columns=False`.
+    `per_device_eval_batch_size` the same unless given, `max_steps=50_000` (unless `num_train_epochs` is given),
+    `lr_scheduler_type="cosine_with_restarts"` with 5 cycles, `logging_steps=50`, `remove_unused_columns=False`.
 
     Args:
         temperature, align_weight, consistency_weight, gen_text_weight, real_text_weight, token_weight, token_layer,
@@ -60,6 +60,12 @@ class GmailTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
     per_device_train_batch_size: int = field(default=256, metadata={"help": "Pairs a device and step."})
+    per_device_eval_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs a device in evaluation, images when embeddings are cached; as in training by default."
+        },
+    )
     num_train_epochs: float = field(
         default=-1, metadata={"help": "Epochs to train; -1 to train --max_steps, or 3 if that is -1 too."}
     )
@@ -100,6 +106,8 @@ class GmailTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.per_device_eval_batch_size is None:  # Eq. 1 is comparable over as many candidates only
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
         if self.num_train_epochs >= 0 and self.max_steps == GmailTrainingArguments.max_steps:
             self.max_steps = -1
         if self.num_train_epochs < 0 and self.max_steps < 0:
@@ -176,7 +184,8 @@ class GmailTrainer(SafeTrainer):
     Raises:
         TypeError: `model`, `args` or a data set of another class.
         ValueError: a data set that [`check_pairs`] refuses; options that leave nothing to train; text losses alone
-            on a branch that was never aligned; float16 weights.
+            on a branch that was never aligned; float16 weights; several GPUs in one process, weights sharded by FSDP
+            or ZeRO-3, a streamed evaluation in several processes.
     """
 
     # The loss is a mean over the pairs of a batch: accumulated batches are averaged by the Trainer.
@@ -202,11 +211,18 @@ class GmailTrainer(SafeTrainer):
                 "float16 weights do not train: load the model with `dtype=torch.float32`, and ask for mixed precision "
                 "by `bf16=True` or `fp16=True`."
             )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process for {args.n_gpu} GPUs (`nn.DataParallel`) would contrast each part of a batch alone: "
+                "start one for each, by `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one of them."
+            )
         self.loss_config = args.loss_config()
         _choose_trainable(model, self.loss_config)
         named = {"train_dataset": train_dataset}
         named.update(eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset})
         for name, dataset in named.items():
+            if dataset is not train_dataset and isinstance(dataset, IterableDataset) and args.world_size > 1:
+                raise ValueError(f"{name} is streamed, whose parts are of unequal length: evaluate in one process.")
             if dataset is not None and not isinstance(dataset, (Dataset, IterableDataset)):
                 raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
             if dataset is not None:

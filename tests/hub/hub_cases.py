@@ -150,6 +150,33 @@ def offline(folder, answers):
     return tensors
 
 
+def converted(folder, answers):
+    """A base whose weights are a pickle, and safetensors in a pull request; adapters on it."""
+    from huggingface_hub import HfApi, constants
+    from tiny import make_clip, make_processor, pixels, randomise, tokens
+
+    from gmail_hf import GmailCLIPModel
+    from gmail_hf.benchmarks.models import load_model
+
+    make_clip().save_pretrained(folder / "converted")
+    make_processor().save_pretrained(folder / "converted")
+    (folder / "converted" / "pytorch_model.bin").write_bytes(b"nobody reads this")
+    api, repo_id = HfApi(), "org/pickle"
+    api.create_repo(repo_id)
+    api.upload_folder(repo_id=repo_id, folder_path=folder / "converted", ignore_patterns="*.safetensors")
+    api.upload_folder(repo_id=repo_id, folder_path=folder / "converted", allow_patterns="*.safetensors")
+    urllib.request.urlopen(f"{constants.ENDPOINT}/test/converted/{repo_id}", data=b"")
+
+    model = randomise(GmailCLIPModel.from_clip(repo_id)).eval()
+    answers["revision"] = model.config.base_model_revision
+    answers["evaluated"] = load_model(repo_id).revision
+    answers["pickle"] = error_of(lambda: GmailCLIPModel.from_clip(repo_id, revision=f"{1:040x}"))
+    model.save_adapters(folder / "on_pickle", push_to_hub=True, repo_id="org/on-pickle")
+    again = GmailCLIPModel.from_pretrained("org/on-pickle")
+    inputs = {"pixel_values": pixels(2), "input_ids": tokens(2)}
+    return outputs(model, inputs) | prefixed("again.", outputs(again, inputs))
+
+
 def without_gmail_hf(folder, answers):
     """What is left to those who have transformers and PEFT alone."""
 

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".parquet", ".safetensors", ".png")
-REPO = r"(?P<id>[\w.-]+/[\w.-]+)"
+REPO, REV = r"(?P<id>[\w.-]+/[\w.-]+)", r"(?P<rev>refs/pr/1|[^/]+)"
 
 
 class HubServer:
@@ -25,6 +25,7 @@ class HubServer:
         self.commits: dict[tuple[str, str], list[dict[str, str]]] = {}
         self.requests: list[tuple[str, str]] = []
         self.private: set[tuple[str, str]] = set()
+        self.converted: set[tuple[str, str]] = set()  # their last commit is the pull request of the Hub's service
         self.uploads_left = float("inf")
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.http.daemon_threads = True
@@ -68,11 +69,14 @@ class _Handler(BaseHTTPRequestHandler):
         ("POST", rf"/api/(?P<kind>\w+)s/{REPO}/commit/(?P<rev>[^/]+)", "commit"),
         ("POST", rf"/api/(?P<kind>\w+)s/{REPO}/paths-info/(?P<rev>[^/]+)", "paths_info"),
         ("GET", rf"/api/(?P<kind>\w+)s/{REPO}/tree/(?P<rev>[^/]+)(?P<folder>/.*)?", "tree"),
-        ("GET", rf"/api/(?P<kind>\w+)s/{REPO}(/revision/(?P<rev>[^/]+))?", "info"),
+        ("GET", rf"/api/(?P<kind>\w+)s/{REPO}/commits/{REV}", "history"),
+        ("GET", rf"/api/(?P<kind>\w+)s/{REPO}/discussions", "discussions"),
+        ("GET", rf"/api/(?P<kind>\w+)s/{REPO}(/revision/{REV})?", "info"),
         ("POST", rf"/(datasets/)?{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(?P<oid>\w+)", "lfs_put"),
         ("POST", r"/lfs/verify", "lfs_verify"),
-        ("HEAD|GET", rf"/(?P<prefix>datasets/)?{REPO}/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "resolve"),
+        ("HEAD|GET", rf"/(?P<prefix>datasets/)?{REPO}/resolve/{REV}/(?P<path>.+)", "resolve"),
+        ("POST", rf"/test/converted/{REPO}", "convert"),
         ("POST", r"/test/uploads-left/(?P<count>\d+|inf)", "limit_uploads"),
     ]
 
@@ -182,7 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
         hidden = (kind, repo_id) in self.hub.private and "Authorization" not in self.headers
         if commits is None or hidden:
             return self.fail(401, "RepoNotFound")  # as the Hub answers, so that nobody learns which it is
-        number = len(commits) - 1 if rev in (None, "main", "refs/heads/main") else -1
+        last = len(commits) - 1
+        main = last - ((kind, repo_id) in self.hub.converted)
+        number = {None: main, "main": main, "refs/heads/main": main, "refs/pr/1": last}.get(rev, -1)
         number = int(rev, 16) if number < 0 and re.fullmatch("[0-9a-f]{40}", rev) else number
         if not 0 <= number < len(commits):
             return self.fail(404, "RevisionNotFound")
@@ -193,6 +199,30 @@ class _Handler(BaseHTTPRequestHandler):
             sha, files = found
             about = {"_id": "0", "id": id, "sha": sha, "private": False, "tags": [], "downloads": 0, "likes": 0}
             self.send_json(about | {"siblings": [{"rfilename": path} for path in sorted(files)]})
+
+    def history(self, kind: str, id: str, rev: str) -> None:
+        if found := self.at(kind, id, rev):
+            numbers = range(int(found[0], 16), -1, -1)
+            about = {"authors": [], "date": "2026-01-01T00:00:00.000Z", "title": "", "message": ""}
+            self.send_json([about | {"id": commit_id(number)} for number in numbers])
+
+    def discussions(self, kind: str, id: str) -> None:
+        opened = {
+            "title": "Adding `safetensors` variant of this model",
+            "num": 1,
+            "author": {"name": "SFconvertbot"},
+            "createdAt": "2026-01-01T00:00:00.000Z",
+            "status": "open",
+            "repo": {"name": id, "type": kind},
+            "isPullRequest": True,
+        }
+        found = [opened] if (kind, id) in self.hub.converted else []
+        self.send_json({"discussions": found, "count": len(found), "start": 0})
+
+    def convert(self, id: str) -> None:
+        """For tests, not of the protocol: the last commit becomes a pull request."""
+        self.hub.converted.add(("model", id))
+        self.send(b"")
 
     def entry(self, path: str, oid: str) -> dict:
         size = len(self.hub.contents[oid])

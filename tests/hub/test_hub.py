@@ -146,6 +146,14 @@ def test_offline_from_the_cache(run, published, read):
     assert answers["unseen"].startswith("OSError: We couldn't connect")
 
 
+def test_a_base_that_was_converted_by_the_hub(run):
+    """As openai/clip-vit-base-patch32 is: a pickle on main, safetensors in a pull request."""
+    tensors, answers = run("converted", "author")
+    assert_same_outputs(tensors, "again", tensors, atol=0, rtol=0)
+    assert answers["revision"] == answers["evaluated"] == commit_id(2)
+    assert answers["pickle"].startswith("OSError: 'org/pickle' has no safetensors weights at revision 0")
+
+
 def test_without_gmail_hf(run, published, read):
     tensors, answers = run("without_gmail_hf", "stranger")
     assert answers["import"].startswith("ModuleNotFoundError") and not answers["imported"]

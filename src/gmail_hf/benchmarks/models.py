@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from ..adapters import check_nothing_missing
 from ..configuration_gmail import GmailConfig
+from ..hub import resolve_commit
 from ..modeling_gmail import GmailCLIPModel
 from .data import fingerprint
 from .generate import has_branches
@@ -88,6 +89,8 @@ def load_model(
     options = {"revision": version, "dtype": getattr(torch, dtype), "output_loading_info": True}
     if not config.model_type.startswith("gmail"):  # these see to it themselves
         options["use_safetensors"] = True
+        if version is not None:  # where its safetensors are
+            commit = version = options["revision"] = resolve_commit(name, {"revision": revision or "main"})
     model, info = kind.from_pretrained(name, **options)
     check_nothing_missing(name, info["missing_keys"])
     processor = processor_class.from_pretrained(name, revision=version)
