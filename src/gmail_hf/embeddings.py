@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def embed_images(
     values, done = PixelValues(image_processor_of(processor)), 0
     total = len(images) if hasattr(images, "__len__") else None
     with tqdm(total=total, desc=desc, disable=desc is None, unit="image") as bar, _evaluating(model):
-        for batch in _batches(images, batch_size):
+        for batch in batches(images, batch_size):
             decoded = []
             for image in batch:
                 try:
@@ -67,14 +68,10 @@ def embed_images(
     return np.concatenate(embeds) if embeds else np.zeros((0, model.config.projection_dim), np.float32)
 
 
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` items, the last one shorter."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
         yield batch
 
 

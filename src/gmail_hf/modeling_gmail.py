@@ -159,7 +159,18 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         self, pixel_values: torch.Tensor, modality: Modality | None = None, mini_batch_size: int | None = None
     ) -> torch.Tensor:
         """
-        L2-normalised image embeddings of shape `(batch, projection_dim)`.
+        L2-normalised image embeddings.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
+            modality (`str` or a list of `batch` of them, *optional*): as in [`~GmailCLIPModel.get_image_features`].
+            mini_batch_size (`int`, *optional*): images a pass.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, projection_dim)`.
+
+        Raises:
+            ValueError, TypeError: as [`GmailVisionModel.forward`].
 
         With `mini_batch_size`, images pass in mini-batches whose activations are dropped and computed again in the
         backward pass: a contrastive loss then sees the whole batch at the memory of a mini-batch, with the same
@@ -217,7 +228,9 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         return embeds, None if token_layer is None else outputs.hidden_states[token_layer][:, 1:]
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """L2-normalised text embeddings of shape `(batch, projection_dim)`."""
+        """
+        L2-normalised text embeddings `(texts, projection_dim)` of `input_ids` and `attention_mask`, `(texts, tokens)`.
+        """
         if len(input_ids) == 0:
             return self._no_embeds()
         features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)

@@ -7,10 +7,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..data import decode_image
+from ..embeddings import batches
 from ..evaluation import alignment_metrics, plot_embeddings, retrieval_ranks, separability
 from ..modeling_gmail import GmailCLIPModel
 from .data import Source
-from .embed import batches, embed_batch
+from .embed import embed_batch
 from .measure import Example, Measured, Settings, interval, recall_intervals
 
 MIN_PAIRS = 10  # fewer are too few for folds and a picture

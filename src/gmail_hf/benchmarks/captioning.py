@@ -4,6 +4,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..embeddings import batches
 from ..evaluation.captioning import (
     CAPTION_METRICS,
     EXTRA_CAPTION_METRICS,
@@ -12,7 +13,6 @@ from ..evaluation.captioning import (
     missing_metrics,
 )
 from .data import Source, captions_of, read_image
-from .embed import batches
 from .generate import chats, write
 from .measure import Example, Measured, Settings, interval
 

@@ -1,7 +1,6 @@
 """Embeddings of a benchmark's images and texts by a CLIP, with or without branches."""
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data import image_processor_of
+from ..embeddings import batches
 from ..modeling_gmail import GmailCLIPModel
 from .data import read_image
 from .measure import Settings
@@ -88,13 +88,6 @@ def count_truncated(model: Any, processor: Any, texts: list[str]) -> int:
     """How many texts are longer than what the model reads."""
     tokens = processor.tokenizer(texts, verbose=False)["input_ids"]
     return sum(len(ids) > context_length(model) for ids in tokens)
-
-
-def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items, the last one shorter."""
-    items = iter(items)
-    while batch := list(islice(items, size)):
-        yield batch
 
 
 def _unit(features: torch.Tensor, first: int, what: str) -> np.ndarray:

@@ -136,6 +136,9 @@ def language_model_lora(rank: int, alpha: float, dropout: float = 0.0) -> Any:
     """
     A `peft.LoraConfig` for a [`GmailLlavaForConditionalGeneration`]: LoRA on each linear layer of the language model,
     none on the vision tower, and the whole projector trained and saved with it.
+
+    Args:
+        rank, alpha, dropout: `r`, `lora_alpha` and `lora_dropout` of the `LoraConfig`.
     """
     from peft import LoraConfig
 
