@@ -420,27 +420,67 @@ TABLES = (
 
 
 def coco_commands(table: Table) -> list[str]:
-    """What to run for a table on COCO, with the paper's settings; needs the Hub and GPUs."""
-    launch, config = "accelerate launch examples", "--config examples/configs"
-    pairs = "--dataset_name org/coco-sd2"
-    stage1 = f"{launch}/train_gmail.py {config}/coco.yaml {pairs} --output_dir gmail-coco"
-    text = f"{launch}/train_gmail.py --stage text --model_name_or_path gmail-coco {pairs} --output_dir gmail-coco-text"
-    captions = f"{launch}/train_clipcap.py {config}/clipcap_coco.yaml --model_name_or_path gmail-coco {pairs}"
-    evaluate = "python examples/evaluate_gmail.py --modality real"
-    classes = "dtd,cars,sun397,food101,aircraft,pets,caltech101,imagenet"
-    later = {
-        "retrieval": [text, f"{evaluate} --model gmail-coco-text --benchmarks coco,flickr30k,sharegpt4v"],
-        "zero_shot": [text, f"{evaluate} --model gmail-coco-text --benchmarks {classes}"],
-        "llama_questions": [
-            f"{launch}/train_llava.py {config}/llama3_8b.yaml --gmail_name_or_path gmail-coco {pairs}",
-            f"{evaluate} --model llama3-coco --benchmarks scienceqa,mmmu",
+    """
+    What to run for a table on COCO, line by line, with the paper's settings; needs the Hub and GPUs.
+
+    Lines that begin with # tell what the reader brings, or does by hand.
+    """
+    launch, config, pairs = "accelerate launch examples", "--config examples/configs", "--dataset_name coco-sd2"
+
+    def generate(name: str, split: str = "train") -> str:
+        captions = f"--dataset_name org/{name}-captions --dataset_split {split} --real_image_column image"
+        return f"{launch}/generate_dataset.py {captions} --output_dir {name}-sd2"
+
+    def align(name: str) -> str:
+        return f"{launch}/train_gmail.py {config}/{name}.yaml --dataset_name {name}-sd2 --output_dir gmail-{name}"
+
+    def adapt(name: str) -> list[str]:
+        """From captions to CLIP's text side."""
+        text = f"--stage text --model_name_or_path gmail-{name} --dataset_name {name}-sd2"
+        text = f"{launch}/train_gmail.py {text} --output_dir gmail-{name}-text"
+        return [generate(name), align(name), text]
+
+    def score(model: str, benchmarks: str, options: str = "") -> str:
+        options += f" --output_dir {model}-scores"
+        return f"python examples/evaluate_gmail.py --model {model} --benchmarks {benchmarks}{options}"
+
+    # Stage 2 ends with the real images of the validation split.
+    both = [generate("coco"), generate("coco", "validation")]
+    captioners = [*both, align("coco")]
+    for name, options in {"": (), "-taken-for-real": TAKEN_FOR_REAL, "-real": ON_REAL}.items():
+        words = " ".join(("--model_name_or_path gmail-coco", pairs, *options, f"--output_dir clipcap-coco{name}"))
+        captioners.append(f"{launch}/train_clipcap.py {config}/clipcap_coco.yaml {words}")
+        captioners.append(score(f"clipcap-coco{name}", "coco"))
+    long_captions = [
+        "# FOLDER: share-captioner_coco_lcs_sam_1246k_1107.json of Lin-Chen/ShareGPT4V, and its first 1,000 images.",
+        score("gmail-coco-text", "coco,flickr30k,sharegpt4v", " --dataset sharegpt4v=FOLDER"),
+    ]
+    classes = score("gmail-coco-text", "dtd,cars,sun397,food101,aircraft,pets,caltech101,imagenet")
+    scales = [[*adapt(name), score(f"gmail-{name}-text", "flickr30k")] for name in ("coco", "cc3m", "cc12m")]
+    tower = f"{launch}/train_gmail.py {config}/coco_llava.yaml {pairs} --output_dir gmail-coco-336"
+    llama = f"{launch}/train_llava.py {config}/llama3_8b.yaml --gmail_name_or_path gmail-coco {pairs}"
+    llava = f"{launch}/train_llava.py {config}/llava_1.5_7b.yaml --gmail_name_or_path gmail-coco-336 {pairs}"
+    answers = {name: score(name, "scienceqa,mmmu", " --dtype bfloat16") for name in ("llama3-coco", "llava-coco")}
+    ablations = [
+        "# One branch: --train_real --generated_modality real in stage 1, then the captioner with --modality real.",
+        "# Another rank: --lora_rank 2 --lora_alpha 4 in stage 1; fewer pairs: --max_train_samples in both stages.",
+        "# Another generator: --generator, and all else on its pairs.",
+        "# Mixing, by hand: pairs with a column of both images by turns, then --modality real --image_column COLUMN.",
+    ]
+    commands = {
+        "captioning": captioners,
+        "retrieval": [*adapt("coco"), *long_captions],
+        "zero_shot": [*adapt("coco"), classes],
+        "retrieval_by_scale": sum(scales, []),
+        "alignment_ablation": [*captioners, "# Both branches trained: --train_real in stage 1, then the captioners."],
+        "ablations": [*captioners, *ablations],
+        "llama_questions": [*both, align("coco"), f"{llama} --output_dir llama3-coco", answers["llama3-coco"]],
+        "llava_questions": [*both, tower, f"{llava} --output_dir llava-coco", answers["llava-coco"]],
+        "cost": [generate("coco"), align("coco"), "# The cost of a training is in its folder: train_results.json."],
+        "alignment": [
+            *(generate("coco"), generate("coco", "test"), align("coco")),
+            score("gmail-coco", "coco", " --dataset coco=coco-sd2"),
         ],
-        "llava_questions": [
-            f"{launch}/train_llava.py {config}/llava_1.5_7b.yaml --gmail_name_or_path gmail-coco-336 {pairs}",
-            f"{evaluate} --model llava-coco --benchmarks scienceqa,mmmu",
-        ],
-        "cost": [],
-        "alignment": [],
     }
-    captioner = [f"{captions} --output_dir clipcap-coco", f"{captions} --modality real --output_dir clipcap-mixing"]
-    return [stage1, *later.get(table.rows.__name__, captioner)]
+    captions = "# org/NAME-captions: images and captions on the Hub, split train, and of COCO validation and test too."
+    return [captions, *commands[table.rows.__name__]]

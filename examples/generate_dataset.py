@@ -11,6 +11,8 @@ Stable Diffusion v2 as in the paper, on 8 GPUs:
     accelerate launch --multi_gpu --num_processes 8 examples/generate_dataset.py \\
         --dataset_name org/coco-captions --real_image_column image --output_dir coco-sd2 --push_to_hub org/coco-sd2
 
+The same with `--dataset_split validation` adds that split to the folder and to the repository.
+
 A Slurm array, 50 shards a task, all in one shared folder:
 
     first=$((SLURM_ARRAY_TASK_ID * 50))

@@ -1,5 +1,5 @@
 """
-Push synthetic pairs to the Hub: the finished shards that the repository lacks, and a card that tells of them.
+Push synthetic pairs to the Hub: the finished shards, of all splits, that the repository lacks, and a card of them.
 
     python examples/push_dataset.py out org/digits-pairs
     python examples/push_dataset.py coco-sd2 org/coco-sd2 --captions_license cc-by-4.0

@@ -56,8 +56,13 @@ def main(argv: list[str] | None = None) -> dict:
     args = parse_args(sys.argv[1:] if argv is None else argv)
     tables = [table for table in TABLES if set(table.numbers) & set(args.table or [])]
     if args.world == "coco":
+        printed: set[str] = set()
         for table in tables:
-            print(f"# {table.heading}\n" + "\n".join(coco_commands(table)) + "\n")
+            # Each command once: a second training into the same folder is refused.
+            above = ["# It begins with commands from above."] if printed else []
+            lines = [line for line in coco_commands(table) if line not in printed]
+            printed.update(lines)
+            print("\n".join([f"# {table.heading}", *above, *lines, ""]))
         return {}
     from gmail_hf.benchmarks import environment, provenance
     from gmail_hf.evaluation import aggregate

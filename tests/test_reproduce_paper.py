@@ -1,7 +1,10 @@
 """examples/reproduce_paper.py: its arithmetic by hand, runs that are not run twice, the maps of its baselines."""
 
+import importlib.util
 import json
 import os
+import re
+import shlex
 import sys
 import threading
 
@@ -16,9 +19,27 @@ from _training_free import mapped
 from tiny import make_model, make_pairs, make_processor
 
 from gmail_hf import digits
+from gmail_hf.benchmarks import get_benchmark
 from gmail_hf.embeddings import cached_embeds, embeds_array
 from gmail_hf.evaluation import mean_shift
 from gmail_hf.evaluation.captioning import caption_metrics
+
+# What evaluate_gmail.py can measure with what each script trains.
+TASKS = {
+    "train_gmail": {"retrieval", "zero_shot"},
+    "train_clipcap": {"captioning"},
+    "train_llava": {"captioning", "vqa"},
+}
+# How the folder of a run of stage 2 must end, by the branch and the images that it is trained on.
+ENDS = {
+    ("gen", "generated_image"): "coco",
+    ("real", "generated_image"): "coco-taken-for-real",
+    ("real", "real_image"): "coco-real",
+}
+
+
+class Parsed(Exception):
+    """Carries what a script has parsed, in place of its work."""
 
 
 @pytest.fixture
@@ -47,8 +68,89 @@ def test_every_table_of_the_paper_has_one_recipe():
     numbers = [number for table in _recipes.TABLES for number in table.numbers]
     assert sorted(numbers) == list(range(1, 18))
     assert len({table.title for table in _recipes.TABLES}) == len(_recipes.TABLES)
-    for table in _recipes.TABLES:
-        assert _recipes.coco_commands(table)[0].startswith("accelerate launch examples/train_gmail.py")
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """`parse(script, argv)`: all options of a command, by the parser that the script's `main` makes."""
+    monkeypatch.chdir(_runs.EXAMPLES.parent)  # where the commands are to be run
+    scripts = {}
+
+    def load(name):
+        # Under a name of its own: other tests import the script too, and drop it.
+        spec = importlib.util.spec_from_file_location(f"printed_{name}", _runs.EXAMPLES / f"{name}.py")
+        script = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, script)  # the dataclasses of the script look their module up
+        spec.loader.exec_module(script)
+        parse_args = script.parse_args
+
+        def stop(*args, **kwargs):
+            parsed = parse_args(*args, **kwargs)
+            raise Parsed(*parsed) if isinstance(parsed, tuple) else Parsed(parsed)
+
+        script.parse_args = stop
+        return script
+
+    def parsed(name, argv):
+        if name not in scripts:
+            scripts[name] = load(name)
+        with pytest.raises(Parsed) as found:
+            scripts[name].main(argv)
+        return {option: value for part in found.value.args for option, value in vars(part).items()}
+
+    return parsed
+
+
+@pytest.mark.parametrize("numbers", [(), *(table.numbers for table in _recipes.TABLES)], ids=str)
+def test_commands_for_coco_run_one_after_the_other(parse, capsys, numbers):
+    """Options and configs exist, none is missing; models and data come from the commands before, or from the Hub."""
+    reproduce_paper.main(["--world", "coco", *(["--table", *map(str, numbers)] if numbers else [])])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    options = set()  # that the scripts of these commands have
+    splits, models, reports = {}, {}, {}  # by folder: of pairs; the script that trained it; the model that is scored
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        start, script, rest = re.fullmatch(r"(.+) examples/(\w+)\.py (.+)", line).groups()
+        assert start in ("python", "accelerate launch")
+        argv, trains = shlex.split(rest), script.startswith("train_")
+        values = parse(script, [*argv, "--bf16", "False"] if trains else argv)  # without a GPU
+        options.update(values)
+        output = values["output_dir"]
+        if script == "generate_dataset":
+            assert re.fullmatch(r"org/\w+-captions", values["dataset_name"]), line
+            splits.setdefault(output, set()).add(values["dataset_split"])
+        elif script == "evaluate_gmail":
+            check_scored(values, splits, models)
+            assert reports.setdefault(output, values["model"]) == values["model"], line
+        else:
+            assert trains and output not in models, line  # a second run into a folder is refused
+            assert {values["train_split"], values["eval_split"]} - {None} <= splits.get(values["dataset_name"], set())
+            for option in ("model", "gmail", "llava", "text_model"):
+                name = values.get(f"{option}_name_or_path") or "of/nobody"
+                assert name in models or ("/" in name and not name.startswith("org/")), line
+            # All processes wait for the one that converts the data, which the first to read them does.
+            assert values["ddp_timeout"] == 24 * 60 * 60 or "--config" not in argv, line
+            if "modality" in values:
+                end = ENDS[values["modality"], values["image_column"]]
+                assert output.endswith(end) and ("real" in output) == ("real" in end), line
+            models[output] = script
+    assert models
+    told = {option for line in lines if line.startswith("#") for option in re.findall(r"--(\w+)", line)}
+    assert told <= options
+
+
+def check_scored(values, splits, models):
+    """A command of evaluate_gmail.py: its benchmarks exist, fit the model, and have data."""
+    assert values["model"] in models
+    names = values["benchmarks"].split(",")
+    places = dict(place.split("=") for place in values["dataset"])
+    assert places.keys() <= set(names)
+    for name in names:
+        benchmark = get_benchmark(name)
+        assert TASKS[models[values["model"]]] & set(benchmark.tasks), name
+        place = places.get(name, benchmark.dataset)
+        assert place == "FOLDER" or benchmark.split in splits.get(place, ()) or "/" in (place or ""), name
 
 
 def test_gap_closed_beside_each_headline_score():

@@ -1,6 +1,7 @@
 """Prepared pairs give the model the very tensors that the originals give."""
 
 import importlib.util
+import os
 import sys
 
 import numpy as np
@@ -49,6 +50,38 @@ def test_unreadable_images_stay_unreadable(processor, tmp_path):
     assert batch["skipped_pairs"] == 1
 
 
+@pytest.fixture
+def source(photographs, tmp_path) -> Dataset:
+    """The photographs in a folder that also holds the result of a user's `map`."""
+    photographs.save_to_disk(tmp_path / "source")
+    source = Dataset.load_from_disk(tmp_path / "source")
+    source.map(lambda rows: {"length": [len(caption) for caption in rows["caption"]]}, batched=True)
+    assert len(list((tmp_path / "source").glob("cache-*.arrow"))) == 1
+    return source
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_nothing_is_left_and_nothing_of_others_deleted(num_proc, source, processor, tmp_path):
+    before = sorted(os.listdir(tmp_path / "source"))
+    prepared = prepare_pairs(source, processor, tmp_path / "made" / "prepared", num_proc)
+    assert sorted(os.listdir(tmp_path / "source")) == before
+    assert os.listdir(tmp_path / "made") == ["prepared"]
+    assert not list((tmp_path / "made" / "prepared").glob("cache-*"))
+    assert len(prepared) == 4 and prepared[3]["generated_image"].size == (IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_an_error_leaves_nothing(source, processor, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    before = sorted(os.listdir(tmp_path / "source"))
+    monkeypatch.setattr("gmail_hf.generation.prepare._prepared", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        prepare_pairs(source, processor, tmp_path / "made" / "prepared")
+    assert sorted(os.listdir(tmp_path / "source")) == before
+    assert os.listdir(tmp_path / "made") == []
+
+
 def test_refusals(processor, tmp_path, monkeypatch):
     (tmp_path / "prepared").mkdir()
     with pytest.raises(FileExistsError, match="is there already"):
@@ -74,6 +107,7 @@ def test_generate_prepare_train(make_args, tmp_path):
     for source in (folder.path, prepared):
         output_dir = tmp_path / f"model-{source.name}"
         options = ["--per_device_train_batch_size=16", "--max_steps=2", "--dataloader_pin_memory=False"]
+        options += ["--model_name_or_path", "digits"]
         script.main(["--dataset_name", str(source), "--output_dir", str(output_dir), "--report_to=none", *options])
         weights.append(GmailCLIPModel.from_pretrained(output_dir).state_dict())
     for name, tensor in weights[0].items():

@@ -21,9 +21,10 @@ from gmail_hf.generation.shards import open_folder
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-# Push what is there, add shards, push again, try to push another data set over it, load it back.
+# Push what is there, add shards, push again, add a split and push it, first beside a card that somebody edited, try to
+# push another data set over it and one split alone, load both back.
 CLIENT = """
-import json, sys
+import json, os, sys
 import datasets
 sys.path.insert(0, sys.argv[1])
 import push_dataset
@@ -39,16 +40,29 @@ push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc
 print("---")
 synthesize(SynthesisArguments(**options | {"seed": 1, "output_dir": options["output_dir"] + "-other"}))
 written = HfApi().hf_hub_download("org/pairs", "README.md", repo_type="dataset")
-HfApi().upload_file(path_or_fileobj=b"# Mine", path_in_repo="README.md", repo_id="org/pairs", repo_type="dataset")
+mine = open(written, "rb").read() + b"\\n# Mine\\n"
+HfApi().upload_file(path_or_fileobj=mine, path_in_repo="README.md", repo_id="org/pairs", repo_type="dataset")
+synthesize(SynthesisArguments(**options | {"dataset_split": "validation", "num_captions": 16}))
 push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
-assert "# Mine" == open(HfApi().hf_hub_download("org/pairs", "README.md", repo_type="dataset")).read()
+assert mine == open(HfApi().hf_hub_download("org/pairs", "README.md", repo_type="dataset"), "rb").read()
 HfApi().upload_file(path_or_fileobj=written, path_in_repo="README.md", repo_id="org/pairs", repo_type="dataset")
+push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
+print("---")
 try:
     push_dataset.main([options["output_dir"] + "-other", "org/pairs"])
 except ValueError as error:
     print(error)
-pairs = datasets.load_dataset("org/pairs", split="train")
-pairs.save_to_disk(sys.argv[3])
+print("---")
+os.rename(options["output_dir"] + "/manifest.json", options["output_dir"] + "/kept")
+try:
+    push_dataset.main([options["output_dir"], "org/pairs"])
+except ValueError as error:
+    print(error)
+os.rename(options["output_dir"] + "/kept", options["output_dir"] + "/manifest.json")
+pairs = datasets.load_dataset("org/pairs")
+assert pairs.num_rows == {"train": 40, "validation": 16}, pairs
+assert pairs["validation"][0]["caption_id"] == "digits-validation-000000-0"
+pairs["train"].save_to_disk(sys.argv[3])
 # New images for the captions of a data set on the Hub, by a pipeline on the Hub.
 HfApi().create_repo("org/tiny")
 HfApi().upload_folder(repo_id="org/tiny", folder_path=options["generator"])
@@ -73,19 +87,25 @@ def test_push_push_again_and_load_back(hub, make_args, options, tmp_path, monkey
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    first, second, refused = done.stdout.split("---")
+    first, _, _, refused, alone = done.stdout.split("---")
     assert f"The shards are at {hub.endpoint}/datasets/org/pairs." in first
     assert "2 new shards uploaded, 0 were there." in done.stderr
     assert "1 new shards uploaded, 2 were there." in done.stderr
+    assert "1 new shards uploaded, 3 were there." in done.stderr
+    assert "The card of 'org/pairs' is yours: name the split(s) ['validation'] in its `data_files`." in done.stderr
     large = [path for path in hub.files("org/pairs") if path.endswith((".parquet", ".png"))]
-    assert len(large) == 4 and hub.uploads() == 4 + len(list(Path(options["generator"]).rglob("*.safetensors")))
-    assert "holds shards of other settings (there -> here):\n  seed: 0 -> 1" in refused
+    assert len(large) == 6 and hub.uploads() == 6 + len(list(Path(options["generator"]).rglob("*.safetensors")))
+    assert "holds train shards of other settings (there -> here):\n  seed: 0 -> 1" in refused
+    assert "holds the split(s) ['train']" in alone
 
     files = hub.files("org/pairs")
     assert sorted(files) == [
         "README.md",
         *(f"data/train-{shard:05d}-of-00003.parquet" for shard in range(3)),
+        "data/validation-00000-of-00001.parquet",
+        "manifest-validation.json",
         "manifest.json",
+        "samples-validation.png",
         "samples.png",
     ]
     back, here = datasets.load_from_disk(tmp_path / "back"), datasets.load_dataset(str(folder.path), split="train")
@@ -102,7 +122,8 @@ def test_push_push_again_and_load_back(hub, make_args, options, tmp_path, monkey
 
     card = files["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"
-    assert "40 generated images of 40 captions and 40 image ids, in\n3 of 3 shards." in card
+    assert "- `train`: 40 generated images of 40 captions and 40 image ids, in\n  3 of 3 shards.\n" in card
+    assert "- `validation`: 16 generated images of 16 captions and 16 image ids, in\n  1 of 1 shards.\n" in card
     monkeypatch.chdir(tmp_path)
     snippet = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[1]
     snippet = snippet.replace('"openai/clip-vit-base-patch32"', repr(clip_path()))
@@ -113,7 +134,7 @@ def test_push_push_again_and_load_back(hub, make_args, options, tmp_path, monkey
 
 def test_card_tells_what_was_made(make_args):
     folder = synthesize(make_args(num_captions=24, images_per_caption=2, shard_range="0:2", real_images="drop"))
-    shards, manifest = open_folder(folder.path)
+    [(shards, manifest)] = open_folder(folder.path)
     counts = count_rows(shards)
     assert counts == {
         "shards": 2,
@@ -124,7 +145,7 @@ def test_card_tells_what_was_made(make_args):
         "images": 16,
         "captions": 16,
     }
-    card = str(dataset_card("org/pairs", manifest, counts))
+    card = str(dataset_card("org/pairs", {"train": manifest}, {"train": counts}))
     assert "2 of 3 shards; the rest is not made or not uploaded yet." in card
     assert "There is no `real_image`" in card
     assert "the pipeline has no safety checker" in card
@@ -136,6 +157,29 @@ def test_card_tells_what_was_made(make_args):
     assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
     assert front["size_categories"] == "n<1K"
     assert "license" not in front
+
+
+def test_card_names_both_splits(make_args):
+    synthesize(make_args(num_captions=24, captions_license="mit"))
+    validation = make_args(num_captions=16, dataset_split="validation", seed=7, captions_license="mit")
+    folder = synthesize(validation)
+    opened = open_folder(folder.path)
+    counts = {shards.split: count_rows(shards) for shards, _ in opened}
+    card = str(dataset_card("org/pairs", {shards.split: manifest for shards, manifest in opened}, counts))
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data/train-*.parquet"},
+        {"split": "validation", "path": "data/validation-*.parquet"},
+    ]
+    assert front["license"] == "mit"
+    assert "- `validation`: 16 generated images" in card
+    assert "| captions | `digits`, split `train`, column `caption` |" in card
+    assert "| captions | `digits`, split `validation`, column `caption` |" in card
+    assert card.count("| generator |") == 1  # the same for both
+    assert "| Seed | 0 (`train`), 7 (`validation`) |" in card
+    assert "| Inference steps | 2 |" in card
+    (folder.path / "README.md").write_text(card)
+    assert datasets.load_dataset(str(folder.path)).num_rows == {"train": 24, "validation": 16}
 
 
 def test_nothing_to_push(tmp_path, make_args, pipeline_folder):

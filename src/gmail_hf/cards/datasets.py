@@ -1,12 +1,13 @@
-"""The card of a data set of synthetic pairs, from its manifest and its rows."""
+"""The card of a data set of synthetic pairs, from its manifests and its rows."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from .marker import MARKER, signed
-from .provenance import CITATION, PAPER, generator_source, source
+from .provenance import CITATION, PAPER, generator_source, on_hub, source
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
 REAL_IMAGES = {
@@ -15,31 +16,36 @@ REAL_IMAGES = {
 }
 
 
-def dataset_card(repo_id: str, manifest: dict[str, Any], counts: dict[str, int]) -> DatasetCard:
+def dataset_card(repo_id: str, manifests: dict[str, dict[str, Any]], counts: dict[str, dict[str, int]]) -> DatasetCard:
     """
     The card of a data set of synthetic pairs.
 
     Args:
         repo_id: its id on the Hub.
-        manifest: of the folder of shards, see [`generation.shards.read_manifest`].
-        counts: rows of the finished shards, see [`generation.hub.count_rows`]: `shards`, `rows`, `images` (real ids),
-            `captions`, `truncated`, `nsfw`, `unchecked`.
+        manifests: by split, see [`generation.shards.read_manifest`].
+        counts: by split, rows of the finished shards, see [`generation.hub.count_rows`]: `shards`, `rows`, `images`
+            (real ids), `captions`, `truncated`, `nsfw`, `unchecked`.
     """
-    settings, captions = manifest["settings"], manifest["source"]
-    licence = captions["captions_license"]
+    licences = {manifest["source"]["captions_license"] for manifest in manifests.values()}
+    licence = licences.pop() if len(licences) == 1 else None
     name = repo_id.split("/")[-1]
-    texts = source(captions["dataset_name"], captions["dataset_revision"], "dataset", licensed=False)
-    generator = generator_source(settings["generator"], settings["generator_revision"])
+    captions = [manifest["source"]["dataset_name"] for manifest in manifests.values()]
+    real = [manifest["settings"]["real_images"] for manifest in manifests.values()]
+    rows = [_settings(manifest, counts[split]) for split, manifest in manifests.items()]
     data = DatasetCardData(
         license=licence,
         task_categories=["image-to-text", "zero-shot-image-classification"],
         tags=["gmail", "synthetic", "text-to-image", "diffusers"],
-        source_datasets=[texts["name"]] if texts["on_hub"] else None,
+        source_datasets=list(dict.fromkeys(filter(on_hub, captions))) or None,
         pretty_name=name,
-        size_categories=_size_category(counts["rows"]),
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}]}],
+        size_categories=_size_category(sum(count["rows"] for count in counts.values())),
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"data/{split}-*.parquet"} for split in manifests],
+            }
+        ],
     )
-    where = f"`{texts['name']}`, split `{captions['dataset_split']}`, column `{captions['caption_column']}`"
     card = DatasetCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -49,29 +55,53 @@ def dataset_card(repo_id: str, manifest: dict[str, Any], counts: dict[str, int])
         paper=PAPER,
         citation=CITATION,
         counts=counts,
-        num_shards=manifest["num_shards"],
-        real=REAL_IMAGES.get(settings["real_images"]),
-        kept=settings["real_images"] == "keep",
+        num_shards={split: manifest["num_shards"] for split, manifest in manifests.items()},
+        real=_of_splits(manifests, [REAL_IMAGES.get(choice) for choice in real]),
+        kept="keep" in real,
         licence=licence,
-        sources=[
-            ("captions", where, texts["revision"] or "not recorded", licence or "not recorded"),
-            ("generator", f"`{generator['name']}`", generator["revision"], generator["license"] or "not recorded"),
-        ],
-        settings={
-            "Pipeline and scheduler": f"`{settings['pipeline']}`, `{settings['scheduler']}`",
-            "Inference steps": settings["num_inference_steps"],
-            "Guidance scale": "none" if settings["guidance_scale"] is None else settings["guidance_scale"],
-            "Negative prompt": settings["negative_prompt"] or "none",
-            "Precision": settings["dtype"],
-            "Images per caption": settings["images_per_caption"],
-            "Seed": settings["seed"],
-            "Stored as": settings["image_format"],
-            "Flagged by a safety checker": _safety(settings, counts),
-            "Captions longer than the tokenizer takes": counts["truncated"],
-            "Fingerprint of all settings": f"`{manifest['fingerprint']}`",
-        },
+        sources=_sources(list(manifests.values())),
+        settings={row: _of_splits(manifests, [values[row] for values in rows]) for row in rows[0]},
     )
     return DatasetCard(signed(str(card)))
+
+
+def _sources(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """What, where from, revision and licence, of the captions and the generators of all splits."""
+    captions, generators = [], []
+    for manifest in manifests:
+        settings, origin = manifest["settings"], manifest["source"]
+        texts = source(origin["dataset_name"], origin["dataset_revision"], "dataset", licensed=False)
+        where = f"`{texts['name']}`, split `{origin['dataset_split']}`, column `{origin['caption_column']}`"
+        licence = origin["captions_license"] or "not recorded"
+        captions.append(("captions", where, texts["revision"] or "not recorded", licence))
+        made = generator_source(settings["generator"], settings["generator_revision"])
+        generators.append(("generator", f"`{made['name']}`", made["revision"], made["license"] or "not recorded"))
+    return list(dict.fromkeys(captions + generators))
+
+
+def _settings(manifest: dict[str, Any], counts: dict[str, int]) -> dict[str, Any]:
+    """How a split was made."""
+    settings = manifest["settings"]
+    return {
+        "Pipeline and scheduler": f"`{settings['pipeline']}`, `{settings['scheduler']}`",
+        "Inference steps": settings["num_inference_steps"],
+        "Guidance scale": "none" if settings["guidance_scale"] is None else settings["guidance_scale"],
+        "Negative prompt": settings["negative_prompt"] or "none",
+        "Precision": settings["dtype"],
+        "Images per caption": settings["images_per_caption"],
+        "Seed": settings["seed"],
+        "Stored as": settings["image_format"],
+        "Flagged by a safety checker": _safety(settings, counts),
+        "Captions longer than the tokenizer takes": counts["truncated"],
+        "Fingerprint of all settings": f"`{manifest['fingerprint']}`",
+    }
+
+
+def _of_splits(splits: Iterable[str], values: list[Any]) -> Any:
+    """The value of all splits, or each one's where they differ."""
+    if len(set(values)) == 1:
+        return values[0]
+    return ", ".join(f"{value} (`{split}`)" for split, value in zip(splits, values, strict=True))
 
 
 def _safety(settings: dict[str, Any], counts: dict[str, int]) -> str:

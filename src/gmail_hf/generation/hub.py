@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import logging
 
 from ..cards import dataset_card
 from ..cards.marker import card_of_others
 from .engines import CONTACT_SHEET
-from .shards import MANIFEST, ShardFolder, differences, open_folder
+from .shards import MANIFEST, ShardFolder, differences, open_folder, splits_of
 
 # Shards of one commit: a push that is interrupted goes on after the last one.
 SHARDS_PER_COMMIT = 50
@@ -24,8 +23,8 @@ def push_dataset(
     folder: str | os.PathLike, repo_id: str, private: bool | None = None, captions_license: str | None = None
 ) -> str:
     """
-    Upload the finished shards that the repository lacks, the manifest and the contact sheet, then its card, unless
-    somebody edited that.
+    Upload the finished shards that the repository lacks, of each split with its manifest and contact sheet, then the
+    card, unless somebody edited that.
 
     Args:
         folder: what [`synthesize`] made, finished or not.
@@ -38,44 +37,64 @@ def push_dataset(
 
     Raises:
         FileNotFoundError: `folder` holds no shards.
-        ValueError: the repository holds shards of other settings; the message shows what differs.
+        ValueError: the repository holds shards of other settings, and the message shows what differs; or it holds a
+            split that `folder` does not, which its new card would not name.
     """
-    shards, manifest = open_folder(folder)
-    finished = sorted(shards.finished())
-    if not finished:
+    opened = [(shards, manifest) for shards, manifest in open_folder(folder) if shards.finished()]
+    if not opened:
         raise FileNotFoundError(f"'{folder}' holds no finished shard yet.")
     if captions_license:
-        manifest["source"]["captions_license"] = captions_license
+        for _, manifest in opened:
+            manifest["source"]["captions_license"] = captions_license
     api = HfApi()
     url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     repo_id = url.repo_id
-    _check_same_settings(repo_id, manifest["settings"])
     there = set(api.list_repo_files(repo_id, repo_type="dataset"))
+    for shards, manifest in opened:
+        _check_same_settings(repo_id, shards, manifest["settings"], there)
+    lacking = [split for split in splits_of(there) if split not in {shards.split for shards, _ in opened}]
+    if lacking:
+        raise ValueError(
+            f"'{repo_id}' holds the split(s) {lacking} and '{folder}' does not: push from a folder that holds all."
+        )
+    uploaded = [_upload(api, repo_id, shards, there) for shards, _ in opened]
+    others = card_of_others(repo_id, "dataset")
+    if others is None:
+        manifests = {shards.split: manifest for shards, manifest in opened}
+        card = dataset_card(repo_id, manifests, {shards.split: count_rows(shards) for shards, _ in opened})
+        api.create_commit(
+            repo_id, [_add("README.md", str(card).encode())], commit_message="Update the card", repo_type="dataset"
+        )
+    elif "data_files:" in others:  # which hides the splits that are not named there
+        unnamed = [shards.split for shards, _ in opened if f"data/{shards.split}-" not in others]
+        if unnamed:
+            logger.warning(f"The card of '{repo_id}' is yours: name the split(s) {unnamed} in its `data_files`.")
+    new, old = (sum(counts) for counts in zip(*uploaded, strict=True))
+    logger.info(f"{new} new shards uploaded, {old} were there.")
+    return str(url)
+
+
+def _upload(api: HfApi, repo_id: str, shards: ShardFolder, there: set[str]) -> tuple[int, int]:
+    """Commit the finished shards of a split that are not `there`; how many were not, and how many were."""
+    finished = sorted(shards.finished())
     missing = [shard for shard in finished if _name_in_repo(shards, shard) not in there]
-    about = [_add(MANIFEST, shards.path / MANIFEST)]
-    if (shards.path / CONTACT_SHEET).exists():
-        about.append(_add(CONTACT_SHEET, shards.path / CONTACT_SHEET))
+    manifest = shards.file(MANIFEST)
+    about = [_add(path.name, path) for path in (manifest, shards.file(CONTACT_SHEET)) if path.exists()]
     for start in range(0, len(missing), SHARDS_PER_COMMIT):
         chunk = missing[start : start + SHARDS_PER_COMMIT]
         operations = [_add(_name_in_repo(shards, shard), shards.shard_path(shard)) for shard in chunk]
         # The manifest goes first, so that even a repository of one commit tells what its shards are.
         api.create_commit(
             repo_id,
-            operations if MANIFEST in there or start else about + operations,
-            commit_message=f"Add shards {chunk[0]} to {chunk[-1]}",
+            operations if manifest.name in there or start else about + operations,
+            commit_message=f"Add {shards.split} shards {chunk[0]} to {chunk[-1]}",
             repo_type="dataset",
         )
-    if card_of_others(repo_id, "dataset") is None:
-        card = dataset_card(repo_id, manifest, count_rows(shards))
-        api.create_commit(
-            repo_id, [_add("README.md", str(card).encode())], commit_message="Update the card", repo_type="dataset"
-        )
-    logger.info(f"{len(missing)} new shards uploaded, {len(finished) - len(missing)} were there.")
-    return str(url)
+    return len(missing), len(finished) - len(missing)
 
 
 def count_rows(shards: ShardFolder) -> dict[str, int]:
-    """What the card tells of the finished shards, counted in their columns."""
+    """What the card tells of a split's finished shards, counted in their columns."""
     images, captions = set(), set()
     counts = {"shards": 0, "rows": 0, "truncated": 0, "nsfw": 0, "unchecked": 0}
     for shard in sorted(shards.finished()):
@@ -90,14 +109,14 @@ def count_rows(shards: ShardFolder) -> dict[str, int]:
     return counts | {"images": len(images), "captions": len(captions)}
 
 
-def _check_same_settings(repo_id: str, settings: dict) -> None:
-    try:
-        theirs = json.loads(Path(hf_hub_download(repo_id, MANIFEST, repo_type="dataset")).read_text())["settings"]
-    except EntryNotFoundError:
+def _check_same_settings(repo_id: str, shards: ShardFolder, settings: dict, there: set[str]) -> None:
+    name = shards.file(MANIFEST).name
+    if name not in there:
         return
+    theirs = json.loads(Path(hf_hub_download(repo_id, name, repo_type="dataset")).read_text())["settings"]
     if theirs != settings:
         lines = "\n  ".join(differences(theirs, settings))
-        raise ValueError(f"'{repo_id}' holds shards of other settings (there -> here):\n  {lines}")
+        raise ValueError(f"'{repo_id}' holds {shards.split} shards of other settings (there -> here):\n  {lines}")
 
 
 def _name_in_repo(shards: ShardFolder, shard: int) -> str:

@@ -2,12 +2,13 @@
 Pairs with images that need no decoding: at the size the model takes, as raw pixels, in memory-mapped Arrow files.
 
     python -m gmail_hf.generation.prepare --dataset_name out --model_name_or_path digits --output_dir prepared
-    accelerate launch examples/train_gmail.py --dataset_name prepared
+    accelerate launch examples/train_gmail.py --dataset_name prepared --model_name_or_path digits
 """
 
 import argparse
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def prepare_pairs(
     Args:
         pairs (`datasets.Dataset`): see [`check_pairs`].
         processor: a `CLIPProcessor` or an image processor.
-        output_dir: the folder to write, about `2 * 3 * height * width` bytes a pair.
+        output_dir: the folder to write, about `2 * 3 * height * width` bytes a pair; as much lies beside it meanwhile.
         num_proc (`int`, *optional*): processes that decode.
 
     Returns:
@@ -55,16 +56,25 @@ def prepare_pairs(
     }
     if len(sizes) != 1:
         raise ValueError("The processor gives images of unequal sizes: let it crop, or resize to a fixed size.")
-    check_free_disk(output_dir, 2 * (len(pairs) + 1) * len(IMAGE_COLUMNS) * sizes.pop())  # once more in map's cache
+    # Twice: what `map` writes is saved once more.
+    check_free_disk(output_dir, 2 * (len(pairs) + 1) * len(IMAGE_COLUMNS) * sizes.pop())
 
     def prepare(batch: dict[str, list]) -> dict[str, list]:
         return {column: [_prepared(image_processor, cell) for cell in batch[column]] for column in IMAGE_COLUMNS}
 
-    prepared = pairs.map(
-        prepare, batched=True, batch_size=64, features=features, num_proc=num_proc, desc="Preparing images"
-    )
-    prepared.save_to_disk(output_dir)
-    prepared.cleanup_cache_files()
+    folder = Path(output_dir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Else `map` would write into the source's folder, among other results that are not ours to delete.
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as temporary:
+        pairs.map(
+            prepare,
+            batched=True,
+            batch_size=64,
+            features=features,
+            cache_file_name=os.path.join(temporary, "pairs.arrow"),
+            num_proc=num_proc,
+            desc="Preparing images",
+        ).save_to_disk(output_dir)
     return Dataset.load_from_disk(output_dir)
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from .arguments import SynthesisArguments
+from .arguments import SPLIT_NAME, SynthesisArguments
 from .captions import Captions
 from .pipelines import Generator
 
@@ -49,10 +51,25 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     ]
 
 
+def file_of(name: str, split: str) -> str:
+    """What a split calls its file: `manifest.json` is that of `train`, `manifest-test.json` that of `test`."""
+    stem, suffix = os.path.splitext(name)
+    return name if split == "train" else f"{stem}-{split}{suffix}"
+
+
+def splits_of(names: Iterable[str]) -> list[str]:
+    """The splits whose manifests are among names of files, `train` first."""
+    stem, suffix = os.path.splitext(MANIFEST)
+    matches = [re.fullmatch(rf"{stem}(?:-({SPLIT_NAME}))?{re.escape(suffix)}", name) for name in names]
+    return sorted((match[1] or "train" for match in matches if match), key=lambda split: (split != "train", split))
+
+
 @dataclass
 class ShardFolder:
     """
-    The shards `data/train-00000-of-00006.parquet` of a folder, and its `manifest.json`.
+    The shards `data/train-00000-of-00006.parquet` of one split of a folder, and its `manifest.json`.
+
+    Other splits may lie beside it; each has a manifest of its own, see [`file_of`].
 
     A shard is written beside its name and renamed, so a file that is there is finished. Whoever makes a shard holds
     a file lock on it: the operating system drops the lock of a process that dies, however it dies, on this machine
@@ -62,11 +79,13 @@ class ShardFolder:
         path: the folder.
         num_rows: rows of all shards.
         shard_size: rows of a shard.
+        split: the split.
     """
 
     path: Path
     num_rows: int
     shard_size: int
+    split: str = "train"
 
     @property
     def num_shards(self) -> int:
@@ -76,7 +95,11 @@ class ShardFolder:
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_rows))
 
     def shard_path(self, shard: int) -> Path:
-        return self.path / "data" / f"train-{shard:05d}-of-{self.num_shards:05d}.parquet"
+        return self.path / "data" / f"{self.split}-{shard:05d}-of-{self.num_shards:05d}.parquet"
+
+    def file(self, name: str) -> Path:
+        """What this split has by a name such as `manifest.json`."""
+        return self.path / file_of(name, self.split)
 
     def finished(self) -> set[int]:
         """Shards that are there; one listing of the folder, however many."""
@@ -92,33 +115,44 @@ class ShardFolder:
             more: what the manifest tells besides.
 
         Raises:
-            FileExistsError: the folder holds shards of other settings; the message shows what differs.
+            FileExistsError: the folder holds shards of other settings, and the message shows what differs; or it holds
+                what does not go into one data set with this split.
         """
         for name in ("data", ".locks"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         with FileLock(self.path / ".locks" / "manifest.lock"):
-            manifest = self.path / MANIFEST
+            manifest = self.file(MANIFEST)
             if manifest.exists():
-                theirs = read_manifest(self.path)["settings"]
+                theirs = read_manifest(self.path, self.split)["settings"]
                 if theirs != settings:
                     lines = "\n  ".join(differences(theirs, settings))
                     raise FileExistsError(
-                        f"'{self.path}' was made with other settings (there -> now):\n  {lines}\n"
+                        f"'{self.split}' in '{self.path}' was made with other settings (there -> now):\n  {lines}\n"
                         "Give the settings of before to go on with it, or choose another --output_dir."
                     )
                 return
-            if self.finished() or any((self.path / "data").iterdir()):
-                raise FileExistsError(
-                    f"'{self.path}/data' holds files without a {MANIFEST}: choose another --output_dir."
-                )
+            self._check_others(settings)
             fingerprint = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
             content = {"fingerprint": fingerprint, "num_rows": self.num_rows, "num_shards": self.num_shards}
             content |= {"settings": settings} | more
             replace_file(manifest, (json.dumps(content, indent=2) + "\n").encode())
 
+    def _check_others(self, settings: dict[str, Any]) -> None:
+        """Refuse to begin a split beside what is no split, or one of other columns: nothing could load them."""
+        others = splits_of(os.listdir(self.path))
+        if any(name.partition("-")[0] not in others for name in os.listdir(self.path / "data")):
+            raise FileExistsError(f"'{self.path}/data' holds files without a {MANIFEST}: choose another --output_dir.")
+        for split in others:
+            theirs, ours = read_manifest(self.path, split)["settings"].get("real_images"), settings.get("real_images")
+            if (theirs == "drop") != (ours == "drop"):
+                raise FileExistsError(
+                    f"'{self.path}' holds '{split}' with real_images '{theirs}', '{self.split}' would have '{ours}', "
+                    f"and splits need the same columns: give --real_images {theirs}, or choose another --output_dir."
+                )
+
     def lock(self, shard: int) -> FileLock | None:
         """The lock of an unfinished shard, held until released; None if another process makes the shard."""
-        lock = FileLock(self.path / ".locks" / f"{shard:05d}.lock", timeout=0)
+        lock = FileLock(self.path / ".locks" / f"{self.split}-{shard:05d}.lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
@@ -158,20 +192,24 @@ def replace_file(path: Path, content: bytes | pa.Buffer) -> None:
         raise
 
 
-def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
+def read_manifest(folder: str | os.PathLike, split: str = "train") -> dict[str, Any]:
     """
-    The manifest of a folder of shards.
+    The manifest of a split in a folder of shards.
 
     Raises:
         FileNotFoundError: the folder has none.
     """
-    path = Path(folder, MANIFEST)
+    path = Path(folder, file_of(MANIFEST, split))
     if not path.exists():
-        raise FileNotFoundError(f"'{folder}' holds no {MANIFEST}: it was not made by examples/generate_dataset.py.")
+        raise FileNotFoundError(f"'{folder}' holds no {path.name}: it was not made by examples/generate_dataset.py.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def open_folder(folder: str | os.PathLike) -> tuple[ShardFolder, dict[str, Any]]:
-    """A folder of shards that is there already, and its manifest; errors as in [`read_manifest`]."""
-    manifest = read_manifest(folder)
-    return ShardFolder(Path(folder), manifest["num_rows"], manifest["settings"]["shard_size"]), manifest
+def open_folder(folder: str | os.PathLike) -> list[tuple[ShardFolder, dict[str, Any]]]:
+    """The splits of a folder that is there already, each with its manifest; errors as in [`read_manifest`]."""
+    opened = []
+    for split in splits_of(path.name for path in Path(folder).glob("*")) or ["train"]:
+        manifest = read_manifest(folder, split)
+        shard_size = manifest["settings"]["shard_size"]
+        opened.append((ShardFolder(Path(folder), manifest["num_rows"], shard_size, split), manifest))
+    return opened
