@@ -226,8 +226,8 @@ def test_a_cell_without_id_or_caption_is_found_wherever_it_is(column):
     pairs = make_pairs(40)
     values = [None if i == 2 else value for i, value in enumerate(pairs[column])]
     pairs = pairs.remove_columns(column).add_column(column, values)
-    shuffled = pairs.select([*range(3, 40), 2])  # rows of the data set, not of its table
-    for dataset, row in ((pairs, 2), (shuffled, 37)):
+    shuffled = pairs.select([*range(3, 30), 2, *range(30, 40)])  # rows of the data set, not of its table
+    for dataset, row in ((pairs, 2), (shuffled, 27)):
         with pytest.raises(ValueError, match=f"Row {row} of train_dataset has no '{column}'.*dataset.filter"):
             check_pairs(dataset, sample=2)
     check_pairs(pairs.select(range(3, 40)), sample=2)
