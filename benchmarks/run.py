@@ -1,7 +1,7 @@
 """
 Speed and memory of gmail-hf, measured against what people would use instead, in one run.
 
-    python benchmarks/run.py                    # all, about 25 minutes on one thread
+    python benchmarks/run.py                    # all, about 50 minutes on one thread
     python benchmarks/run.py --quick            # all at small sizes, to see that it runs
     python benchmarks/run.py --only step infer
 
@@ -120,7 +120,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---:|---:|---:|---|",
     ]
     for line in rows:
-        cells = [line["benchmark"], line["measured"], line["against"]]
+        of = f" ({line['note']})" if line.get("note") else ""
+        cells = [line["benchmark"], line["measured"] + of, line["against"]]
         if "missing" in line:
             cells += ["–", "–", "–", f"missing: {line['missing']}"]
         else:

@@ -87,7 +87,7 @@ def test_a_run_prints_a_table_and_writes_results_and_chart(tmp_path, monkeypatch
     (path,) = tmp_path.glob("*-cpu.json")
     assert json.loads(path.read_text()) == result
     assert path.with_suffix(".svg").stat().st_size > 1000
-    assert "| infer | a mixed batch | transformers CLIPModel |" in capsys.readouterr().out
+    assert "| infer | a mixed batch (tiny, batch 2) | transformers CLIPModel |" in capsys.readouterr().out
 
 
 def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch):
