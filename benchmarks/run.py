@@ -113,6 +113,10 @@ def describe(line: dict[str, Any]) -> str:
     return text + (f" [{line['note']}]" if line["note"] else "")
 
 
+def measured(line: dict[str, Any]) -> str:
+    return line["measured"] + (f" ({line['note']})" if line.get("note") else "")
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
@@ -120,8 +124,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---:|---:|---:|---|",
     ]
     for line in rows:
-        of = f" ({line['note']})" if line.get("note") else ""
-        cells = [line["benchmark"], line["measured"] + of, line["against"]]
+        cells = [line["benchmark"], measured(line), line["against"]]
         if "missing" in line:
             cells += ["–", "–", "–", f"missing: {line['missing']}"]
         else:
@@ -164,7 +167,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.text(1.01, place, f"{line['ratio']:.3g}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set_xscale("log")
     axes.axvline(1, color="0.3", linewidth=0.8)
-    labels = ["\n".join(textwrap.wrap(f"{line['measured']} / {line['against']}", 78)) for line in rows]
+    labels = ["\n".join(textwrap.wrap(f"{measured(line)} / {line['against']}", 78)) for line in rows]
     names = [f"{line['benchmark']}: {label}" for line, label in zip(rows, labels, strict=True)]
     axes.set_yticks(range(len(rows)), names, fontsize=7)
     axes.set_ylim(-0.7, len(rows) - 0.3)
