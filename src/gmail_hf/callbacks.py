@@ -43,8 +43,7 @@ class FiguresCallback(TrainerCallback):
     Raises:
         TypeError: the pairs are streamed, or several data sets.
         ValueError: there are no evaluation pairs, a column of images is missing, there are too few pairs that can be
-            read, `report_to` names none of these trackers, or the weights are sharded (FSDP, ZeRO-3): one process
-            alone embeds the pairs.
+            read, or `report_to` names none of these trackers.
         ImportError: the packages of `gmail-hf[evaluation]` are missing.
     """
 

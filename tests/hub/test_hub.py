@@ -147,7 +147,7 @@ def test_offline_from_the_cache(run, published, read):
 
 
 def test_a_base_that_was_converted_by_the_hub(run):
-    """As openai/clip-vit-base-patch32 is: a pickle on main, safetensors in a pull request."""
+    """A pickle on main, safetensors in a pull request."""
     tensors, answers = run("converted", "author")
     assert_same_outputs(tensors, "again", tensors, atol=0, rtol=0)
     assert answers["revision"] == answers["evaluated"] == commit_id(2)
