@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/python examples/demo.py --output_dir outputs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The site, in outputs/site; look at it by: python -m http.server --directory outputs/site
 docs: .venv/docs
