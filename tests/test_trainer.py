@@ -413,6 +413,14 @@ def test_a_streamed_evaluation_in_several_processes_is_refused(clip_folder, argu
         GmailTrainer(make_model(clip_folder), args, make_pairs(4), streamed, make_processor())
 
 
+def test_so_is_one_that_is_given_later(clip_folder, arguments, monkeypatch):
+    trainer = GmailTrainer(make_model(clip_folder), arguments(), make_pairs(4), processing_class=make_processor())
+    monkeypatch.setattr(GmailTrainingArguments, "world_size", property(lambda self: 2))
+    for call, name in ((trainer.evaluate, "eval_dataset"), (trainer.predict, "test_dataset")):
+        with pytest.raises(ValueError, match=f"{name} is streamed"):
+            call(make_pairs(4).to_iterable_dataset())
+
+
 def test_float16_weights_are_refused(clip_folder, arguments):
     with pytest.raises(ValueError, match="float16 weights do not train.*float32"):
         GmailTrainer(make_model(clip_folder).half(), arguments(), make_pairs(4), processing_class=make_processor())

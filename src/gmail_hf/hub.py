@@ -53,7 +53,7 @@ def resolve_commit(source: str | os.PathLike, kwargs: dict[str, Any]) -> str | N
     if any(cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub) for name in WEIGHTS):
         return commit
     none = f"'{source}' has no safetensors weights at revision {commit}, and pickles are not read here"
-    if kwargs.get("revision", "main") != "main" or is_offline_mode():
+    if kwargs.get("revision") not in (None, "main") or is_offline_mode():
         raise OSError(f"{none}: leave `revision` out to look for converted ones, or name `refs/pr/...` that has some.")
     try:
         converted, _, _ = auto_conversion(source, **hub)

@@ -221,8 +221,8 @@ class GmailTrainer(SafeTrainer):
         named = {"train_dataset": train_dataset}
         named.update(eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset})
         for name, dataset in named.items():
-            if dataset is not train_dataset and isinstance(dataset, IterableDataset) and args.world_size > 1:
-                raise ValueError(f"{name} is streamed, whose parts are of unequal length: evaluate in one process.")
+            if dataset is not train_dataset:
+                _check_evaluated_whole(dataset, name, args.world_size)
             if dataset is not None and not isinstance(dataset, (Dataset, IterableDataset)):
                 raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
             if dataset is not None:
@@ -309,6 +309,7 @@ class GmailTrainer(SafeTrainer):
     def _checked(self, dataset: Any, name: str) -> Any:
         if not isinstance(dataset, (Dataset, IterableDataset)):
             return dataset
+        _check_evaluated_whole(dataset, name, self.args.world_size)
         check_pairs(dataset, name, self.args.on_bad_image, self.loss_config.columns)
         return self._prepare(dataset)
 
@@ -393,6 +394,11 @@ class GmailTrainer(SafeTrainer):
         (model or self.model).check_resumable(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.provenance["resumed"] = True
+
+
+def _check_evaluated_whole(dataset: Any, name: str, world_size: int) -> None:
+    if isinstance(dataset, IterableDataset) and world_size > 1:  # processes would wait for each other for ever
+        raise ValueError(f"{name} is streamed, whose parts are of unequal length: evaluate in one process.")
 
 
 def _choose_trainable(model: GmailCLIPModel, losses: GmailLossConfig) -> None:
