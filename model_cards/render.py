@@ -15,16 +15,25 @@ again, and take their files over:
     python model_cards/render.py digits-clip digits-clip-scores
 """
 
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from gmail_hf.cards import add_results, model_card, planned_card
-from gmail_hf.cards.provenance import PACKAGE, PROVENANCE
+import yaml
+from huggingface_hub import ModelCard
+
+from gmail_hf import GmailConfig, GmailTrainingArguments
+from gmail_hf.cards import add_results, model_card
+from gmail_hf.cards.models import render_card
+from gmail_hf.cards.provenance import PACKAGE, PROVENANCE, source
 from gmail_hf.digits import clip_path, generator_path, llama_path
+from gmail_hf.generation.arguments import DEFAULT_GENERATOR
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "examples" / "configs"
+PAPER_BATCH = 256  # section 4.1
 PLANNED = ("gmail-coco", "gmail-cc3m", "gmail-cc12m")
 SHIPPED = {"digits-clip": clip_path, "digits-generator": generator_path, "digits-llama": llama_path}
 EVIDENCE = ("config.json", "training_args.json", PROVENANCE, "trainer_state.json", "all_results.json", "digits.json")
@@ -40,6 +49,45 @@ def render(output_dir: Path = HERE) -> None:
     for name in (*SHIPPED, "gmail-digits"):
         if (HERE / name / "digits.json").exists():
             add_results(output_dir / name, HERE / name)
+
+
+def planned_card(config_file: str | os.PathLike) -> ModelCard:
+    """
+    The card of a configuration of `examples/train_gmail.py` that nobody has run: method and recipe, no score.
+
+    Args:
+        config_file: the YAML file; the comment on top of it describes the run.
+    """
+    text = Path(config_file).read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    names = GmailTrainingArguments.__dataclass_fields__
+    training = {name: _number(value) for name, value in values.items() if name in names}
+    # Whether this machine has a GPU that computes in bfloat16 does not matter here.
+    args = GmailTrainingArguments(**{**training, "bf16": False}).to_sanitized_dict() | {"bf16": values["bf16"]}
+    args["processes"] = PAPER_BATCH // args["per_device_train_batch_size"]
+    config = GmailConfig(lora_rank=values["lora_rank"]).to_dict()
+    generator = source(DEFAULT_GENERATOR, licensed=False)
+    organisation = values["dataset_name"].split("/")[0]
+    return render_card(
+        f"{organisation}/{values['output_dir']}",
+        config,
+        args,
+        source(values["model_name_or_path"], licensed=False),
+        {"train_dataset": {**source(values["dataset_name"], licensed=False), "generators": [generator]}},
+        plan={
+            "config": Path(config_file).name,
+            "comment": " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#")),
+            "output_dir": values["output_dir"],
+        },
+    )
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 1e-4, without a point, for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def take_over(name: str, *folders: str) -> None:

@@ -43,8 +43,9 @@ def expected():
         readable = [row for row in range(16) if row != 3]
         pairs = make_pairs(16, seed=100).select(readable)
         real, generated = pairs["real_image"][:], pairs["generated_image"][:]
+        size = trainer.args.per_device_eval_batch_size  # other batches round differently, which t-SNE magnifies
         embeds = [
-            embed_images(trainer.model, make_processor(), images, modality)
+            embed_images(trainer.model, make_processor(), images, modality, batch_size=size)
             for images, modality in ((real, "real"), (generated, "real"), (generated, "gen"))
         ]
         pictures = {}

@@ -20,7 +20,7 @@ from tiny import make_model, make_pairs, make_processor, picture
 from transformers import CLIPModel, TrainerCallback
 
 from gmail_hf import GmailCLIPModel, GmailTrainer
-from gmail_hf.cards import add_results, model_card, planned_card, write_card
+from gmail_hf.cards import add_results, model_card, write_card
 from gmail_hf.cards.marker import written_here
 from gmail_hf.cards.provenance import source
 from gmail_hf.cards.results import NOT_RUN
@@ -43,11 +43,11 @@ def render():
     spec = importlib.util.spec_from_file_location("render", CARDS / "render.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.render
+    return module
 
 
 def test_committed_cards_are_what_the_code_renders(render, tmp_path):
-    render(tmp_path)
+    render.render(tmp_path)
     rendered = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("README.md")}
     committed = {path.relative_to(CARDS): path.read_text() for path in CARDS.glob("*/README.md")}
     assert committed == rendered and len(committed) == 7
@@ -64,9 +64,9 @@ def test_metadata_survives_the_hubs_own_classes(path):
 
 
 @pytest.mark.parametrize("name", ["coco", "cc3m", "cc12m"])
-def test_card_of_a_recipe_has_every_setting_and_no_score(name):
+def test_card_of_a_recipe_has_every_setting_and_no_score(render, name):
     config = ROOT / "examples" / "configs" / f"{name}.yaml"
-    text, settings = str(planned_card(config)), yaml.safe_load(config.read_text())
+    text, settings = str(render.planned_card(config)), yaml.safe_load(config.read_text())
     told = {key.strip("`"): cells[0] for key, cells in table(text, "setting").items()}
     for key in told.keys() & settings.keys():
         assert told[key] == str(settings[key]) or float(told[key]) == float(settings[key])
@@ -322,9 +322,9 @@ def snippet_folder(tmp_path_factory, clip_folder):
     return folder
 
 
-def test_snippets_run(snippet_folder, monkeypatch):
+def test_snippets_run(render, snippet_folder, monkeypatch):
     monkeypatch.chdir(snippet_folder)
-    card = planned_card(ROOT / "examples" / "configs" / "coco.yaml")
+    card = render.planned_card(ROOT / "examples" / "configs" / "coco.yaml")
     snippets = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     assert len(snippets) == 4
     variables: dict = {}

@@ -18,8 +18,7 @@ from .losses import GmailLossConfig, alignment_loss, consistency_loss, contrasti
 from .modeling_gmail import GmailCLIPModel, GmailOutput
 from .towers import GmailVisionModel, GmailVisionModelWithProjection
 from .trainer import GmailTrainer, GmailTrainingArguments
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 AutoConfig.register("gmail_clip", GmailConfig)
 AutoConfig.register("gmail_clip_vision_model", GmailVisionConfig)

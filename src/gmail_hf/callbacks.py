@@ -1,9 +1,8 @@
 """Pictures beside the curves: pairs and their embeddings, sent to the trackers that a training reports to."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -16,9 +15,6 @@ from .data import BadImageError, decode_image, undecoded
 from .embeddings import embed_images
 from .evaluation import plot_embeddings, plot_pairs
 from .evaluation._checks import optional_import
-
-if TYPE_CHECKING:
-    from .trainer import GmailTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -35,7 +31,7 @@ class FiguresCallback(TrainerCallback):
     callback for `log_figures=True`.
 
     Args:
-        trainer ([`GmailTrainer`]): whose model is embedded.
+        callbacks: the trainer's, among them the trackers that the pictures are sent to.
         dataset (`datasets.Dataset`): pairs with both images; the first of them are drawn.
         num_pairs (`int`): pairs of the picture of embeddings.
         num_shown (`int`): pairs of the contact sheet.
@@ -47,7 +43,9 @@ class FiguresCallback(TrainerCallback):
         ImportError: the packages of `gmail-hf[evaluation]` are missing.
     """
 
-    def __init__(self, trainer: GmailTrainer, dataset: Dataset, num_pairs: int = 256, num_shown: int = 12):
+    def __init__(
+        self, callbacks: Sequence[TrainerCallback], dataset: Dataset, num_pairs: int = 256, num_shown: int = 12
+    ):
         for package in ("matplotlib", "sklearn"):
             optional_import(package)
         if dataset is None:
@@ -57,38 +55,38 @@ class FiguresCallback(TrainerCallback):
         missing = {"real_image", "generated_image", "caption"} - set(dataset.column_names)
         if missing:
             raise ValueError(f"`log_figures` draws pairs, and the evaluation data lacks {sorted(missing)}.")
-        if not any(isinstance(callback, TRACKERS) for callback in trainer.callback_handler.callbacks):
+        if not any(isinstance(callback, TRACKERS) for callback in callbacks):
             raise ValueError("`log_figures` needs `report_to` to name 'tensorboard', 'wandb' or 'trackio'.")
-        self.trainer = trainer
+        self.callbacks = callbacks
         self.num_shown = num_shown
         self.real, self.generated, self.captions = _readable(dataset, num_pairs)
         if len(self.captions) < MIN_PAIRS:
             raise ValueError(f"`log_figures` needs {MIN_PAIRS} pairs that can be read, got {len(self.captions)}.")
         self.shown = False
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **kwargs: Any
+    ) -> None:
         if not state.is_world_process_zero:
             return
         try:
-            self._log(state.global_step)
+            self._log(state.global_step, args, model, processing_class)
         except Exception as error:  # of the drawing, the disk or the tracker: no picture is worth a training
             logger.warning(f"No pictures of the evaluation at step {state.global_step}: {error!r}.")
 
-    def _log(self, step: int) -> None:
-        images = {"eval/embeddings": self._draw_embeddings()}
+    def _log(self, step: int, args: Any, model: Any, processor: Any) -> None:
+        images = {"eval/embeddings": self._draw_embeddings(args, model, processor)}
         if not self.shown:
             images["eval/pairs"] = self._draw_pairs()
             self.shown = True
-        for callback in self.trainer.callback_handler.callbacks:
+        for callback in self.callbacks:
             log_images(callback, images, step)
 
-    def _draw_embeddings(self) -> PILImage.Image:
+    def _draw_embeddings(self, args: Any, model: Any, processor: Any) -> PILImage.Image:
         def embed(cells: list[Any], modality: str) -> np.ndarray:
-            trainer = self.trainer
-            size = trainer.args.per_device_eval_batch_size
-            return embed_images(trainer.model, trainer.processing_class, cells, modality, batch_size=size)
+            return embed_images(model, processor, cells, modality, batch_size=args.per_device_eval_batch_size)
 
-        after = embed(self.generated, self.trainer.loss_config.generated_modality)
+        after = embed(self.generated, args.generated_modality)
         return _drawn(plot_embeddings, embed(self.real, "real"), embed(self.generated, "real"), after)
 
     def _draw_pairs(self) -> PILImage.Image:

@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionModel, CLIPVisionModelWithProjection, PreTrainedModel
+from transformers import (
+    AutoModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange
@@ -68,11 +75,10 @@ class _VisionCheckpoints:
             ValueError: weights are missing; nothing is made up at random.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        if adapters_config(pretrained_model_name_or_path, kwargs):
-            from .modeling_gmail import GmailCLIPModel  # which has its vision tower from here
-
-            whole, info = GmailCLIPModel.from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        if config := adapters_config(pretrained_model_name_or_path, kwargs):
+            # Auto class: the whole model's module imports this one.
+            whole, info = AutoModel.from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "config": config}
             )
             model = cls._from_whole(whole).requires_grad_(True)
             model.name_or_path = model.config.name_or_path = whole.name_or_path

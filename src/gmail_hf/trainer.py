@@ -241,7 +241,7 @@ class GmailTrainer(SafeTrainer):
             **kwargs,
         )
         if args.log_figures:
-            self.add_callback(FiguresCallback(self, eval_dataset))
+            self.add_callback(FiguresCallback(self.callback_handler.callbacks, eval_dataset))
         self.train_dataset = self._prepare(self._drop_unused(train_dataset), args.pairing)
         if isinstance(eval_dataset, dict):
             self.eval_dataset = {name: self._prepare(dataset) for name, dataset in eval_dataset.items()}

@@ -21,8 +21,9 @@ from gmail_hf.benchmarks import (
     to_html,
     to_markdown,
 )
-from gmail_hf.benchmarks.report import PACKAGES, environment, tabulate
+from gmail_hf.benchmarks.report import tabulate
 from gmail_hf.digits import llama_path
+from gmail_hf.metrics.environment import PACKAGES, environment
 
 SETTINGS = Settings(batch_size=4, num_beams=1)
 
@@ -180,12 +181,12 @@ def test_reports_hold_every_score_and_nothing_from_elsewhere(planned, tmp_path, 
     run(planned("dtd", write_classes(tmp_path / "classes")), SETTINGS, out)
     run(planned("digits", None, "gmail", "clipcap", limit=12), SETTINGS, out)
     results = results_in(out)
-    assert [result["benchmark"] for result in results] == ["dtd", "digits"]
+    assert [result["benchmark"] for result in results] == ["digits", "dtd"]
     markdown, html = to_markdown(results), to_html(results, out)
     scores = [score for result in results for task in result["tasks"].values() for score in task["scores"].values()]
     assert len(markdown.splitlines()) == 2 + len(scores)
-    top1 = results[0]["tasks"]["zero_shot"]["scores"]["top1"]
-    low, high = results[0]["tasks"]["zero_shot"]["intervals"]["top1"]
+    top1 = results[1]["tasks"]["zero_shot"]["scores"]["top1"]
+    low, high = results[1]["tasks"]["zero_shot"]["intervals"]["top1"]
     assert (
         f"| DTD | Zero-shot classification | top-1 | {top1:.3f} | {low:.3f} to {high:.3f} | "
         "6 images, 3 classes, 2 prompts a class |" in markdown

@@ -4,15 +4,17 @@ Benchmarks: models in, scores out; what `examples/evaluate_gmail.py` runs.
 The scores themselves are `gmail_hf.evaluation`'s, functions of arrays and texts.
 """
 
+from ..metrics.environment import environment
+from ..metrics.scores import results_in, to_markdown
 from .alignment import evaluate_alignment
 from .captioning import evaluate_captioning, missing_caption_metrics
 from .data import Source, open_source
 from .measure import Example, Measured, Settings
 from .models import LoadedModel, load_model
 from .registry import BENCHMARKS, LAYOUTS, Benchmark, get_benchmark
-from .report import environment, provenance, to_html, to_markdown
+from .report import provenance, to_html
 from .retrieval import evaluate_retrieval
-from .runner import finished, plan, results_in, run
+from .runner import finished, plan, run
 from .vqa import evaluate_vqa
 from .zero_shot import evaluate_zero_shot
 

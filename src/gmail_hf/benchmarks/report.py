@@ -1,82 +1,27 @@
-"""Results for people: one Markdown table, and one HTML file that needs nothing beside it."""
+"""Results for people: one self-contained HTML file, and lines of provenance."""
 
 import base64
 import os
-import platform
-import subprocess
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment
 from PIL import Image as PILImage
 
+from ..metrics.scores import TASKS, counted, label, number
+
 SMALL = 64  # pixels of the longer side, up to which an image is shown as pixels
-PACKAGES = (
-    *("gmail-hf", "torch", "transformers", "peft", "datasets", "diffusers"),
-    *("scikit-learn", "scipy", "numpy", "pycocoevalcap"),
-)
-TASKS = {
-    "retrieval": "Image-text retrieval",
-    "zero_shot": "Zero-shot classification",
-    "captioning": "Captions",
-    "vqa": "Questions",
-    "alignment": "Alignment of generated with real images",
-}
 NOTES = {
     "captioning": "What the model wrote; in grey, where it differs, a reference.",
     "vqa": "What the model wrote; in grey, the question and the right answer.",
-}
-LABELS = {
-    "image_to_text": "image to text",
-    "text_to_image": "text to image",
-    "median_rank": "median rank",
-    "top1": "top-1",
-    "mean_per_class": "mean per class",
-    "exact_match": "exact match",
-    "gen_to_real": "generated to real",
-    "paired_cosine": "paired cosine",
-    "centroid_distance": "distance of centroids",
-    "separability": "told apart by a line",
 }
 # Scores are tabulated by these parts of their names: the rest names the row.
 COLUMNS = {
     "retrieval": {"_R@1": "R@1", "_R@5": "R@5", "_R@10": "R@10", "_median_rank": "median rank"},
     "alignment": {"_before": "before", "_after": "after"},
 }
-
-
-def environment(repository: str | os.PathLike | None = None) -> dict[str, Any]:
-    """When and where something was computed: date, machine, device, Python, versions of packages.
-
-    Args:
-        repository: a folder inside a git checkout; its commit, and whether there are changes to it, are told too.
-    """
-    packages = {}
-    for package in PACKAGES:
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            packages[package] = None
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no accelerator"
-    found = {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores, {device}",
-        "python": platform.python_version(),
-        "packages": packages,
-    }
-    if repository is not None:
-        git = ["git", "-C", str(repository)]
-        answers = [
-            subprocess.run([*git, *command], capture_output=True, text=True).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-        found |= {"git_commit": answers[0] or None, "uncommitted_changes": bool(answers[1])}
-    return found
 
 
 def provenance(result: dict[str, Any]) -> list[str]:
@@ -89,30 +34,6 @@ def provenance(result: dict[str, Any]) -> list[str]:
         f"- git commit: {where['git_commit']}" + (" with uncommitted changes" * where["uncommitted_changes"]),
         f"- date: {where['date']}",
     ]
-
-
-def to_markdown(results: Sequence[dict[str, Any]]) -> str:
-    """
-    One table of all scores.
-
-    Args:
-        results: contents of result files, see `results_in`.
-    """
-    lines = ["| benchmark | task | score | value | 95 % interval | of |", "|---|---|---|---:|---:|---|"]
-    for result in results:
-        for task, measured in result["tasks"].items():
-            for name, score in measured["scores"].items():
-                ends = measured["intervals"].get(name)
-                cells = [
-                    result["title"],
-                    TASKS[task],
-                    label(name),
-                    "–" if score is None else number(name, score),
-                    "–" if ends is None else " to ".join(number(name, end) for end in ends),
-                    counted(measured["counts"]) if score is not None else measured["missing"][name],
-                ]
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def to_html(results: Sequence[dict[str, Any]], output_dir: str | os.PathLike) -> str:
@@ -170,18 +91,3 @@ def _cell(name: str, score: float | None, measured: dict[str, Any]) -> dict[str,
         return {"value": number(name, score)}
     bar = [round(100 * min(max(value, 0), 1), 2) for value in (low, score, high)]
     return {"value": number(name, score), "low": number(name, low), "high": number(name, high), "bar": bar}
-
-
-def label(name: str) -> str:
-    """A score's name in words."""
-    for part, words in LABELS.items():
-        name = name.replace(part, words)
-    return name.replace("_", " ")
-
-
-def number(name: str, value: float) -> str:
-    return f"{value:.1f}" if "rank" in name else f"{value:.3f}"
-
-
-def counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)

@@ -9,14 +9,16 @@ from typing import Any
 
 from ..evaluation import missing_metrics
 from ..evaluation._checks import optional_import
+from ..metrics.environment import environment
+from ..metrics.scores import WRITTEN, results_in
 from .alignment import MIN_PAIRS, evaluate_alignment
 from .captioning import FAILED, evaluate_captioning
 from .data import Source, tasks_of
 from .generate import chats
 from .measure import Measured, Settings
 from .models import LoadedModel
-from .registry import ALIGNMENT, BENCHMARKS, CAPTIONING, RETRIEVAL, VQA, ZERO_SHOT, Benchmark
-from .report import SMALL, environment
+from .registry import ALIGNMENT, CAPTIONING, RETRIEVAL, VQA, ZERO_SHOT, Benchmark
+from .report import SMALL
 from .retrieval import evaluate_retrieval
 from .vqa import evaluate_vqa
 from .zero_shot import evaluate_zero_shot
@@ -28,7 +30,6 @@ EVALUATORS = {
     VQA: evaluate_vqa,
     ALIGNMENT: evaluate_alignment,
 }
-WRITTEN = (CAPTIONING, VQA)  # by an image-text-to-text model
 THUMBNAIL = 320  # pixels of the longer side of an example
 
 
@@ -163,12 +164,6 @@ def run(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dic
     content = json.dumps(result, indent=2, ensure_ascii=False)
     _write(Path(output_dir, f"{benchmark.name}.json"), f"{content}\n")
     return json.loads(content)
-
-
-def results_in(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """All finished results in a folder, in the order of the registry."""
-    paths = [Path(output_dir, f"{name}.json") for name in BENCHMARKS]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 
 def _kept(measured: Measured, task: str, benchmark: Benchmark, output_dir: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ No function here takes a score: a card's numbers come from the files that a trai
 """
 
 from .datasets import dataset_card
-from .models import model_card, planned_card, write_card
+from .models import model_card, write_card
 from .results import add_results
 
-__all__ = ["add_results", "dataset_card", "model_card", "planned_card", "write_card"]
+__all__ = ["add_results", "dataset_card", "model_card", "write_card"]

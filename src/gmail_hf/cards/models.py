@@ -5,15 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..metrics.scores import label, number
 from .marker import MARKER, card_of_others, own_card, signed
 from .provenance import CITATION, PAPER, PROVENANCE, of_other_weights, source
 from .results import END, NOT_RUN, START, read_json, read_metrics, trainer_results
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-PAPER_BATCH = 256  # section 4.1
 # The settings that a card tells, by their names in config.json, provenance.json and training_args.json.
 MODEL_SETTINGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "trainable_modalities", "text_lora")
 LOSS_SETTINGS = (
@@ -70,7 +69,7 @@ def model_card(
     base = known.get("base") or source(
         config["base_model_name_or_path"], config["base_model_revision"], licensed=False
     )
-    return _render(
+    return render_card(
         model_id or folder.absolute().name,
         config,
         {**args, "processes": known.get("processes")},
@@ -84,41 +83,6 @@ def model_card(
         language=language,
         license=license,
         tags=tags,
-    )
-
-
-def planned_card(config_file: str | os.PathLike) -> ModelCard:
-    """
-    The card of a configuration of `examples/train_gmail.py` that nobody has run: method and recipe, no score.
-
-    Args:
-        config_file: the YAML file; the comment on top of it describes the run.
-    """
-    from ..configuration_gmail import GmailConfig
-    from ..generation.arguments import DEFAULT_GENERATOR
-    from ..trainer import GmailTrainingArguments
-
-    text = Path(config_file).read_text(encoding="utf-8")
-    values = yaml.safe_load(text)
-    names = GmailTrainingArguments.__dataclass_fields__
-    training = {name: _number(value) for name, value in values.items() if name in names}
-    # Whether this machine has a GPU that computes in bfloat16 does not matter here.
-    args = GmailTrainingArguments(**{**training, "bf16": False}).to_sanitized_dict() | {"bf16": values["bf16"]}
-    args["processes"] = PAPER_BATCH // args["per_device_train_batch_size"]
-    config = GmailConfig(lora_rank=values["lora_rank"]).to_dict()
-    generator = source(DEFAULT_GENERATOR, licensed=False)
-    organisation = values["dataset_name"].split("/")[0]
-    return _render(
-        f"{organisation}/{values['output_dir']}",
-        config,
-        args,
-        source(values["model_name_or_path"], licensed=False),
-        {"train_dataset": {**source(values["dataset_name"], licensed=False), "generators": [generator]}},
-        plan={
-            "config": Path(config_file).name,
-            "comment": " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#")),
-            "output_dir": values["output_dir"],
-        },
     )
 
 
@@ -148,7 +112,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str
     Path(folder, "README.md").write_bytes(content.encode(errors="surrogateescape"))
 
 
-def _render(
+def render_card(
     model_id: str,
     config: dict[str, Any],
     args: dict[str, Any],
@@ -163,8 +127,6 @@ def _render(
     license: str | None = None,
     tags: str | list[str] | None = None,
 ) -> ModelCard:
-    from ..benchmarks.report import label, number
-
     metrics = metrics or {}
     name = name or model_id.split("/")[-1]
     trained = "train_dataset" in datasets and plan is None
@@ -232,11 +194,3 @@ def _eval_results(metrics: dict[str, float], datasets: dict[str, dict[str, Any]]
 
 def _rounded(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes 1e-4, without a point, for a text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value

@@ -14,6 +14,9 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub.repocard import RepoCard
 from safetensors.torch import load_file
 
+from ..digits.paths import generator_path
+from ..metrics.environment import environment
+
 PROVENANCE = "provenance.json"
 PAPER = "https://arxiv.org/abs/2602.15368"
 CITATION = """@inproceedings{mo2025gmail,
@@ -41,8 +44,6 @@ def provenance(
         `base`, `datasets` by name, `processes` and `environment`, for JSON. Names of local folders are cut to their
         last part: a card is public.
     """
-    from ..benchmarks.report import environment
-
     return {
         "base": source(config.base_model_name_or_path, config.base_model_revision, "model"),
         "datasets": {name: _pairs(dataset) for name, dataset in datasets.items() if dataset is not None},
@@ -89,8 +90,6 @@ def source(
 
 def generator_source(name: str, revision: str | None = None) -> dict[str, Any]:
     """As [`source`], of a text-to-image pipeline, by the name that `examples/generate_dataset.py` knows it by."""
-    from ..digits import generator_path
-
     return source(generator_path() if name == "digits" else name, revision)
 
 

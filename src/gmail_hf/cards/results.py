@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ..metrics.scores import TASKS, WRITTEN, label, results_in, to_markdown
 from .marker import signed, written_here
 from .provenance import public_name
 
@@ -48,8 +49,6 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCar
     Raises:
         FileNotFoundError: there is no card, or no result.
     """
-    from ..benchmarks.runner import WRITTEN, results_in
-
     path = card_file(card)
     measured = results_in(results)
     if any("clip" in result["models"] for result in measured):
@@ -92,8 +91,6 @@ def card_file(card: str | os.PathLike) -> Path:
 
 def results_text(results: list[dict[str, Any]]) -> str:
     """A table of all scores with their intervals, and of each benchmark the data, branch, machine and date."""
-    from ..benchmarks.report import to_markdown
-
     lines = []
     for result in results:
         data, where = result["dataset"], result["environment"]
@@ -153,8 +150,6 @@ def trainer_results(metrics: dict[str, Any], pairs: dict[str, Any]) -> list[Eval
 
 
 def _entries(task: str, scores: dict[str, float | None], shared: dict[str, Any]) -> list[EvalResult]:
-    from ..benchmarks.report import TASKS, label
-
     return [
         EvalResult(
             task_type=TASK_TYPES[task],

@@ -6,6 +6,8 @@ import torch
 from datasets import Dataset, Features, Image, concatenate_datasets
 from tqdm.auto import tqdm
 
+from .paths import generator_path
+
 # The guidance that Stable Diffusion pipelines default to, and few steps, as one does for speed: digits stay legible,
 # colours and grounds drift, and a gap to real scenes opens as between a large model's images and photographs. At the
 # generator's best, 20 steps and guidance 2 (its card has the scores), there is next to none.
@@ -67,8 +69,6 @@ def generate_pairs(
 
 def _load_generator():
     from diffusers import StableDiffusionPipeline
-
-    from . import generator_path
 
     pipeline = StableDiffusionPipeline.from_pretrained(generator_path())
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -20,8 +20,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, HfArgumentParser
 
-from . import clip_path
 from ._training import learning_rate, load_state, save_half, save_state
+from .paths import clip_path
 from .scenes import IMAGE_SIZE, draw_scenes
 
 NUM_TRAIN_TIMESTEPS = 1_000

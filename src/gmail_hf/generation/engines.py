@@ -10,9 +10,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from gmail_hf import __version__
-
 from ..loading import check_free_disk
+from ..version import __version__
 from .arguments import SynthesisArguments
 from .captions import Captions, load_captions
 from .pipelines import Generator, describe_generator, device_of_process, native_size

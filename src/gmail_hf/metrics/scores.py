@@ -1,0 +1,73 @@
+"""The names of tasks and scores, their number format, result files and the Markdown table of them."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+TASKS = {
+    "retrieval": "Image-text retrieval",
+    "zero_shot": "Zero-shot classification",
+    "captioning": "Captions",
+    "vqa": "Questions",
+    "alignment": "Alignment of generated with real images",
+}
+WRITTEN = ("captioning", "vqa")  # tasks of image-text-to-text models
+LABELS = {
+    "image_to_text": "image to text",
+    "text_to_image": "text to image",
+    "median_rank": "median rank",
+    "top1": "top-1",
+    "mean_per_class": "mean per class",
+    "exact_match": "exact match",
+    "gen_to_real": "generated to real",
+    "paired_cosine": "paired cosine",
+    "centroid_distance": "distance of centroids",
+    "separability": "told apart by a line",
+}
+
+
+def results_in(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The result files of benchmarks in a folder, sorted by file name; other JSON files are ignored."""
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(output_dir).glob("*.json"))]
+    return [content for content in contents if isinstance(content, dict) and {"benchmark", "tasks"} <= content.keys()]
+
+
+def to_markdown(results: Sequence[dict[str, Any]]) -> str:
+    """
+    One table of all scores.
+
+    Args:
+        results: contents of result files, see `results_in`.
+    """
+    lines = ["| benchmark | task | score | value | 95 % interval | of |", "|---|---|---|---:|---:|---|"]
+    for result in results:
+        for task, measured in result["tasks"].items():
+            for name, score in measured["scores"].items():
+                ends = measured["intervals"].get(name)
+                cells = [
+                    result["title"],
+                    TASKS[task],
+                    label(name),
+                    "–" if score is None else number(name, score),
+                    "–" if ends is None else " to ".join(number(name, end) for end in ends),
+                    counted(measured["counts"]) if score is not None else measured["missing"][name],
+                ]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def label(name: str) -> str:
+    """A score's name in words."""
+    for part, words in LABELS.items():
+        name = name.replace(part, words)
+    return name.replace("_", " ")
+
+
+def number(name: str, value: float) -> str:
+    return f"{value:.1f}" if "rank" in name else f"{value:.3f}"
+
+
+def counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)

@@ -1,0 +1,3 @@
+"""The version of gmail-hf."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,61 @@
+"""The package's imports of its own modules have no cycle; lazy and type-checking imports count."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src"
+PACKAGE = "gmail_hf"
+
+
+def module_of(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """
+    Each module of `root/gmail_hf` with the modules of the package that it imports, anywhere in its code.
+
+    The package's own `__init__.py` is left out: it only re-exports public names.
+    """
+    paths = {module_of(path, root): path for path in root.joinpath(PACKAGE).rglob("*.py")}
+    graph = {}
+    for module, path in paths.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+                source = ".".join([*above, *([node.module] if node.module else [])])
+                for alias in node.names:
+                    name = f"{source}.{alias.name}"
+                    imported.add(name if name in paths else source)
+        graph[module] = {name for name in imported if name in paths} - {module}
+    importers = {module for module, imported in graph.items() if PACKAGE in imported}
+    assert not importers, f"{sorted(importers)} import from {PACKAGE} itself: name the module."
+    del graph[PACKAGE]
+    return graph
+
+
+def test_imports_have_no_cycle():
+    TopologicalSorter(import_graph(SRC)).prepare()
+
+
+@pytest.mark.parametrize(
+    "back",
+    ["from .a import x", "def f():\n    from ..sub import a", "if TYPE_CHECKING:\n    import gmail_hf.sub.a"],
+)
+def test_a_cycle_is_found(tmp_path, back):
+    folder = tmp_path / PACKAGE / "sub"
+    folder.mkdir(parents=True)
+    (tmp_path / PACKAGE / "__init__.py").write_text("from .sub.a import x\n")
+    (folder / "__init__.py").write_text("")
+    (folder / "a.py").write_text("from .b import y\nx = 1\n")
+    (folder / "b.py").write_text(f"{back}\n")
+
+    with pytest.raises(CycleError):
+        TopologicalSorter(import_graph(tmp_path)).prepare()
