@@ -63,6 +63,11 @@ def test_misspelt_fields_are_refused(config_class, typo):
         config_class(**{typo: 4})
 
 
+def test_the_branch_for_photographs_is_required():
+    with pytest.raises(ValueError, match="must contain 'real'.*photo"):
+        GmailConfig(modalities=["photo", "gen"], default_modality="photo")
+
+
 def test_round_trip(tmp_path):
     config = GmailConfig.from_clip_config(
         clip_config(), lora_rank=3, lora_alpha=1.5, lora_dropout=0.25, lora_targets=["fc1"], text_lora=True,

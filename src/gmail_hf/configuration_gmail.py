@@ -61,8 +61,8 @@ class AdapterFields:
             names = getattr(self, field)
             if len(set(names)) != len(names):
                 raise ValueError(f"`{field}` names a modality twice: {names}.")
-        if not self.modalities:
-            raise ValueError("`modalities` must name at least one image branch.")
+        if "real" not in self.modalities:  # training and evaluation encode photographs through it
+            raise ValueError(f"`modalities` must contain 'real', the branch for photographs, got {self.modalities}.")
         # The names become module names and folder names.
         invalid = [name for name in self.modalities if not name.isidentifier() or name == TEXT_ADAPTER]
         if invalid:
@@ -99,7 +99,7 @@ class GmailConfig(AdapterFields, CLIPConfig):
         lora_dropout (`float`, defaults to 0.0): dropout on the input of the LoRA updates, in training.
         lora_targets (`list[str]`, *optional*): linear layers of the vision encoder that get a LoRA update; default all
             of `q_proj, k_proj, v_proj, out_proj, fc1, fc2`.
-        modalities (`list[str]`, defaults to `["real", "gen"]`): the image branches.
+        modalities (`list[str]`, defaults to `["real", "gen"]`): the image branches; `"real"` must be among them.
         trainable_modalities (`list[str]`, defaults to `["gen"]`): the branches that have an adapter of their own, LoRA
             and visual projection. A branch that is not listed *is* the pretrained CLIP: no parameters, no cost.
             `["real", "gen"]` trains both.
