@@ -1,6 +1,7 @@
 """Every field's range, the defaults, and what a round trip over disk keeps."""
 
 import pytest
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from tiny import clip_config
 from transformers import CLIPConfig
 
@@ -64,7 +65,7 @@ def test_misspelt_fields_are_refused(config_class, typo):
 
 
 def test_the_branch_for_photographs_is_required():
-    with pytest.raises(ValueError, match="must contain 'real'.*photo"):
+    with pytest.raises(StrictDataclassClassValidationError, match="must contain 'real'.*photo"):
         GmailConfig(modalities=["photo", "gen"], default_modality="photo")
 
 
