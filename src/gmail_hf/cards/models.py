@@ -127,6 +127,21 @@ def render_card(
     license: str | None = None,
     tags: str | list[str] | None = None,
 ) -> ModelCard:
+    """
+    Fill the card's template.
+
+    Args:
+        model_id: the model's id on the Hub.
+        config: contents of `config.json`.
+        args: contents of `training_args.json`, and `processes`.
+        base: the base model, see [`provenance.source`].
+        datasets: data sets by role, as in `provenance.json`.
+        metrics: what the training measured, by the Trainer's names.
+        environment: of the training, see [`metrics.environment.environment`].
+        plan: of a recipe that was not run: `config` (file name), `comment`, `output_dir`.
+        clip: the base, where the repository holds adapters alone.
+        name, language, license, tags: see [`model_card`].
+    """
     metrics = metrics or {}
     name = name or model_id.split("/")[-1]
     trained = "train_dataset" in datasets and plan is None

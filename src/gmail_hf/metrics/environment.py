@@ -16,10 +16,11 @@ PACKAGES = (
 
 
 def environment(repository: str | os.PathLike | None = None) -> dict[str, Any]:
-    """When and where something was computed: date, machine, device, Python, versions of packages.
+    """
+    When and where something was computed: date, machine, device, Python, versions of packages.
 
     Args:
-        repository: a folder inside a git checkout; its commit, and whether there are changes to it, are told too.
+        repository: a folder inside a git checkout; adds its commit and whether it has uncommitted changes.
     """
     packages = {}
     for package in PACKAGES:
