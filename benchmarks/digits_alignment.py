@@ -98,7 +98,7 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
     from transformers import AutoImageProcessor, set_seed
 
     from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments, embed_images
-    from gmail_hf.evaluation import PairEmbeddings, train_on_generated
+    from gmail_hf.metrics import PairEmbeddings, train_on_generated
 
     pairs, labels, heldout, test_images, test_labels = load_data(args, seed)
     processor = AutoImageProcessor.from_pretrained(model_path)  # no loss here reads a caption
@@ -162,8 +162,8 @@ def main(argv: list[str] | None = None) -> dict:
         from gmail_hf.digits import clip_path
 
     model_path = args.model_name_or_path or clip_path()
-    from gmail_hf.benchmarks import environment
-    from gmail_hf.evaluation import aggregate, to_markdown
+    from gmail_hf.evaluation import environment
+    from gmail_hf.metrics import aggregate, to_markdown
 
     with tempfile.TemporaryDirectory() as folder:
         tables = {seed: run_seed(args, str(model_path), seed, folder) for seed in args.seeds}
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def report(result: dict, table: str) -> str:
-    from gmail_hf.benchmarks import provenance
+    from gmail_hf.evaluation import provenance
 
     settings = result["settings"]
     return "\n".join(

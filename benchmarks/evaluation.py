@@ -101,14 +101,14 @@ def arrays(folder: str, *names: str) -> list:
 def retrieval_ours(settings: Settings, folder: str) -> dict:
     import numpy as np
 
-    from gmail_hf.evaluation import image_text_retrieval
+    from gmail_hf.metrics import image_text_retrieval
 
     images, texts, owner = arrays(folder, "images", "texts", "owner")
     return timed(lambda: image_text_retrieval(images, texts, np.arange(len(images)), text_image_ids=owner), settings)
 
 
 def zero_shot_ours(settings: Settings, folder: str) -> dict:
-    from gmail_hf.evaluation import class_embeddings, zero_shot_accuracy
+    from gmail_hf.metrics import class_embeddings, zero_shot_accuracy
 
     classified, prompts, labels = arrays(folder, "classified", "prompts", "labels")
     return timed(lambda: zero_shot_accuracy(classified, class_embeddings(prompts), labels), settings)
@@ -117,7 +117,7 @@ def zero_shot_ours(settings: Settings, folder: str) -> dict:
 def recall_of(settings: Settings, num_captions: int) -> dict:
     import numpy as np
 
-    from gmail_hf.evaluation import image_text_retrieval
+    from gmail_hf.metrics import image_text_retrieval
 
     rng = np.random.default_rng(0)
     images = rng.standard_normal((1000, DIM), dtype=np.float32)

@@ -21,8 +21,8 @@ def load(settings: Settings) -> Iterator[dict[str, Any]]:
     """Pairs/s, all sides in a `DataLoader` of the same settings; time to start its workers is not counted."""
     import datasets
 
-    from gmail_hf.data import undecoded
     from gmail_hf.generation.prepare import prepare_pairs
+    from gmail_hf.training.data import undecoded
 
     datasets.disable_progress_bars()
     count = settings.choose(128, 256, 4096)
@@ -56,7 +56,7 @@ def reader(pairs: Any, collate: Callable[[list[dict]], Any], workers: int = WORK
     """A call that reads all pairs once in random order and returns pairs/s."""
     from torch.utils.data import DataLoader
 
-    from gmail_hf.pixels import look_up
+    from gmail_hf.training.pixels import look_up
 
     loader = DataLoader(
         pairs,
@@ -84,7 +84,7 @@ def gmail_collator(processor: Any) -> Callable[[list[dict]], Any]:
     """`GmailTrainer`'s collator, whose rows of one image get an embedding as from the cache."""
     import numpy as np
 
-    from gmail_hf.data import GmailCollator
+    from gmail_hf.training.data import GmailCollator
 
     collate, embeds = GmailCollator(processor, eight_bit=True), {"real_embeds": np.zeros(512, np.float32)}
     return lambda rows: collate(rows if "real_image" in rows[0] else [row | embeds for row in rows])

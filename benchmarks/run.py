@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     import torch
     from measuring import MissingPeer, Settings
 
-    from gmail_hf.benchmarks import environment
+    from gmail_hf.evaluation import environment
 
     torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")

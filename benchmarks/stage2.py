@@ -51,7 +51,7 @@ def language_model(name: str) -> tuple[Any, Any]:
 def captioner(settings: Settings, config: Any, size: str) -> Any:
     import torch
 
-    from gmail_hf.captioning import ClipCapConfig, ClipCapForConditionalGeneration
+    from gmail_hf.captioners import ClipCapConfig, ClipCapForConditionalGeneration
 
     torch.manual_seed(0)
     vision = subjects.gmail_config("narrow").vision_config.to_dict()  # its encoder is not used
@@ -67,7 +67,7 @@ def cached_epoch(
     from datasets import Dataset, Features, List, Value
     from transformers import TrainingArguments
 
-    from gmail_hf.captioning import CaptionCollator, ClipCapTrainer, captioned_embeds
+    from gmail_hf.captioners import CaptionCollator, ClipCapTrainer, captioned_embeds
 
     pairs = subjects.jpeg_pairs(2 * batch).map(caption)
     dim = subjects.SIZES[size][2]
@@ -99,7 +99,7 @@ def recomputing_epoch(settings: Settings, config: Any, words: Any, size: str, ba
     from torch.utils.data import DataLoader
     from transformers import get_linear_schedule_with_warmup
 
-    from gmail_hf.captioning import CaptionCollator
+    from gmail_hf.captioners import CaptionCollator
 
     encoder, model = subjects.clip(size, settings), captioner(settings, config, size).train()
     pairs, processor = subjects.jpeg_pairs(2 * batch).map(caption), subjects.image_processor()

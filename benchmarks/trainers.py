@@ -163,7 +163,7 @@ def bare_step(
     """A step on images in memory, in 8 bits as `GmailTrainer` has them or as pixel values, and on embeddings."""
     import torch
 
-    from gmail_hf.losses import GmailLossConfig
+    from gmail_hf.training.losses import GmailLossConfig
 
     images = subjects.eight_bit_pixels(batch, settings) if eight_bit else {}
     images = images or {"generated_pixel_values": subjects.pixels(batch, settings)}

@@ -28,8 +28,8 @@ class PairArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows."})
 
     def load(self, split: str, max_samples: int | None, columns: dict[str, str] | None = None) -> Any:
-        """The pairs of a split; arguments as of [`gmail_hf.loading.load_pairs`]."""
-        from gmail_hf.loading import load_pairs
+        """The pairs of a split; arguments as of [`gmail_hf.training.loading.load_pairs`]."""
+        from gmail_hf.training.loading import load_pairs
 
         return load_pairs(
             self.dataset_name,

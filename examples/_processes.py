@@ -12,7 +12,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["gmail_hf", "gmail_hf.digits", "gmail_hf.evaluation.captioning", "transformers.models.clip", "peft"]
+PRELOADED = ["gmail_hf", "gmail_hf.digits", "gmail_hf.metrics.caption_scores", "transformers.models.clip", "peft"]
 # One thread each. glibc returns what a training step frees and faults it in again at the next; so told, it keeps it.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -49,7 +49,7 @@ def captioned(name: str, run: tuple[Path, dict]) -> dict:
 
 def meteor(folder: Path) -> float | None:
     """Of a run's captions. Its process takes ten seconds to start, so one serves all runs."""
-    from gmail_hf.evaluation.captioning import caption_metrics
+    from gmail_hf.metrics.caption_scores import caption_metrics
 
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
     captions, references = [row["caption"] for row in rows], [row["references"] for row in rows]
@@ -119,7 +119,7 @@ def zero_shot_digits(runs: Runs, folder: str) -> float:
 
     from gmail_hf import GmailCLIPModel, embed_images
     from gmail_hf.digits.scenes import COLOR_NAMES, DIGIT_NAMES, caption_of
-    from gmail_hf.evaluation import class_embeddings, zero_shot_accuracy
+    from gmail_hf.metrics import class_embeddings, zero_shot_accuracy
 
     scenes = load_from_disk(runs.pairs())[runs.split]
     with ALONE:
@@ -216,7 +216,7 @@ def cost(runs: Runs) -> list[dict]:
 
 def alignment(runs: Runs) -> list[dict]:
     """Held-out pairs in the space of pooled embeddings, and the patch tokens that LLaVA reads."""
-    from gmail_hf.evaluation import paired_cosine, separability, token_similarity
+    from gmail_hf.metrics import paired_cosine, separability, token_similarity
 
     rows = []
     for name in ("without alignment", PAPER, CONSISTENT, TOKENS):
@@ -260,7 +260,7 @@ def grid(runs: Runs, path: Path) -> Path:
     from datasets import load_from_disk
 
     from gmail_hf.digits import generate_pairs
-    from gmail_hf.evaluation import plot_pairs
+    from gmail_hf.metrics import plot_pairs
 
     scenes = load_from_disk(runs.pairs())[runs.split].select(range(6)).remove_columns("generated_image")
     with ALONE:
@@ -272,7 +272,7 @@ def grid(runs: Runs, path: Path) -> Path:
 
 def embedding_plot(runs: Runs, path: Path) -> Path:
     """Figure 3: t-SNE of held-out embeddings before and after alignment."""
-    from gmail_hf.evaluation import plot_embeddings
+    from gmail_hf.metrics import plot_embeddings
 
     sides = (("real", "real"), ("generated", "real"), ("generated", "gen"))
     embeds = [embed(runs, runs.aligned(), *side)[0] for side in sides]

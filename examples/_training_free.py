@@ -2,7 +2,7 @@
 
     python examples/_training_free.py coral PAIRS examples/train_gmail.py [ARGUMENT ...]
 
-The map (`mean_shift` or `coral`, see gmail_hf.evaluation) is fitted on the train split of PAIRS, f_r(generated)
+The map (`mean_shift` or `coral`, see gmail_hf.metrics) is fitted on the train split of PAIRS, f_r(generated)
 against f_r(real); the example then reads mapped embeddings wherever it caches those of generated images.
 """
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import datasets
 
-import gmail_hf.embeddings
-import gmail_hf.trainer
-from gmail_hf import evaluation
-from gmail_hf.embeddings import cached_embeds, embeds_array
-from gmail_hf.loading import load_pairs
+import gmail_hf.training.embeddings
+import gmail_hf.training.trainer
+from gmail_hf import metrics
+from gmail_hf.training.embeddings import cached_embeds, embeds_array
+from gmail_hf.training.loading import load_pairs
 
 
 def mapped(name: str, pairs: datasets.Dataset):
@@ -29,7 +29,7 @@ def mapped(name: str, pairs: datasets.Dataset):
         generated, real = (
             embeds_array(cached_embeds(pairs, f"{side}_image", model, processor)) for side in ("generated", "real")
         )
-        move = getattr(evaluation, name)(generated, real)
+        move = getattr(metrics, name)(generated, real)
         rows = move(embeds_array(embeds)).astype("float32")
         return datasets.Dataset.from_dict({"image_embeds": list(rows)}, features=embeds.features)
 
@@ -39,6 +39,6 @@ def mapped(name: str, pairs: datasets.Dataset):
 if __name__ == "__main__":
     name, pairs, script = sys.argv[1:4]
     replaced = mapped(name, load_pairs(pairs, "train"))
-    gmail_hf.embeddings.cached_embeds = gmail_hf.trainer.cached_embeds = replaced
+    gmail_hf.training.embeddings.cached_embeds = gmail_hf.training.trainer.cached_embeds = replaced
     sys.argv, sys.path[0] = sys.argv[3:], str(Path(script).parent)  # as python starts a script
     runpy.run_path(script, run_name="__main__")

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments, embed_images
     from gmail_hf.digits import clip_path, generate_pairs, load_digits
-    from gmail_hf.evaluation import (
+    from gmail_hf.metrics import (
         PairEmbeddings,
         paired_cosine,
         plot_embeddings,

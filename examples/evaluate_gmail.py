@@ -71,14 +71,14 @@ class EvaluationArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     """Run the benchmarks that are not finished; return the content of each one's result file."""
-    from gmail_hf.benchmarks.registry import BENCHMARKS, get_benchmark
+    from gmail_hf.evaluation.registry import BENCHMARKS, get_benchmark
 
     description = __doc__.replace("{benchmarks}", ", ".join(BENCHMARKS))
     (args,) = parse_args(sys.argv[1:] if argv is None else argv, (EvaluationArguments,), description)
 
     import torch
 
-    from gmail_hf.benchmarks import (
+    from gmail_hf.evaluation import (
         Settings,
         finished,
         load_model,
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         to_html,
         to_markdown,
     )
-    from gmail_hf.cards.results import add_results, card_file
+    from gmail_hf.publishing.results import add_results, card_file
 
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)

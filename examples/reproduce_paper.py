@@ -64,8 +64,8 @@ def main(argv: list[str] | None = None) -> dict:
             printed.update(lines)
             print("\n".join([f"# {table.heading}", *above, *lines, ""]))
         return {}
-    from gmail_hf.benchmarks import environment, provenance
-    from gmail_hf.evaluation import aggregate
+    from gmail_hf.evaluation import environment, provenance
+    from gmail_hf.metrics import aggregate
 
     start = time.perf_counter()
     slots = threading.Semaphore(args.jobs)
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 def with_gaps(rows: list[dict], headline: tuple[str, ...]) -> list[dict]:
     """Add `NAME_gap_closed` beside each headline score; None where there is no gap, or no score."""
-    from gmail_hf.evaluation import gap_closed
+    from gmail_hf.metrics import gap_closed
 
     by_name = {row["row"]: row for row in rows}
     for row in rows:

@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from transformers import AutoProcessor, AutoTokenizer, set_seed
 
     from gmail_hf import GmailCLIPModel
-    from gmail_hf.captioning import (
+    from gmail_hf.captioners import (
         CaptionCollator,
         ClipCapForConditionalGeneration,
         ClipCapProcessor,
@@ -96,9 +96,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         captioned_embeds,
         check_captions,
     )
-    from gmail_hf.embeddings import cached_embeds
-    from gmail_hf.evaluation.captioning import missing_metrics
-    from gmail_hf.loading import check_free_disk, check_output_dir
+    from gmail_hf.metrics.caption_scores import missing_metrics
+    from gmail_hf.training.embeddings import cached_embeds
+    from gmail_hf.training.loading import check_free_disk, check_output_dir
 
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if training_args.should_log else logging.ERROR)
@@ -199,9 +199,9 @@ def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, flo
     """Caption each image once and score it; the main process writes captions.jsonl and captions.png."""
     from accelerate.utils import gather_object
 
-    from gmail_hf.captioning import caption_embeds, group_references
-    from gmail_hf.data import decode_image, undecoded
-    from gmail_hf.evaluation.captioning import caption_metrics, exact_match, plot_captions
+    from gmail_hf.captioners import caption_embeds, group_references
+    from gmail_hf.metrics.caption_scores import caption_metrics, exact_match, plot_captions
+    from gmail_hf.training.data import decode_image, undecoded
 
     args = trainer.args
     rows, references = group_references(dataset["caption"][:], dataset["image_id"][:])

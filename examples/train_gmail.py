@@ -96,8 +96,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     from transformers import AutoConfig, AutoProcessor, set_seed
 
     from gmail_hf import GmailCLIPModel, GmailTrainer
-    from gmail_hf.data import check_pairs
-    from gmail_hf.loading import check_free_disk, check_output_dir
+    from gmail_hf.training.data import check_pairs
+    from gmail_hf.training.loading import check_free_disk, check_output_dir
 
     logging.basicConfig(format="%(message)s")
     logger = logging.getLogger("gmail_hf")

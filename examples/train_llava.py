@@ -120,10 +120,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     from transformers import set_seed
 
-    from gmail_hf.llava import Conversations, LlavaCollator, check_processor, language_model_lora
-    from gmail_hf.llava.training import optimizer_of
-    from gmail_hf.loading import check_free_disk, check_output_dir
-    from gmail_hf.safe_trainer import SafeTrainer
+    from gmail_hf.training.loading import check_free_disk, check_output_dir
+    from gmail_hf.training.safe_trainer import SafeTrainer
+    from gmail_hf.vlm import Conversations, LlavaCollator, check_processor, language_model_lora
+    from gmail_hf.vlm.training import optimizer_of
 
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if training_args.should_log else logging.ERROR)
@@ -211,7 +211,7 @@ def _model_and_processor(args: ModelArguments):
     import torch
     from transformers import AutoConfig, AutoProcessor
 
-    from gmail_hf.llava import GmailLlavaForConditionalGeneration, build_processor
+    from gmail_hf.vlm import GmailLlavaForConditionalGeneration, build_processor
 
     gmail, llava, text_model = args.gmail_name_or_path, args.llava_name_or_path, args.text_model_name_or_path
     if llava is None and text_model is None:
@@ -250,8 +250,8 @@ def _ask(model, processor, dataset, training_args, max_new_tokens: int) -> dict[
     from accelerate.utils import gather_object
     from tqdm.auto import tqdm
 
-    from gmail_hf.data import BadImageError, decode_image
-    from gmail_hf.llava.processing import lacks_bos
+    from gmail_hf.training.data import BadImageError, decode_image
+    from gmail_hf.vlm.processing import lacks_bos
 
     model.eval()
     answers = []

@@ -25,11 +25,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 from gmail_hf import GmailConfig, GmailTrainingArguments
-from gmail_hf.cards import add_results, model_card
-from gmail_hf.cards.models import render_card
-from gmail_hf.cards.provenance import PACKAGE, PROVENANCE, source
 from gmail_hf.digits import clip_path, generator_path, llama_path
 from gmail_hf.generation.arguments import DEFAULT_GENERATOR
+from gmail_hf.publishing import add_results, model_card
+from gmail_hf.publishing.model_cards import render_card
+from gmail_hf.publishing.provenance import PACKAGE, PROVENANCE, source
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "examples" / "configs"

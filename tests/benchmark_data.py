@@ -11,7 +11,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from gmail_hf import ClipCapForConditionalGeneration, ClipCapProcessor, GmailCLIPModel
 from gmail_hf.digits import clip_path, llama_path
-from gmail_hf.llava import GmailLlavaForConditionalGeneration, build_processor
+from gmail_hf.vlm import GmailLlavaForConditionalGeneration, build_processor
 
 CLASS_NAMES = ("cat", "dog", "bird")
 TEMPLATES = ("a photo of a {c}.", "the {c}")

@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 
 from gmail_hf import GmailCLIPModel, GmailLlavaForConditionalGeneration
 from gmail_hf.digits import clip_path, llama_path, load_digits
-from gmail_hf.llava import build_processor
+from gmail_hf.vlm import build_processor
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -162,7 +162,7 @@ def test_every_public_name_is_on_the_site():
     for entry in entries:
         module, _, name = entry.rpartition(".")
         documented.add(id(getattr(importlib.import_module(module), name)))
-    packages = ("", ".benchmarks", ".captioning", ".cards", ".digits", ".evaluation", ".generation", ".llava")
+    packages = ("", ".captioners", ".digits", ".evaluation", ".generation", ".metrics", ".publishing", ".vlm")
     for package in packages:
         module = importlib.import_module(f"gmail_hf{package}")
         public = {name: getattr(module, name) for name in module.__all__}

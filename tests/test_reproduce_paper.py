@@ -19,10 +19,10 @@ from _training_free import mapped
 from tiny import make_model, make_pairs, make_processor
 
 from gmail_hf import digits
-from gmail_hf.benchmarks import get_benchmark
-from gmail_hf.embeddings import cached_embeds, embeds_array
-from gmail_hf.evaluation import mean_shift
-from gmail_hf.evaluation.captioning import caption_metrics
+from gmail_hf.evaluation import get_benchmark
+from gmail_hf.metrics import mean_shift
+from gmail_hf.metrics.caption_scores import caption_metrics
+from gmail_hf.training.embeddings import cached_embeds, embeds_array
 
 # What evaluate_gmail.py can measure with what each script trains.
 TASKS = {

@@ -10,15 +10,15 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from .captioning import ClipCapConfig, ClipCapForConditionalGeneration, ClipCapProcessor
-from .configuration_gmail import GmailConfig, GmailVisionConfig
-from .embeddings import embed_images
-from .llava import GmailLlavaConfig, GmailLlavaForConditionalGeneration
-from .losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss, token_alignment_loss
-from .modeling_gmail import GmailCLIPModel, GmailOutput
-from .towers import GmailVisionModel, GmailVisionModelWithProjection
-from .trainer import GmailTrainer, GmailTrainingArguments
+from .captioners import ClipCapConfig, ClipCapForConditionalGeneration, ClipCapProcessor
+from .models.configuration_clip import GmailConfig, GmailVisionConfig
+from .models.modeling_clip import GmailCLIPModel, GmailOutput
+from .models.towers import GmailVisionModel, GmailVisionModelWithProjection
+from .training.embeddings import embed_images
+from .training.losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss, token_alignment_loss
+from .training.trainer import GmailTrainer, GmailTrainingArguments
 from .version import __version__ as __version__
+from .vlm import GmailLlavaConfig, GmailLlavaForConditionalGeneration
 
 AutoConfig.register("gmail_clip", GmailConfig)
 AutoConfig.register("gmail_clip_vision_model", GmailVisionConfig)

@@ -12,10 +12,10 @@ from PIL import Image as PILImage
 from tiny import IMAGE_SIZE, make_pairs
 from tiny_pipeline import SCRIPT
 
-from gmail_hf.data import GmailCollator
 from gmail_hf.generation import synthesize
 from gmail_hf.generation.prepare import main, prepare_pairs
-from gmail_hf.loading import load_pairs
+from gmail_hf.training.data import GmailCollator
+from gmail_hf.training.loading import load_pairs
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_refusals(processor, tmp_path, monkeypatch):
     (tmp_path / "prepared").mkdir()
     with pytest.raises(FileExistsError, match="is there already"):
         prepare_pairs(make_pairs(2), processor, tmp_path / "prepared")
-    monkeypatch.setattr("gmail_hf.loading.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr("gmail_hf.training.loading.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(OSError, match="GB are needed"):
         prepare_pairs(make_pairs(2), processor, tmp_path / "other")
 

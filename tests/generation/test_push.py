@@ -13,11 +13,11 @@ import yaml
 from huggingface_hub import DatasetCard
 from server import HubServer, commit_id
 
-from gmail_hf.cards import dataset_card
 from gmail_hf.digits import clip_path
 from gmail_hf.generation import push_dataset, synthesize
-from gmail_hf.generation.hub import count_rows
+from gmail_hf.generation.push import count_rows
 from gmail_hf.generation.shards import open_folder
+from gmail_hf.publishing import dataset_card
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -7,9 +7,9 @@ import os
 import pyarrow as pa
 import pytest
 
-from gmail_hf.data import check_pairs
 from gmail_hf.generation import engines, shards, synthesize
-from gmail_hf.loading import load_pairs
+from gmail_hf.training.data import check_pairs
+from gmail_hf.training.loading import load_pairs
 
 
 def test_other_settings_are_refused_with_the_difference(make_args):
@@ -54,7 +54,7 @@ def test_a_shard_has_one_maker(tmp_path):
 
 
 def test_disk_full_before_the_start(make_args, monkeypatch):
-    monkeypatch.setattr("gmail_hf.loading.shutil.disk_usage", lambda _: _Usage())
+    monkeypatch.setattr("gmail_hf.training.loading.shutil.disk_usage", lambda _: _Usage())
     with pytest.raises(OSError, match="GB are needed at"):
         synthesize(make_args())
 

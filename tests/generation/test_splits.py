@@ -8,7 +8,7 @@ import pytest
 
 from gmail_hf.generation import engines, synthesize
 from gmail_hf.generation.shards import ShardFolder, open_folder
-from gmail_hf.loading import load_pairs
+from gmail_hf.training.loading import load_pairs
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tiny_pipeline import SCRIPT, command_line
 
-from gmail_hf.data import check_pairs
 from gmail_hf.generation import SynthesisArguments, engines, synthesize
 from gmail_hf.generation.sampler import row_seed
-from gmail_hf.loading import load_pairs
+from gmail_hf.training.data import check_pairs
+from gmail_hf.training.loading import load_pairs
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

@@ -30,7 +30,6 @@ def publish(folder, answers):
         (folder / "adapters" / left).parent.mkdir(parents=True, exist_ok=True)
         (folder / "adapters" / left).write_text("{}")
     model.save_adapters(folder / "adapters", push_to_hub=True, repo_id="org/gmail-adapters", private=True)
-    model.add_remote_code()
     model.push_to_hub("org/gmail-coco")
     onto_whole = dict(push_to_hub=True, repo_id="org/gmail-coco")
     answers["onto_whole"] = error_of(lambda: model.save_adapters(folder / "onto_whole", **onto_whole))
@@ -156,7 +155,7 @@ def converted(folder, answers):
     from tiny import make_clip, make_processor, pixels, randomise, tokens
 
     from gmail_hf import GmailCLIPModel
-    from gmail_hf.benchmarks.models import load_model
+    from gmail_hf.evaluation.load_model import load_model
 
     make_clip().save_pretrained(folder / "converted")
     make_processor().save_pretrained(folder / "converted")
@@ -189,7 +188,7 @@ def without_gmail_hf(folder, answers):
     answers["import"] = error_of(lambda: __import__("gmail_hf"))
 
     from peft import PeftModel
-    from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor, pipeline
+    from transformers import CLIPModel, CLIPProcessor, pipeline
 
     inputs = load_tensors(folder, "publish")
     clip = CLIPModel.from_pretrained("org/gmail-coco")
@@ -203,25 +202,7 @@ def without_gmail_hf(folder, answers):
         tensors["merged.logits_gen"] = merged(inputs["input_ids"], inputs["pixel_values"]).logits_per_image
         classifier = pipeline("zero-shot-image-classification", model="org/gmail-coco-gen")
         answers["merged"] = classifier(picture_of(inputs), **LABELS)
-        CLIPProcessor.from_pretrained("org/gmail-adapters")  # nobody asked for remote code in this one
-        remote = AutoModel.from_pretrained("org/gmail-coco", trust_remote_code=True)
-        tensors |= prefixed("remote.", outputs(remote, inputs))
-        eager = AutoModel.from_pretrained("org/gmail-coco", trust_remote_code=True, attn_implementation="eager")
-        tensors |= prefixed("eager.", outputs(eager, inputs))
-        remote.save_pretrained(folder / "resaved")
-        resaved = AutoModel.from_pretrained(folder / "resaved", trust_remote_code=True)
-        tensors |= prefixed("resaved.", outputs(resaved, inputs))
-        AutoProcessor.from_pretrained("org/gmail-coco", trust_remote_code=True)
-        classifier = pipeline("zero-shot-image-classification", model="org/gmail-coco", trust_remote_code=True)
-        answers["real"] = classifier(picture_of(inputs), **LABELS)
-        classifier.model.modality = "gen"
-        answers["gen"] = classifier(picture_of(inputs), **LABELS)
-    answers["errors"] = {
-        "untrusted": error_of(lambda: AutoModel.from_pretrained("org/gmail-coco", trust_remote_code=False)),
-        "unknown": error_of(lambda: remote.get_image_features(inputs["pixel_values"], modality="generated")),
-        "list": error_of(lambda: remote.get_image_features(inputs["pixel_values"], modality=["real", "gen"])),
-        "typo": error_of(lambda: remote.get_image_features(inputs["pixel_values"], modalty="gen")),
-    }
+        CLIPProcessor.from_pretrained("org/gmail-adapters")
     answers["imported"] = [name for name in sys.modules if name.partition(".")[0] == "gmail_hf"]
     return tensors
 

@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..llava.chat import LLAMA3_CHAT_TEMPLATE
+from ..vlm.chat import LLAMA3_CHAT_TEMPLATE
 from ._training import learning_rate, load_state, save_half, save_state
 from .questions import QUESTIONS, scene_answers
 from .scenes import COLOR_NAMES

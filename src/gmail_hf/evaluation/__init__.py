@@ -1,75 +1,47 @@
-"""What alignment changed, in numbers and pictures: pure functions of numpy arrays, apart from any model.
+"""
+Benchmarks: models in, scores out; what `examples/evaluate_gmail.py` runs.
 
-scikit-learn, SciPy and matplotlib are imported only inside the functions that need them; they come with
-`pip install "gmail-hf[evaluation]"`.
+The scores themselves are `gmail_hf.metrics`'s, functions of arrays and texts.
 """
 
-from .alignment import alignment_metrics, centroid_distance, paired_cosine, separability, token_similarity
-from .captioning import (
-    CAPTION_METRICS,
-    EXTRA_CAPTION_METRICS,
-    caption_metrics,
-    exact_match,
-    missing_metrics,
-    plot_captions,
-)
-from .intervals import bootstrap_interval
-from .metrics import metric_path
-from .plots import plot_embeddings, plot_pairs
-from .readout import AffineMap, GapClosed, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
-from .retrieval import image_text_ranks, image_text_retrieval, ranks_from_similarity, recall_at_k, retrieval_ranks
-from .train_on_generated import PairEmbeddings, aggregate, to_markdown, train_on_generated
-from .vqa import (
-    MultipleChoiceItem,
-    mmmu_item,
-    multiple_choice_accuracy,
-    multiple_choice_items,
-    multiple_choice_messages,
-    parse_choice,
-    scienceqa_item,
-)
-from .zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_ranks
+from ..metrics.environment import environment
+from ..metrics.scores import results_in, to_markdown
+from .alignment import evaluate_alignment
+from .captioning import evaluate_captioning, missing_caption_metrics
+from .load_model import LoadedModel, load_model
+from .measure import Example, Measured, Settings
+from .registry import BENCHMARKS, LAYOUTS, Benchmark, get_benchmark
+from .report import provenance, to_html
+from .retrieval import evaluate_retrieval
+from .runner import finished, plan, run
+from .sources import Source, open_source
+from .vqa import evaluate_vqa
+from .zero_shot import evaluate_zero_shot
 
 __all__ = [
-    "CAPTION_METRICS",
-    "EXTRA_CAPTION_METRICS",
-    "AffineMap",
-    "GapClosed",
-    "MultipleChoiceItem",
-    "PairEmbeddings",
-    "aggregate",
-    "alignment_metrics",
-    "bootstrap_interval",
-    "caption_metrics",
-    "centroid_distance",
-    "class_embeddings",
-    "coral",
-    "exact_match",
-    "gap_closed",
-    "image_text_ranks",
-    "image_text_retrieval",
-    "logistic_probe",
-    "mean_shift",
-    "metric_path",
-    "missing_metrics",
-    "mmmu_item",
-    "multiple_choice_accuracy",
-    "multiple_choice_items",
-    "multiple_choice_messages",
-    "nearest_centroid",
-    "paired_cosine",
-    "parse_choice",
-    "plot_captions",
-    "plot_embeddings",
-    "plot_pairs",
-    "ranks_from_similarity",
-    "recall_at_k",
-    "retrieval_ranks",
-    "scienceqa_item",
-    "separability",
+    "BENCHMARKS",
+    "LAYOUTS",
+    "Benchmark",
+    "Example",
+    "LoadedModel",
+    "Measured",
+    "Settings",
+    "Source",
+    "environment",
+    "evaluate_alignment",
+    "evaluate_captioning",
+    "evaluate_retrieval",
+    "evaluate_vqa",
+    "evaluate_zero_shot",
+    "finished",
+    "get_benchmark",
+    "load_model",
+    "missing_caption_metrics",
+    "open_source",
+    "plan",
+    "provenance",
+    "results_in",
+    "run",
+    "to_html",
     "to_markdown",
-    "token_similarity",
-    "train_on_generated",
-    "zero_shot_accuracy",
-    "zero_shot_ranks",
 ]

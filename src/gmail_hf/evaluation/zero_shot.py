@@ -1,74 +1,89 @@
-"""Zero-shot classification: the class whose captions lie nearest to an image."""
+"""Zero-shot classification with prompt ensembles (the paper's Table 4)."""
 
-from __future__ import annotations
+from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
-from ._checks import UnitRows, check_same_dim, l2_normalize
-from .retrieval import unit_ranks
+from ..digits.scenes import COLOR_NAMES, DIGIT_NAMES, caption_of
+from ..metrics import class_embeddings, zero_shot_accuracy, zero_shot_ranks
+from .embedding import image_embeds, text_embeds
+from .measure import Measured, Settings, interval
+from .sources import Source
+
+CLASS = "{c}"  # in a template
 
 
-def class_embeddings(prompt_embeds: np.ndarray) -> np.ndarray:
-    """One embedding a class from an ensemble of prompts (Radford et al., 2021, section 3.1.4).
+def evaluate_zero_shot(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
+    """
+    Accuracy of the class whose prompts lie nearest to an image.
 
     Args:
-        prompt_embeds: (classes, prompts, dim) text embeddings of any length.
+        model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device.
+        source: of classes, with their names and templates beside them; or of digits scenes, whose left and right
+            digits are told apart by all the captions that name them there.
+        settings: see [`Settings`].
 
     Returns:
-        (classes, dim) float64: the mean of the L2-normalised prompts, normalised again.
+        `top1` and `mean_per_class`, of digits the mean of left and right.
 
     Raises:
-        ValueError: another shape, or invalid embeddings (the row is named).
+        ValueError: no classes, a template without a place for the class, a label that is no class, an image that is
+            unreadable or whose embedding is not finite.
     """
-    prompt_embeds = np.asarray(prompt_embeds)
-    if prompt_embeds.ndim != 3:
-        raise ValueError(f"prompt_embeds must have shape (classes, prompts, dim), got {prompt_embeds.shape}")
-    classes, prompts, dim = prompt_embeds.shape
-    if not prompt_embeds.size:
-        raise ValueError(f"prompt_embeds is empty (shape {prompt_embeds.shape}); give every class a prompt")
-    unit = UnitRows(prompt_embeds.reshape(-1, dim), "prompt_embeds")
-    means = [unit[k * prompts : (k + 1) * prompts].mean(axis=0) for k in range(classes)]
-    return l2_normalize(np.stack(means), "class embeddings")
+    labels: list[list[int]] = []  # one list an image, one label a question
+
+    def images():
+        for row in source.read():
+            labels.append([int(row["cls"])] if source.layout == "classes" else [int(digit) for digit in row["digits"]])
+            yield row[source.image_column]
+
+    prompts = class_prompts(source) if source.layout == "classes" else digit_prompts()
+    questions = [_class_embeds(model, processor, classes, settings) for classes in prompts]
+    embeds = image_embeds(model, processor, images(), settings.modality, settings, source.name)
+    answers = np.array(labels)  # (images, questions)
+    for number, classes in enumerate(questions):
+        wrong = np.flatnonzero((answers[:, number] < 0) | (answers[:, number] >= len(classes)))
+        if len(wrong):
+            raise ValueError(
+                f"Image {wrong[0]} of '{source.name}' is of class {answers[wrong[0], number]}, but there are "
+                f"{len(classes)} classes."
+            )
+    scores = [zero_shot_accuracy(embeds, classes, answers[:, i]) for i, classes in enumerate(questions)]
+    hits = [zero_shot_ranks(embeds, classes, answers[:, i]) == 1 for i, classes in enumerate(questions)]
+    return Measured(
+        scores={name: float(np.mean([score[name] for score in scores])) for name in scores[0]},
+        intervals={"top1": interval(np.mean(hits, axis=0), settings)},
+        counts={"images": len(embeds), "classes": len(questions[0]), "prompts a class": len(prompts[0][0])},
+    )
 
 
-def zero_shot_ranks(image_embeds: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The rank of each image's own class by cosine similarity, 1 being first; `ranks == 1` are the hits of top-1.
-
-    Args:
-        image_embeds: (n, dim) embeddings of any length.
-        classes: (classes, dim), see `class_embeddings`.
-        labels: (n,) integers, rows of `classes`.
-
-    Returns:
-        (n,) int64 ranks; a class that lies as near as the own one is ranked before it.
-
-    Raises:
-        ValueError: invalid embeddings (the row is named), labels of another length or out of range.
-    """
-    images, classes = UnitRows(image_embeds, "image_embeds"), UnitRows(classes, "classes")
-    check_same_dim(images, classes, "image_embeds and classes")
-    labels = np.asarray(labels)
-    if labels.shape != (len(images),):
-        raise ValueError(f"labels must have shape ({len(images)},), one an image, got {labels.shape}")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= len(classes):
-        raise ValueError(f"labels must be integers in 0..{len(classes) - 1}, the rows of `classes`")
-    return unit_ranks(images, classes, [(labels, np.arange(len(classes)))])[0]
+def class_prompts(source: Source) -> list[list[list[str]]]:
+    """Prompts of each class, of the one question that a benchmark of classes asks."""
+    names, templates = source.lines("classnames.txt"), source.lines("zeroshot_classification_templates.txt")
+    without = [template for template in templates if CLASS not in template]
+    if without:
+        raise ValueError(f"'{source.name}' has templates without {CLASS} for the class: {without}.")
+    return [[[template.replace(CLASS, name) for template in templates] for name in names]]
 
 
-def zero_shot_accuracy(image_embeds: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1 accuracy by cosine similarity with the class embeddings.
+def digit_prompts() -> list[list[list[str]]]:
+    """Prompts of each digit on the left, and of each on the right: with all colors and neighbours."""
+    colors = [[left, right] for left in COLOR_NAMES for right in COLOR_NAMES if left != right]
+    digits = range(len(DIGIT_NAMES))
+    left = [[caption_of([digit, other], pair) for other in digits for pair in colors] for digit in digits]
+    right = [[caption_of([other, digit], pair) for other in digits for pair in colors] for digit in digits]
+    return [left, right]
 
-    Args:
-        image_embeds, classes, labels: as in `zero_shot_ranks`.
 
-    Returns:
-        {"top1": share of images, "mean_per_class": mean over the classes that occur}, each in 0..1. An image that
-        lies as near to another class as to its own counts as wrong.
-
-    Raises:
-        ValueError: as `zero_shot_ranks`.
-    """
-    hit = zero_shot_ranks(image_embeds, classes, labels) == 1
-    images = np.bincount(labels)  # (classes,)
-    per_class = np.bincount(labels, hit)[images > 0] / images[images > 0]
-    return {"top1": float(hit.mean()), "mean_per_class": float(per_class.mean())}
+def _class_embeds(model: Any, processor: Any, prompts: list[list[str]], settings: Settings) -> np.ndarray:
+    """One embedding a class, `(classes, dim)`; so many classes at a time as fill a batch."""
+    count = max(1, settings.batch_size // len(prompts[0]))
+    embeds = []
+    starts = range(0, len(prompts), count)
+    for start in tqdm(starts, desc="Classes", unit="batch", disable=not settings.progress):
+        classes = prompts[start : start + count]
+        texts = [prompt for written in classes for prompt in written]
+        flat = text_embeds(model, processor, texts, settings, None)
+        embeds.append(class_embeddings(flat.reshape(len(classes), len(classes[0]), -1)))
+    return np.concatenate(embeds)

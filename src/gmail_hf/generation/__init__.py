@@ -2,7 +2,7 @@
 
 from .arguments import SynthesisArguments
 from .engines import synthesize
-from .hub import push_dataset
+from .push import push_dataset
 from .sampler import generate_shard
 
 __all__ = ["SynthesisArguments", "generate_shard", "push_dataset", "synthesize"]

@@ -10,8 +10,8 @@ import numpy as np
 from datasets import Dataset, Image, Value
 from transformers.utils import logging
 
-from ..data import undecoded
-from ..loading import load_pairs
+from ..training.data import undecoded
+from ..training.loading import load_pairs
 from .arguments import SynthesisArguments
 
 FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv"}

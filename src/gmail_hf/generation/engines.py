@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..loading import check_free_disk
+from ..training.loading import check_free_disk
 from ..version import __version__
 from .arguments import SynthesisArguments
 from .captions import Captions, load_captions

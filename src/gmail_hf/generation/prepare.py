@@ -15,8 +15,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import AutoProcessor
 
-from ..data import BadImageError, check_pairs, decode_image, image_processor_of, undecoded
-from ..loading import check_free_disk, load_pairs
+from ..training.data import BadImageError, check_pairs, decode_image, image_processor_of, undecoded
+from ..training.loading import check_free_disk, load_pairs
 
 IMAGE_COLUMNS = ("real_image", "generated_image")
 

@@ -6,7 +6,7 @@ import textwrap
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data import BadImageError, decode_image
+from ..training.data import BadImageError, decode_image
 
 SHEET_ROWS, SHEET_COLUMNS, SIDE, MARGIN, TEXT_HEIGHT = 8, 5, 160, 8, 20
 REAL_COLOR, GENERATED_COLOR, INK = "#2a6fbb", "#d9662b", "#202020"

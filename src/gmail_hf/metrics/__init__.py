@@ -1,1 +1,75 @@
-"""The names of scores, tables of them, and the environment that they were measured in."""
+"""What alignment changed, in numbers and pictures: pure functions of numpy arrays, apart from any model.
+
+scikit-learn, SciPy and matplotlib are imported only inside the functions that need them; they come with
+`pip install "gmail-hf[evaluation]"`.
+"""
+
+from .answers import (
+    MultipleChoiceItem,
+    mmmu_item,
+    multiple_choice_accuracy,
+    multiple_choice_items,
+    multiple_choice_messages,
+    parse_choice,
+    scienceqa_item,
+)
+from .caption_scores import (
+    CAPTION_METRICS,
+    EXTRA_CAPTION_METRICS,
+    caption_metrics,
+    exact_match,
+    missing_metrics,
+    plot_captions,
+)
+from .classification import class_embeddings, zero_shot_accuracy, zero_shot_ranks
+from .intervals import bootstrap_interval
+from .modules import metric_path
+from .paired import alignment_metrics, centroid_distance, paired_cosine, separability, token_similarity
+from .plots import plot_embeddings, plot_pairs
+from .ranks import image_text_ranks, image_text_retrieval, ranks_from_similarity, recall_at_k, retrieval_ranks
+from .readout import AffineMap, GapClosed, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
+from .train_on_generated import PairEmbeddings, aggregate, to_markdown, train_on_generated
+
+__all__ = [
+    "CAPTION_METRICS",
+    "EXTRA_CAPTION_METRICS",
+    "AffineMap",
+    "GapClosed",
+    "MultipleChoiceItem",
+    "PairEmbeddings",
+    "aggregate",
+    "alignment_metrics",
+    "bootstrap_interval",
+    "caption_metrics",
+    "centroid_distance",
+    "class_embeddings",
+    "coral",
+    "exact_match",
+    "gap_closed",
+    "image_text_ranks",
+    "image_text_retrieval",
+    "logistic_probe",
+    "mean_shift",
+    "metric_path",
+    "missing_metrics",
+    "mmmu_item",
+    "multiple_choice_accuracy",
+    "multiple_choice_items",
+    "multiple_choice_messages",
+    "nearest_centroid",
+    "paired_cosine",
+    "parse_choice",
+    "plot_captions",
+    "plot_embeddings",
+    "plot_pairs",
+    "ranks_from_similarity",
+    "recall_at_k",
+    "retrieval_ranks",
+    "scienceqa_item",
+    "separability",
+    "to_markdown",
+    "token_similarity",
+    "train_on_generated",
+    "zero_shot_accuracy",
+    "zero_shot_ranks",
+]

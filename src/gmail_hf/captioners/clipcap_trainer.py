@@ -1,0 +1,58 @@
+"""`ClipCapTrainer`: the Hugging Face Trainer, for captions of cached embeddings."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..training.safe_trainer import SafeTrainer
+
+SAMPLE_NAME, SAMPLE_ROWS = "image_embeds_sample.safetensors", 64
+TOLERANCE = 0.01  # of an entry of a unit vector: bfloat16 moves some by 0.003, another branch by 0.3 (digits)
+
+
+class ClipCapTrainer(SafeTrainer):
+    """
+    `SafeTrainer` that resumes only on the embeddings that it started with.
+
+    Each checkpoint keeps a sample of them, evenly spread over the rows, to compare with.
+
+    Give it rows of [`captioned_embeds`] with a [`CaptionCollator`], and `remove_unused_columns=False`.
+    """
+
+    def _sample(self) -> torch.Tensor:
+        rows = np.linspace(0, len(self.train_dataset) - 1, SAMPLE_ROWS).astype(int).tolist()
+        return torch.from_numpy(np.stack([self.train_dataset[row]["image_embeds"] for row in rows]))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.args.should_save:  # first, so that no checkpoint is complete without it
+            folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({"image_embeds": self._sample()}, folder / SAMPLE_NAME)
+        super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        file = Path(resume_from_checkpoint, SAMPLE_NAME)
+        if not file.exists():
+            raise ValueError(
+                f"'{resume_from_checkpoint}' lacks {SAMPLE_NAME}, which tells the embeddings that it was trained on: "
+                "start anew."
+            )
+        sample, started_with = self._sample(), load_file(file)["image_embeds"]
+        if sample.shape != started_with.shape or not sample.allclose(started_with, rtol=0, atol=TOLERANCE):
+            raise ValueError(
+                f"'{resume_from_checkpoint}' was trained on other embeddings: resume with the data, the image column "
+                "and the branch that it was started with."
+            )
+        projections = self.model.vision_model.visual_projection
+        ours = {name: weight.clone() for name, weight in projections.state_dict().items()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        theirs = projections.state_dict()
+        if not all(weight.equal(theirs[name]) for name, weight in ours.items()):
+            raise ValueError(
+                f"'{resume_from_checkpoint}' was trained on the embeddings of another image encoder: resume with the "
+                "one it was started with."
+            )

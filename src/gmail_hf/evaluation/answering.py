@@ -1,0 +1,67 @@
+"""What image-text-to-text models write: captioners such as ClipCap, and models that chat."""
+
+from typing import Any
+
+import torch
+from PIL import Image as PILImage
+
+from ..models.configuration_clip import GmailVisionConfig
+
+
+def chats(processor: Any) -> bool:
+    """Whether a processor renders conversations; a captioner's takes images alone."""
+    return bool(getattr(processor, "chat_template", None))
+
+
+def has_branches(model: Any) -> bool:
+    """Whether an image-text-to-text model looks at images by one of GMAIL's branches."""
+    return isinstance(getattr(model.config, "vision_config", None), GmailVisionConfig)
+
+
+@torch.no_grad()
+def write(
+    model: Any,
+    processor: Any,
+    images: list[list[PILImage.Image]],
+    conversations: list[list[dict]] | None,
+    modality: str,
+    **kwargs: Any,
+) -> list[str]:
+    """
+    Generate a text for each row.
+
+    Args:
+        model: any of `AutoModelForImageTextToText`, in evaluation mode.
+        processor: its processor.
+        images: the images of each row.
+        conversations: of a model that chats, each row's messages, with an item `{"type": "image"}` for each image, in
+            order; None for a captioner.
+        modality: the branch of the images, for a model that has branches.
+        kwargs: of `generate`.
+
+    Returns:
+        The new texts, without special tokens and outer spaces.
+    """
+    branch = {"modality": modality} if has_branches(model) else {}
+    if conversations is None:
+        inputs = processor(images=[image for row in images for image in row], return_tensors="pt")
+    else:
+        prompts = [
+            processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            for messages in conversations
+        ]
+        bos_token = processor.tokenizer.bos_token
+        written = bos_token is not None and prompts[0].startswith(bos_token)
+        inputs = processor(
+            images=images,
+            text=prompts,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=not written,
+            return_tensors="pt",
+        )
+    inputs = inputs.to(model.device, model.dtype)
+    tokens = model.generate(**inputs, **branch, **kwargs)
+    if conversations is not None:
+        tokens = tokens[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]

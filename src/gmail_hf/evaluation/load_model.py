@@ -1,0 +1,97 @@
+"""The models that benchmarks are run on, loaded and checked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from ..models.checkpoints import check_nothing_missing
+from ..models.configuration_clip import GmailConfig
+from ..models.modeling_clip import GmailCLIPModel
+from ..publishing.hub import resolve_commit
+from .answering import has_branches
+from .sources import fingerprint
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """
+    A model with its processor.
+
+    Args:
+        model: in evaluation mode, on its device.
+        processor: its own.
+        name (`str`): a Hub id or folder.
+        revision (`str`): the commit on the Hub; of a folder a hash of its files' names, sizes and times.
+    """
+
+    model: Any
+    processor: Any
+    name: str
+    revision: str
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it is a CLIP; else it is an image-text-to-text model."""
+        return isinstance(self.model, CLIPModel)
+
+    def check_modality(self, modality: str) -> None:
+        """
+        Raises:
+            ValueError: the model has no such branch; one without branches has `real`.
+        """
+        if isinstance(self.model, GmailCLIPModel):
+            branches = self.model.config.modalities
+        else:
+            branches = self.model.config.vision_config.modalities if has_branches(self.model) else ["real"]
+        if modality not in branches:
+            raise ValueError(f"'{self.name}' has no branch '{modality}'; it has {branches}.")
+
+
+def load_model(
+    name: str, revision: str | None = None, dtype: str = "float32", device: str | torch.device = "cpu"
+) -> LoadedModel:
+    """
+    A [`GmailCLIPModel`], a `CLIPModel` or any image-text-to-text model, such as a ClipCap or LLaVA.
+
+    Args:
+        name: a Hub id or folder.
+        revision: on the Hub.
+        dtype: of the weights, a name of torch's.
+        device: where it is put.
+
+    Raises:
+        FileNotFoundError: `name` is a folder, and there is none.
+        ValueError: the model is of another kind, or lacks weights.
+    """
+    if name.count("/") != 1 and not Path(name).exists():
+        raise FileNotFoundError(f"There is no model at '{name}'.")
+    if Path(name).exists():
+        commit, version = fingerprint(name), None
+    else:  # all files of one commit, which is the folder that they are cached in
+        commit = version = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    config = AutoConfig.from_pretrained(name, revision=version)
+    if isinstance(config, GmailConfig):
+        kind, processor_class = GmailCLIPModel, CLIPProcessor
+    elif isinstance(config, CLIPConfig):
+        kind, processor_class = CLIPModel, CLIPProcessor
+    elif type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        kind, processor_class = AutoModelForImageTextToText, AutoProcessor
+    else:
+        raise ValueError(
+            f"'{name}' is a '{config.model_type}', neither a CLIP nor an image-text-to-text model such as ClipCap or "
+            "LLaVA."
+        )
+    options = {"revision": version, "dtype": getattr(torch, dtype), "output_loading_info": True}
+    if not config.model_type.startswith("gmail"):  # these see to it themselves
+        options["use_safetensors"] = True
+        if version is not None:  # where its safetensors are
+            commit = version = options["revision"] = resolve_commit(name, {"revision": revision or "main"})
+    model, info = kind.from_pretrained(name, **options)
+    check_nothing_missing(name, info["missing_keys"])
+    processor = processor_class.from_pretrained(name, revision=version)
+    return LoadedModel(model.eval().to(device), processor, name, commit)

@@ -1,0 +1,154 @@
+"""The benchmarks by name: what each is made of, as data."""
+
+from dataclasses import dataclass
+
+from ..metrics.answers import MMMU_COLUMNS, SCIENCEQA_COLUMNS
+
+RETRIEVAL, ZERO_SHOT, CAPTIONING, VQA, ALIGNMENT = "retrieval", "zero_shot", "captioning", "vqa", "alignment"
+# Columns of which one must hold the image: webdatasets name it by the files' ending.
+IMAGE_COLUMNS = ("webp", "jpg", "jpeg", "png", "image")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """
+    A data set and what is measured on it.
+
+    Args:
+        name (`str`): its name on the command line.
+        title (`str`): its name in a report.
+        tasks (`tuple[str, ...]`): the evaluators that can run on it.
+        layout (`str`): how its rows look, a key of `LAYOUTS`.
+        dataset (`str` or None): its id on the Hub; None if it does not lie there as a whole.
+        split (`str`): the split that is scored.
+        paper (`str` or None): where the paper reports on it.
+        source (`str`): who made it.
+    """
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    layout: str
+    dataset: str | None
+    split: str
+    paper: str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """
+    Columns of a data set.
+
+    Args:
+        columns (`tuple[str, ...]`): all of them must be there.
+        images (`tuple[str, ...]`): one of them must be there.
+        files (`tuple[str, ...]`): text files of its repository that are read beside the rows.
+        description (`str`): for people who bring their own.
+    """
+
+    columns: tuple[str, ...]
+    images: tuple[str, ...]
+    files: tuple[str, ...]
+    description: str
+
+
+LAYOUTS = {
+    # https://github.com/LAION-AI/CLIP_benchmark, clip_benchmark/webdataset_builder.py and datasets/builder.py
+    "classes": Layout(
+        columns=("cls",),
+        images=IMAGE_COLUMNS,
+        files=("classnames.txt", "zeroshot_classification_templates.txt"),
+        description="a webdataset of images and `cls`, the row of each image's class in classnames.txt, beside "
+        "zeroshot_classification_templates.txt, where {c} stands for the class",
+    ),
+    "captions": Layout(
+        columns=("txt",),
+        images=IMAGE_COLUMNS,
+        files=(),
+        description="a webdataset of images and `txt`, one caption a line; or pairs",
+    ),
+    # https://huggingface.co/datasets/Lin-Chen/ShareGPT4V holds the captions, COCO and others their images.
+    "sharegpt4v": Layout(
+        columns=("conversations", "image"),
+        images=("image",),
+        files=(),
+        description="a folder with share-captioner_coco_lcs_sam_1246k_1107.json of Lin-Chen/ShareGPT4V and, at the "
+        "paths that it names, the images of its first 1,000 rows (coco/train2017/...); or captions or pairs",
+    ),
+    "pairs": Layout(
+        columns=("real_image", "caption", "image_id"),
+        images=("real_image",),
+        files=(),
+        description="`real_image`, `caption`, `image_id` and, for alignment, `generated_image`",
+    ),
+    # https://huggingface.co/datasets/derek-thomas/ScienceQA
+    "scienceqa": Layout(
+        columns=SCIENCEQA_COLUMNS,
+        images=("image",),
+        files=(),
+        description="the columns of derek-thomas/ScienceQA",
+    ),
+    # https://huggingface.co/datasets/MMMU/MMMU, one configuration a subject
+    "mmmu": Layout(
+        columns=MMMU_COLUMNS,
+        images=("image_1",),
+        files=(),
+        description="the columns of MMMU/MMMU, one configuration a subject",
+    ),
+}
+
+
+def _classes(name: str, title: str, dataset: str, source: str) -> Benchmark:
+    return Benchmark(name, title, (ZERO_SHOT,), "classes", f"clip-benchmark/wds_{dataset}", "test", "Table 4", source)
+
+
+_CAPTIONED = (RETRIEVAL, CAPTIONING, ALIGNMENT)
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "coco", "COCO", _CAPTIONED, "captions", "clip-benchmark/wds_mscoco_captions", "test",
+            "Tables 1, 2, 6-9, 11, 13, 14, 16, 17", "Lin et al., 2014",
+        ),
+        Benchmark(
+            "flickr30k", "Flickr30k", _CAPTIONED, "captions", "clip-benchmark/wds_flickr30k", "test", "Tables 3, 5",
+            "Young et al., 2014",
+        ),
+        Benchmark(
+            "sharegpt4v", "ShareGPT4V", (RETRIEVAL,), "sharegpt4v", None, "train", "Table 7",
+            "Chen et al., 2023; the first 1,000 rows are Long-CLIP's test set (Zhang et al., 2024)",
+        ),
+        _classes("dtd", "DTD", "vtab-dtd", "Cimpoi et al., 2014"),
+        _classes("cars", "Stanford Cars", "cars", "Krause et al., 2013"),
+        _classes("sun397", "SUN397", "sun397", "Xiao et al., 2010"),
+        _classes("food101", "Food-101", "food101", "Bossard et al., 2014"),
+        _classes("aircraft", "FGVC Aircraft", "fgvc_aircraft", "Maji et al., 2013"),
+        _classes("pets", "Oxford-IIIT Pets", "vtab-pets", "Parkhi et al., 2012"),
+        _classes("caltech101", "Caltech-101", "vtab-caltech101", "Fei-Fei et al., 2004"),
+        _classes("imagenet", "ImageNet-1k", "imagenet1k", "Russakovsky et al., 2015"),
+        Benchmark(
+            "scienceqa", "ScienceQA, questions with an image", (VQA,), "scienceqa", "derek-thomas/ScienceQA", "test",
+            "Tables 10, 15", "Lu et al., 2022",
+        ),
+        Benchmark(
+            "mmmu", "MMMU", (VQA,), "mmmu", "MMMU/MMMU", "validation", "Tables 10, 15", "Yue et al., 2024"
+        ),
+        Benchmark(
+            "digits", "Digits scenes", (RETRIEVAL, ZERO_SHOT, CAPTIONING, ALIGNMENT), "pairs", "digits", "test",
+            None, "comes with gmail-hf",
+        ),
+    )
+}  # fmt: skip
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """
+    A benchmark by name.
+
+    Raises:
+        ValueError: there is none of that name; the message lists them.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"Unknown benchmark '{name}'; there are {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name]

@@ -1,0 +1,213 @@
+"""One benchmark after the other: what can be measured, results that are kept, and going on after an interruption."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..metrics import missing_metrics
+from ..metrics._checks import optional_import
+from ..metrics.environment import environment
+from ..metrics.scores import WRITTEN, results_in
+from .alignment import MIN_PAIRS, evaluate_alignment
+from .answering import chats
+from .captioning import FAILED, evaluate_captioning
+from .load_model import LoadedModel
+from .measure import Measured, Settings
+from .registry import ALIGNMENT, CAPTIONING, RETRIEVAL, VQA, ZERO_SHOT, Benchmark
+from .report import SMALL
+from .retrieval import evaluate_retrieval
+from .sources import Source, tasks_of
+from .vqa import evaluate_vqa
+from .zero_shot import evaluate_zero_shot
+
+EVALUATORS = {
+    RETRIEVAL: evaluate_retrieval,
+    ZERO_SHOT: evaluate_zero_shot,
+    CAPTIONING: evaluate_captioning,
+    VQA: evaluate_vqa,
+    ALIGNMENT: evaluate_alignment,
+}
+THUMBNAIL = 320  # pixels of the longer side of an example
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark, its data and, in order, the tasks that are measured with the model of each."""
+
+    benchmark: Benchmark
+    source: Source
+    tasks: dict[str, LoadedModel]
+
+
+def plan(
+    benchmark: Benchmark, source: Source, model: LoadedModel, captioner: LoadedModel | None, settings: Settings
+) -> Plan:
+    """
+    What can be measured with these models, checked before anything is computed.
+
+    Args:
+        benchmark, source: see `get_benchmark` and `open_source`.
+        model: a CLIP, or an image-text-to-text model.
+        captioner: an image-text-to-text model beside a CLIP.
+        settings: see [`Settings`].
+
+    Raises:
+        ValueError: nothing can be measured; the model for a task has no branch `settings.modality`, or cannot chat;
+            the data's limit leaves too few pairs.
+        ImportError: the packages of `gmail-hf[evaluation]` are missing.
+    """
+    writer = captioner or model
+    tasks = {}
+    for task in tasks_of(benchmark, source):
+        chosen = writer if task in WRITTEN else model
+        if chosen.embeds != (task in WRITTEN):
+            tasks[task] = chosen
+    if not tasks:
+        kind = "an image-text-to-text model" if set(benchmark.tasks) <= set(WRITTEN) else "a CLIP"
+        raise ValueError(f"{benchmark.name} needs {kind}, which '{model.name}' is not.")
+    for task, chosen in tasks.items():
+        if task != ALIGNMENT:
+            chosen.check_modality(settings.modality)
+    if VQA in tasks and not chats(writer.processor):
+        raise ValueError(f"{benchmark.name} asks questions, and '{writer.name}' has no chat template to put them in.")
+    for package in ("scipy", "sklearn", "matplotlib"):  # intervals, separability, the figure
+        optional_import(package)
+    if ALIGNMENT in tasks:
+        if source.limit is not None and source.limit < MIN_PAIRS:
+            raise ValueError(f"{benchmark.name} measures alignment, which takes a --limit of {MIN_PAIRS} or more.")
+    return Plan(benchmark, source, tasks)
+
+
+def identity(planned: Plan, settings: Settings) -> dict[str, Any]:
+    """All that decides a result: models, data, settings. Batch size and device change it by rounding only."""
+    source = planned.source
+    models = {
+        "clip" if chosen.embeds else "image-text-to-text": {
+            "name": chosen.name,
+            "revision": chosen.revision,
+            "dtype": str(chosen.model.dtype).removeprefix("torch."),
+        }
+        for chosen in planned.tasks.values()
+    }
+    return {
+        "models": models,
+        "dataset": {
+            "name": source.name,
+            "revision": source.revision,
+            "split": source.split,
+            "limit": source.limit,
+        },
+        "settings": {
+            "modality": settings.modality,
+            "seed": settings.seed,
+            "num_beams": settings.num_beams,
+            "word_vectors": settings.word_vectors,
+        },
+    }
+
+
+def finished(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dict[str, Any] | None:
+    """
+    The result of an earlier run with the same models, data and settings; None if there is none, or if it lacks a
+    score that can be computed by now.
+
+    Raises:
+        FileExistsError: there is a result of other models, data or settings, if only of another benchmark: one report
+            must not mix them. The message tells the difference.
+    """
+    known, wanted = None, identity(planned, settings)
+    for result in results_in(output_dir):
+        there, here = _flat({key: result[key] for key in wanted}), _flat(wanted)
+        if result["benchmark"] == planned.benchmark.name:
+            known, keys = result, {**there, **here}
+        else:
+            keys = [key for key in there if key in here and not key.startswith("dataset.")]
+        changed = [f"{key}: {there.get(key)} -> {here.get(key)}" for key in keys if there.get(key) != here.get(key)]
+        if changed:
+            path = Path(output_dir, f"{result['benchmark']}.json")
+            raise FileExistsError(
+                f"'{path}' is the result of another run (there -> here: {'; '.join(changed)}). Choose another "
+                "--output_dir, or remove that file."
+            )
+    if known is None:
+        return None
+    lacked = [name for task in known["tasks"].values() for name, why in task["missing"].items() if why != FAILED]
+    return known if set(lacked) == set(missing_metrics(lacked, settings.word_vectors)) else None
+
+
+def run(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dict[str, Any]:
+    """
+    Measure one benchmark, write `NAME.json` and what belongs to it into a folder `NAME`, and return the content.
+
+    The JSON is written last and at once: where it is, the benchmark is finished.
+    """
+    start, benchmark = time.perf_counter(), planned.benchmark
+    tasks = {}
+    for task, chosen in planned.tasks.items():
+        measured = EVALUATORS[task](chosen.model, chosen.processor, planned.source, settings)
+        tasks[task] = _kept(measured, task, benchmark, Path(output_dir))
+    result = {
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "source": benchmark.source,
+        "paper": benchmark.paper,
+        **identity(planned, settings),
+        "tasks": tasks,
+        "batch_size": settings.batch_size,
+        "device": str(next(iter(planned.tasks.values())).model.device),
+        "seconds": round(time.perf_counter() - start, 1),
+        "environment": environment(),
+    }
+    content = json.dumps(result, indent=2, ensure_ascii=False)
+    _write(Path(output_dir, f"{benchmark.name}.json"), f"{content}\n")
+    return json.loads(content)
+
+
+def _kept(measured: Measured, task: str, benchmark: Benchmark, output_dir: Path) -> dict[str, Any]:
+    """What the JSON holds of a measurement; pictures and predictions lie beside it."""
+    folder = output_dir / benchmark.name
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {
+        "scores": measured.scores,
+        "intervals": measured.intervals,
+        "counts": measured.counts,
+        "missing": measured.missing,
+        "examples": [],
+        "figures": {},
+        "predictions": None,
+    }
+    for number, example in enumerate(measured.examples):
+        files = []
+        for which, image in enumerate(example.images):
+            image = image.copy()
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            file = f"{benchmark.name}/{task}-{number}-{which}.webp"
+            image.save(output_dir / file, lossless=max(image.size) <= SMALL, quality=85)
+            files.append(file)
+        facts = {"text": example.text, "reference": example.reference, "right": example.right}
+        kept["examples"].append({"images": files, **facts})
+    for number, (title, picture) in enumerate(measured.figures.items()):
+        _write(folder / f"{task}-figure-{number}.png", picture)
+        kept["figures"][title] = f"{benchmark.name}/{task}-figure-{number}.png"
+    if measured.predictions:
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in measured.predictions]
+        _write(folder / f"{task}.jsonl", "".join(lines))
+        kept["predictions"] = f"{benchmark.name}/{task}.jsonl"
+    return kept
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """A file that is there whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content if isinstance(content, bytes) else content.encode())
+    os.replace(part, path)
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

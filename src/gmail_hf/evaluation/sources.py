@@ -1,0 +1,283 @@
+"""The data of a benchmark: from the Hub, streamed, or from a local folder of the same layout."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+from huggingface_hub import HfApi, hf_hub_download
+from PIL import Image as PILImage
+
+from ..training.data import BadImageError, decode_image, undecoded
+from ..training.loading import load_pairs
+from .registry import ALIGNMENT, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark
+
+SHAREGPT4V_FILE, SHAREGPT4V_ROWS = "share-captioner_coco_lcs_sam_1246k_1107.json", 1000
+
+
+@dataclass(frozen=True)
+class Source:
+    """
+    Data that were found and whose columns fit.
+
+    Args:
+        name (`str`): a Hub id, a folder, a parquet file, or `digits`.
+        revision (`str`): the commit on the Hub; of local data a hash of the files' names, sizes and times.
+        split (`str`): the split.
+        layout (`str`): a key of `LAYOUTS`.
+        limit (`int` or None): how many of its rows are read, from the first on; all for None.
+        columns (`tuple[str, ...]`): those of the first row.
+        read (`Callable`): `read()` gives these rows, with images undecoded.
+        lines (`Callable`): `lines(file)` gives the lines of a text file beside the rows, without empty ones.
+    """
+
+    name: str
+    revision: str
+    split: str
+    layout: str
+    limit: int | None
+    columns: tuple[str, ...]
+    read: Callable[[], Iterator[dict[str, Any]]]
+    lines: Callable[[str], list[str]]
+
+    @property
+    def image_column(self) -> str:
+        return next(column for column in LAYOUTS[self.layout].images if column in self.columns)
+
+    @property
+    def has_pairs(self) -> bool:
+        return self.layout == "pairs" and "generated_image" in self.columns
+
+
+def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | None = None) -> Source:
+    """
+    Find the data of a benchmark and read one row of it, before anything is computed.
+
+    Args:
+        benchmark: see `get_benchmark`.
+        dataset: a folder, a parquet file or a Hub id to take in place of the benchmark's own data. Where a benchmark
+            has captions, pairs (`real_image`, `caption`, `image_id`, `generated_image`) do as well. A data set with
+            one split is taken whole.
+        limit: read the first so many rows.
+
+    Raises:
+        FileNotFoundError: `dataset` looks like a path, and nothing is there.
+        ConnectionError: the data cannot be had from the Hub.
+        ValueError: the data are empty, lack the split or columns, or lie on no Hub.
+    """
+    name = dataset or benchmark.dataset
+    wanted = f"{benchmark.name} takes {LAYOUTS[benchmark.layout].description}"
+    if name is None:
+        raise ValueError(f"Give the data by --dataset {benchmark.name}=FOLDER: {wanted}.")
+    if name == "digits":
+        split, revision, read, lines = benchmark.split, f"gmail-hf {version('gmail-hf')}", _digits, _no_lines
+    elif Path(name).exists():
+        revision = fingerprint(name)
+        split, read = _local_rows(Path(name), benchmark)
+
+        def lines(file: str) -> list[str]:
+            return Path(name, file).read_text(encoding="utf-8").splitlines()
+    elif Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise FileNotFoundError(f"No data set at '{name}'.")
+    else:
+        split, revision, read, lines = _hub_rows(name, benchmark)
+    try:
+        first = next(iter(read(limit)), None)
+    except OSError as error:
+        raise ConnectionError(f"'{name}' cannot be read: {error}") from error
+    if first is None:
+        raise ValueError(f"Split '{split}' of '{name}' is empty.")
+    layout = "pairs" if RETRIEVAL in benchmark.tasks and "real_image" in first else benchmark.layout
+    layout = "captions" if layout == "sharegpt4v" and "txt" in first else layout
+    missing = [column for column in LAYOUTS[layout].columns if column not in first]
+    if not any(column in first for column in LAYOUTS[layout].images):
+        missing.append(" or ".join(LAYOUTS[layout].images))
+    if missing:
+        raise ValueError(f"'{name}' lacks the column(s) {missing}; it has {list(first)}. {wanted}.")
+    found = Source(name, revision, split, layout, limit, tuple(first), lambda: read(limit), _nonempty(name, lines))
+    for file in LAYOUTS[layout].files:
+        found.lines(file)
+    return found
+
+
+def tasks_of(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
+    """What can be measured on these data: not every pair has a generated image, or shows digits."""
+    absent = set() if source.has_pairs else {ALIGNMENT}
+    if source.layout == "pairs" and "digits" not in source.columns:
+        absent.add(ZERO_SHOT)
+    return tuple(task for task in benchmark.tasks if task not in absent)
+
+
+def captions_of(row: dict[str, Any], source: Source) -> tuple[Any, list[str]]:
+    """
+    An image's id and its captions, of a row of the layouts `captions`, `sharegpt4v` and `pairs`.
+
+    Raises:
+        ValueError: there is no caption.
+    """
+    if source.layout == "pairs":
+        image_id, captions = row["image_id"], [row["caption"]]
+    elif source.layout == "sharegpt4v":
+        # One line, as in Long-CLIP's evaluation.
+        image_id, captions = row["image"]["path"], [row["conversations"][1]["value"].replace("\n", " ")]
+    else:
+        image_id, captions = row["__key__"], (row["txt"] or "").splitlines()
+    captions = [caption for caption in captions if caption and caption.strip()]
+    if not captions:
+        raise ValueError(f"Image {image_id} of '{source.name}' has no caption.")
+    return image_id, captions
+
+
+def read_image(cell: Any, where: str) -> PILImage.Image:
+    """
+    An RGB image from a cell of an image column, see `decode_image`.
+
+    Raises:
+        ValueError: it cannot be read; the message begins with `where`.
+    """
+    try:
+        return decode_image(cell)
+    except BadImageError as error:
+        raise ValueError(f"{where}: {error}.") from error
+
+
+def fingerprint(path: str | os.PathLike) -> str:
+    """
+    A hash of the names, sizes and times of the files at a path: of local data and models, which have no commit. A card
+    may change, such as by getting scores.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if file.is_file())
+    for file in files:
+        if file.name == "README.md":
+            continue
+        stat = file.stat()
+        digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return f"files {digest.hexdigest()}"
+
+
+def _digits(limit: int | None) -> Iterator[dict[str, Any]]:
+    return iter(undecoded(load_pairs("digits", "test", max_samples=limit)))
+
+
+def _no_lines(file: str) -> list[str]:
+    raise FileNotFoundError(file)
+
+
+def _nonempty(name: str, lines: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
+    def read(file: str) -> list[str]:
+        try:
+            found = [line.strip() for line in lines(file) if line.strip()]
+        except FileNotFoundError as error:
+            raise ValueError(f"'{name}' has no file {file}.") from error
+        if not found:
+            raise ValueError(f"{file} of '{name}' is empty.")
+        return found
+
+    return read
+
+
+def _local_rows(path: Path, benchmark: Benchmark) -> tuple[str, Callable]:
+    annotations = path / SHAREGPT4V_FILE
+    if benchmark.layout == "sharegpt4v" and annotations.exists():
+        return "first 1,000 rows", lambda limit: _sharegpt4v_rows(annotations, limit)
+    if any((path / benchmark.split).glob("*.tar")):
+        return benchmark.split, _streamed(_webdataset(f"{path}/{benchmark.split}/*.tar", benchmark.split))
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        loaded = datasets.load_from_disk(str(path))
+        splits = loaded if isinstance(loaded, dict) else {benchmark.split: loaded}
+    elif path.is_file():
+        splits = datasets.load_dataset("parquet", data_files=str(path), streaming=True)
+    else:
+        return _configured(str(path), benchmark, None)
+    split = _choose(splits, benchmark, str(path))
+    return split, _streamed(splits[split])
+
+
+def _hub_rows(name: str, benchmark: Benchmark) -> tuple[str, str, Callable, Callable]:
+    try:
+        about = HfApi().dataset_info(name)
+    except Exception as error:  # those of the HTTP client are another package's in each version of huggingface_hub
+        raise ConnectionError(
+            f"'{name}' cannot be reached on the Hub ({type(error).__name__}: {str(error).splitlines()[0]}). Check the "
+            f"name, your connection and `hf auth login`, or bring the data: --dataset {benchmark.name}=FOLDER."
+        ) from error
+    files, revision = {sibling.rfilename for sibling in about.siblings}, about.sha
+
+    def lines(file: str) -> list[str]:
+        if file not in files:
+            raise FileNotFoundError(file)
+        path = hf_hub_download(name, file, repo_type="dataset", revision=revision)
+        return Path(path).read_text(encoding="utf-8").splitlines()
+
+    if any(file.startswith(f"{benchmark.split}/") and file.endswith(".tar") for file in files):
+        shards = f"hf://datasets/{name}@{revision}/{benchmark.split}/*.tar"
+        return benchmark.split, revision, _streamed(_webdataset(shards, benchmark.split)), lines
+    split, read = _configured(name, benchmark, revision)
+    return split, revision, read, lines
+
+
+def _webdataset(shards: str, split: str) -> datasets.IterableDataset:
+    return datasets.load_dataset("webdataset", data_files={split: shards}, split=split, streaming=True)
+
+
+def _configured(name: str, benchmark: Benchmark, revision: str | None) -> tuple[str, Callable]:
+    """Rows of all configurations of a data set, one after the other; each row tells its own as `config_name`."""
+    configs = datasets.get_dataset_config_names(name, revision=revision)
+    splits = [datasets.load_dataset(name, config, revision=revision, streaming=True) for config in configs]
+    split = _choose(splits[0], benchmark, name)
+
+    def read(limit: int | None) -> Iterator[dict[str, Any]]:
+        rows = (
+            {**row, "config_name": config}
+            for config, parts in zip(configs, splits, strict=True)
+            for row in undecoded(parts[split])
+        )
+        return islice(rows, limit)
+
+    return split, read
+
+
+def _choose(splits: dict[str, Any], benchmark: Benchmark, name: str) -> str:
+    if benchmark.split in splits:
+        return benchmark.split
+    if len(splits) > 1:
+        raise ValueError(f"'{name}' has no split '{benchmark.split}'; it has {list(splits)}.")
+    return next(iter(splits))
+
+
+def _streamed(rows: datasets.Dataset | datasets.IterableDataset) -> Callable:
+    rows = undecoded(rows)
+    return lambda limit: islice(iter(rows), limit)
+
+
+def _sharegpt4v_rows(annotations: Path, limit: int | None) -> Iterator[dict[str, Any]]:
+    count = SHAREGPT4V_ROWS if limit is None else min(limit, SHAREGPT4V_ROWS)
+    for row in islice(_json_items(annotations), count):
+        yield {**row, "image": {"bytes": None, "path": str(annotations.parent / row["image"])}}
+
+
+def _json_items(path: Path) -> Iterator[Any]:
+    """Items of a JSON file that holds one long list, without reading it whole: ShareGPT4V's has 1.5 GB."""
+    decoder, buffer = json.JSONDecoder(), ""
+    with open(path, encoding="utf-8") as file:
+        file.read(1)  # the opening bracket
+        while True:
+            try:
+                item, end = decoder.raw_decode(buffer)
+            except json.JSONDecodeError:
+                chunk = file.read(2**20)
+                if not chunk:
+                    if buffer.strip() not in ("", "]"):
+                        raise ValueError(f"'{path}' is no list of JSON objects, or ends within one.") from None
+                    return
+                buffer = (buffer + chunk).lstrip(" \n\r\t,")
+                continue
+            yield item
+            buffer = buffer[end:].lstrip(" \n\r\t,")

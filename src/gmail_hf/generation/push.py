@@ -1,0 +1,127 @@
+"""Finished shards to a data set repository of the Hub, and later those that came since."""
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from transformers.utils import logging
+
+from ..publishing import dataset_card
+from ..publishing.marker import card_of_others
+from .engines import CONTACT_SHEET
+from .shards import MANIFEST, ShardFolder, differences, open_folder, splits_of
+
+# Shards of one commit: a push that is interrupted goes on after the last one.
+SHARDS_PER_COMMIT = 50
+
+logger = logging.get_logger(__name__)
+
+
+def push_dataset(
+    folder: str | os.PathLike, repo_id: str, private: bool | None = None, captions_license: str | None = None
+) -> str:
+    """
+    Upload the finished shards that the repository lacks, of each split with its manifest and contact sheet, then the
+    card, unless somebody edited that.
+
+    Args:
+        folder: what [`synthesize`] made, finished or not.
+        repo_id: `org/name`; made if it is not there.
+        private: make it private.
+        captions_license: licence of the captions, an identifier of the Hub; by default what the run was told.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        FileNotFoundError: `folder` holds no shards.
+        ValueError: the repository holds shards of other settings, and the message shows what differs; or it holds a
+            split that `folder` does not, which its new card would not name.
+    """
+    opened = [(shards, manifest) for shards, manifest in open_folder(folder) if shards.finished()]
+    if not opened:
+        raise FileNotFoundError(f"'{folder}' holds no finished shard yet.")
+    if captions_license:
+        for _, manifest in opened:
+            manifest["source"]["captions_license"] = captions_license
+    api = HfApi()
+    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    repo_id = url.repo_id
+    there = set(api.list_repo_files(repo_id, repo_type="dataset"))
+    for shards, manifest in opened:
+        _check_same_settings(repo_id, shards, manifest["settings"], there)
+    lacking = [split for split in splits_of(there) if split not in {shards.split for shards, _ in opened}]
+    if lacking:
+        raise ValueError(
+            f"'{repo_id}' holds the split(s) {lacking} and '{folder}' does not: push from a folder that holds all."
+        )
+    uploaded = [_upload(api, repo_id, shards, there) for shards, _ in opened]
+    others = card_of_others(repo_id, "dataset")
+    if others is None:
+        manifests = {shards.split: manifest for shards, manifest in opened}
+        card = dataset_card(repo_id, manifests, {shards.split: count_rows(shards) for shards, _ in opened})
+        api.create_commit(
+            repo_id, [_add("README.md", str(card).encode())], commit_message="Update the card", repo_type="dataset"
+        )
+    elif "data_files:" in others:  # which hides the splits that are not named there
+        unnamed = [shards.split for shards, _ in opened if f"data/{shards.split}-" not in others]
+        if unnamed:
+            logger.warning(f"The card of '{repo_id}' is yours: name the split(s) {unnamed} in its `data_files`.")
+    new, old = (sum(counts) for counts in zip(*uploaded, strict=True))
+    logger.info(f"{new} new shards uploaded, {old} were there.")
+    return str(url)
+
+
+def _upload(api: HfApi, repo_id: str, shards: ShardFolder, there: set[str]) -> tuple[int, int]:
+    """Commit the finished shards of a split that are not `there`; how many were not, and how many were."""
+    finished = sorted(shards.finished())
+    missing = [shard for shard in finished if _name_in_repo(shards, shard) not in there]
+    manifest = shards.file(MANIFEST)
+    about = [_add(path.name, path) for path in (manifest, shards.file(CONTACT_SHEET)) if path.exists()]
+    for start in range(0, len(missing), SHARDS_PER_COMMIT):
+        chunk = missing[start : start + SHARDS_PER_COMMIT]
+        operations = [_add(_name_in_repo(shards, shard), shards.shard_path(shard)) for shard in chunk]
+        # The manifest goes first, so that even a repository of one commit tells what its shards are.
+        api.create_commit(
+            repo_id,
+            operations if manifest.name in there or start else about + operations,
+            commit_message=f"Add {shards.split} shards {chunk[0]} to {chunk[-1]}",
+            repo_type="dataset",
+        )
+    return len(missing), len(finished) - len(missing)
+
+
+def count_rows(shards: ShardFolder) -> dict[str, int]:
+    """What the card tells of a split's finished shards, counted in their columns."""
+    images, captions = set(), set()
+    counts = {"shards": 0, "rows": 0, "truncated": 0, "nsfw": 0, "unchecked": 0}
+    for shard in sorted(shards.finished()):
+        table = pq.read_table(shards.shard_path(shard), columns=["image_id", "caption_id", "truncated", "nsfw"])
+        images.update(table["image_id"].to_pylist())
+        captions.update(table["caption_id"].to_pylist())
+        counts["shards"] += 1
+        counts["rows"] += len(table)
+        counts["truncated"] += sum(table["truncated"].to_pylist())
+        counts["nsfw"] += sum(verdict is True for verdict in table["nsfw"].to_pylist())
+        counts["unchecked"] += table["nsfw"].null_count
+    return counts | {"images": len(images), "captions": len(captions)}
+
+
+def _check_same_settings(repo_id: str, shards: ShardFolder, settings: dict, there: set[str]) -> None:
+    name = shards.file(MANIFEST).name
+    if name not in there:
+        return
+    theirs = json.loads(Path(hf_hub_download(repo_id, name, repo_type="dataset")).read_text())["settings"]
+    if theirs != settings:
+        lines = "\n  ".join(differences(theirs, settings))
+        raise ValueError(f"'{repo_id}' holds {shards.split} shards of other settings (there -> here):\n  {lines}")
+
+
+def _name_in_repo(shards: ShardFolder, shard: int) -> str:
+    return f"data/{shards.shard_path(shard).name}"
+
+
+def _add(name: str, content: Path | bytes) -> CommitOperationAdd:
+    return CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))

@@ -1,0 +1,166 @@
+"""Train on generated, test on real: the protocol that every table of this project shares.
+
+One set of training pairs gives every row its training embeddings; every row is scored on the same f_r(held-out real).
+A second, held-out set of pairs gives the alignment columns. Nothing is fitted on held-out data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ._checks import check_pairs, l2_normalize
+from .paired import alignment_metrics, separability
+from .readout import coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
+
+GENERATED, MEAN_SHIFT, CORAL, REAL = "generated taken for real", "mean shift", "CORAL", "real (upper bound)"
+READOUTS = {"logistic_probe": logistic_probe, "nearest_centroid": nearest_centroid}
+ALIGNMENT = ("paired_cosine", "gen_to_real_R@1", "centroid_distance", "separability")
+Row = dict[str, str | float | None]
+
+
+@dataclass
+class PairEmbeddings:
+    """Embeddings of n pairs, all (n, dim), normalised on entry.
+
+    Attributes:
+        generated: f_r(x_g), the generated images through the real branch.
+        real: f_r(x_r).
+        aligned: f_g(x_g) of each aligned model, by the name that its row shall have.
+        caption_ids, image_ids: (n,) ids or None; see `alignment_metrics`.
+    """
+
+    generated: np.ndarray
+    real: np.ndarray
+    aligned: Mapping[str, np.ndarray] = field(default_factory=dict)
+    caption_ids: np.ndarray | None = None
+    image_ids: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.generated, self.real = l2_normalize(self.generated, "generated"), l2_normalize(self.real, "real")
+        check_pairs(self.generated, self.real, "generated and real")
+        self.aligned = {name: l2_normalize(embeds, name) for name, embeds in self.aligned.items()}
+        for name, embeds in self.aligned.items():
+            check_pairs(embeds, self.real, f"{name} and real")
+
+
+def train_on_generated(
+    train: PairEmbeddings,
+    labels: Mapping[str, np.ndarray],
+    heldout: PairEmbeddings,
+    test_real: np.ndarray,
+    test_labels: Mapping[str, np.ndarray],
+    seed: int = 0,
+) -> list[Row]:
+    """Score every way to train on generated images by how well it serves real ones.
+
+    Args:
+        train: the training pairs; readouts and the baselines (mean shift, CORAL) are fitted on these alone.
+        labels: task name -> (n,) labels of the training pairs; scores are averaged over the tasks.
+        heldout: pairs that no training saw, with the same names in `aligned`.
+        test_real: (m, dim) f_r(held-out real images).
+        test_labels: task name -> (m,) labels.
+        seed: draws the folds of `separability`.
+
+    Returns:
+        One dict a row, in the order: generated taken for real, mean shift, CORAL, each aligned model, real (upper
+        bound). Keys: row; logistic_probe and nearest_centroid (accuracy on test_real); each of the two with
+        `_gap_closed` (None with the reason under `_note` when there is no gap to close); paired_cosine,
+        gen_to_real_R@1, centroid_distance, separability on the held-out pairs (None for the upper bound).
+
+    Raises:
+        ValueError: invalid embeddings or labels, tasks or aligned models that differ between the splits.
+        ImportError: scikit-learn is missing.
+    """
+    if not labels or set(labels) != set(test_labels):
+        raise ValueError(f"labels and test_labels need the same tasks, got {sorted(labels)} and {sorted(test_labels)}")
+    if set(train.aligned) != set(heldout.aligned):
+        raise ValueError(
+            f"train and heldout need the same aligned models: {sorted(train.aligned)} and {sorted(heldout.aligned)}"
+        )
+    baselines = {MEAN_SHIFT: mean_shift(train.generated, train.real), CORAL: coral(train.generated, train.real)}
+    fitted_on = {GENERATED: train.generated}
+    compared = {GENERATED: heldout.generated}
+    for name, move in baselines.items():
+        fitted_on[name], compared[name] = move(train.generated), move(heldout.generated)
+    fitted_on |= {**train.aligned, REAL: train.real}
+    compared |= heldout.aligned
+
+    rows: list[Row] = []
+    for name, embeds in fitted_on.items():
+        row: Row = {"row": name}
+        for readout, score in READOUTS.items():
+            scores = [score(embeds, labels[task], test_real, test_labels[task]) for task in labels]
+            row[readout] = float(np.mean(scores))
+        row |= _alignment(compared.get(name), heldout, seed)
+        rows.append(row)
+    by_name = {row["row"]: row for row in rows}
+    for row in rows:
+        for readout in READOUTS:
+            gap = gap_closed(row[readout], by_name[GENERATED][readout], by_name[REAL][readout])
+            row[f"{readout}_gap_closed"] = None if math.isnan(gap.value) else gap.value
+            if gap.reason:
+                row[f"{readout}_note"] = gap.reason
+    return rows
+
+
+def _alignment(embeds: np.ndarray | None, heldout: PairEmbeddings, seed: int) -> Row:
+    if embeds is None:
+        return dict.fromkeys(ALIGNMENT)
+    metrics = alignment_metrics(embeds, heldout.real, heldout.caption_ids, heldout.image_ids)
+    metrics["separability"] = separability(embeds, heldout.real, seed=seed)
+    return {name: metrics[name] for name in ALIGNMENT}
+
+
+def aggregate(tables: list[list[Row]]) -> tuple[list[Row], list[Row]]:
+    """Mean and standard deviation over seeds, row by row.
+
+    Args:
+        tables: one table a seed, with the same rows and keys; `row` and keys that end in `_note` hold no number.
+
+    Returns:
+        Two tables: means, and standard deviations (one degree of freedom less; 0 for a single seed). None where a seed
+        has no number.
+    """
+    means, spreads = [], []
+    for rows in zip(*tables, strict=True):
+        mean, spread = {"row": rows[0]["row"]}, {"row": rows[0]["row"]}
+        for key in rows[0]:
+            if key == "row" or key.endswith("_note"):
+                continue
+            values = [row[key] for row in rows]
+            known = None not in values
+            mean[key] = float(np.mean(values)) if known else None
+            spread[key] = float(np.std(values, ddof=1)) if known and len(values) > 1 else 0.0
+        means.append(mean)
+        spreads.append(spread)
+    return means, spreads
+
+
+def to_markdown(rows: list[Row], spread: list[Row] | None = None) -> str:
+    """The rows as a Markdown table; `spread` (same rows and keys, say standard deviations) is shown after a ±."""
+    columns = {
+        "logistic_probe": "logistic probe",
+        "logistic_probe_gap_closed": "gap closed",
+        "nearest_centroid": "nearest centroid",
+        "nearest_centroid_gap_closed": "gap closed",
+        "paired_cosine": "paired cosine",
+        "gen_to_real_R@1": "gen→real R@1",
+        "centroid_distance": "centroid distance",
+        "separability": "separability",
+    }
+    lines = ["| trained on | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
+    for i, row in enumerate(rows):
+        cells = [_cell(row[key], spread[i][key] if spread else None) for key in columns]
+        lines.append(f"| {row['row']} | " + " | ".join(cells) + " |")
+    notes = {f"{columns[key]}: {row[f'{key}_note']}" for row in rows for key in READOUTS if row.get(f"{key}_note")}
+    return "\n".join(lines + [""] * bool(notes) + sorted(notes)) + "\n"
+
+
+def _cell(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if spread is None else f"{value:.3f} ± {spread:.3f}"

@@ -1,0 +1,1 @@
+"""The two-branch models and how they are stored."""

@@ -1,0 +1,1 @@
+"""Stage 1: losses, pairs, cached embeddings, the trainer."""

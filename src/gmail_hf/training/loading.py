@@ -1,0 +1,168 @@
+"""Data sets of pairs from wherever they lie, and what an example checks before hours of work start."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import datasets
+from datasets import Dataset, DatasetDict, DatasetInfo, NamedSplit, load_dataset, load_from_disk
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .data import PAIR_COLUMNS
+
+NUM_DIGITS_PAIRS = {"train": 2000, "validation": 400, "test": 400}
+
+
+def load_pairs(
+    name: str,
+    split: str = "train",
+    config_name: str | None = None,
+    revision: str | None = None,
+    columns: dict[str, str] | None = None,
+    max_samples: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """
+    A data set of pairs with the columns of [`data.PAIR_COLUMNS`].
+
+    Args:
+        name: a Hub id; a folder that `save_to_disk` wrote; a parquet file, a glob of them or a folder that holds some;
+            a folder of images with a metadata file (`datasets`' imagefolder, columns `real_image_file_name` and
+            `generated_image_file_name`); or `digits`, the embedded default, whose generated images are made once.
+        split: the split; a source without splits is `train`.
+        config_name, revision: of a data set on the Hub.
+        columns: the data set's names for those of [`data.PAIR_COLUMNS`] that it calls otherwise.
+        max_samples: keep the first so many pairs.
+        seed: of the digits' generated images.
+
+    Raises:
+        FileNotFoundError: `name` looks like a path, and nothing is there.
+        ValueError: an unknown split, or a column that is not there.
+    """
+    if name == "digits":
+        dataset = _digits_pairs(split, max_samples, seed)
+    else:
+        dataset = _load(name, split, config_name, revision)
+        if isinstance(dataset, DatasetDict):
+            if split not in dataset:
+                raise ValueError(f"'{name}' has no split '{split}'; it has {list(dataset)}.")
+            dataset = dataset[split]
+    renames = {theirs: ours for ours, theirs in (columns or {}).items() if theirs != ours}
+    missing = [theirs for theirs in renames if theirs not in dataset.column_names]
+    if missing:
+        raise ValueError(f"'{name}' has no column(s) {missing}; it has {dataset.column_names}.")
+    # A column that stands in the way of a renamed one is not the one that was asked for.
+    in_the_way = [ours for ours in renames.values() if ours in dataset.column_names and ours not in renames]
+    dataset = dataset.remove_columns(in_the_way)
+    dataset = dataset.rename_columns(renames)
+    if max_samples is not None:
+        dataset = dataset.select(range(min(max_samples, len(dataset))))
+    return dataset
+
+
+def _load(name: str, split: str, config_name: str | None, revision: str | None) -> Dataset | DatasetDict:
+    path = Path(name)
+    if path.is_dir():
+        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            dataset = load_from_disk(name)
+            return dataset if isinstance(dataset, DatasetDict) else DatasetDict(train=dataset)
+        # The names of files and folders tell the splits, as in a repository of the Hub.
+        return load_dataset("parquet" if any(path.rglob("*.parquet")) else "imagefolder", data_dir=name)
+    if name.endswith(".parquet"):
+        return load_dataset("parquet", data_files=name)
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise FileNotFoundError(f"No data set at '{name}'.")
+    available = datasets.get_dataset_split_names(name, config_name, revision=revision)
+    if split not in available:
+        raise ValueError(f"'{name}' has no split '{split}'; it has {available}.")
+    return load_dataset(name, config_name, split=split, revision=revision)
+
+
+def _digits_pairs(split: str, num_pairs: int | None, seed: int) -> Dataset:
+    """Digits scenes with generated partners, kept in the cache folder of `datasets` once they are made."""
+    from ..digits import generate, generator_path, load_digits
+
+    num_pairs = num_pairs or NUM_DIGITS_PAIRS.get(split)
+    scenes = load_digits(split, num_pairs, seed=seed)
+    settings = f"{scenes._fingerprint} {generate.NUM_INFERENCE_STEPS} {generate.GUIDANCE_SCALE}"
+    digest = hashlib.blake2b(settings.encode(), digest_size=8)
+    for weights in sorted(Path(generator_path()).rglob("*.safetensors")):
+        digest.update(weights.read_bytes())
+    key = f"{split}-{num_pairs}-{seed}-{digest.hexdigest()}"
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf", f"digits-{key}")
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.part{os.getpid()}")
+        generate.generate_pairs(scenes, seed=seed).save_to_disk(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was first, with the same images
+                raise
+            shutil.rmtree(partial)
+    pairs = load_from_disk(folder)
+    # Named for the model card, as a data set from the Hub is.
+    info = DatasetInfo(features=pairs.features, dataset_name="digits")
+    return Dataset(pairs.data, info=info, split=NamedSplit(split), fingerprint=pairs._fingerprint)
+
+
+def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None = None) -> str | None:
+    """
+    Refuse to mix two runs in one folder, and find the checkpoint to go on from.
+
+    Args:
+        output_dir: where the run will write.
+        resume_from_checkpoint: a checkpoint folder; True or `"true"` for the last one of `output_dir`; None or False
+            for a new run.
+
+    Returns:
+        The checkpoint to resume from, or None for a new run.
+
+    Raises:
+        FileExistsError: a new run, but `output_dir` holds another one.
+        FileNotFoundError: there is no such checkpoint, or none that was written to its end.
+    """
+    folder = Path(output_dir)
+    checkpoints = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[1].isdigit()]
+    checkpoints.sort(key=lambda path: int(path.name.split("-")[1]))
+    resume = str(resume_from_checkpoint or "")
+    if resume.lower() in ("", "false"):
+        if checkpoints or any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+            raise FileExistsError(
+                f"'{folder}' holds another run. Go on with it by --resume_from_checkpoint true, or choose another "
+                f"--output_dir."
+            )
+        return None
+    if resume.lower() == "true":
+        whole = [path for path in checkpoints if (path / TRAINER_STATE_NAME).exists()]  # which comes last
+        if not whole:
+            raise FileNotFoundError(f"'{folder}' holds no checkpoint to resume from.")
+        return str(whole[-1])
+    if not Path(resume, TRAINER_STATE_NAME).exists():
+        raise FileNotFoundError(f"'{resume}' is no checkpoint of a run: it has no trainer_state.json.")
+    return resume
+
+
+def check_free_disk(path: str | os.PathLike, needed: int) -> None:
+    """
+    Refuse to start what would fill the disk.
+
+    Args:
+        path: a file or folder to be, on the disk in question.
+        needed: bytes.
+
+    Raises:
+        OSError: less than that is free.
+    """
+    existing = next(parent for parent in [Path(path).absolute(), *Path(path).absolute().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            f"{needed / 1e9:.1f} GB are needed at '{path}', {free / 1e9:.1f} GB are free. Free some, choose another "
+            f"folder, or keep fewer checkpoints (--save_total_limit)."
+        )
+
+
+__all__ = ["PAIR_COLUMNS", "check_free_disk", "check_output_dir", "load_pairs"]

@@ -1,0 +1,499 @@
+"""
+LLaVA on GMAIL's two-branch vision tower (Mo & Yun, ICML 2025, Algorithm 1, stages 2 and 3).
+
+Generated images pass the tower's `gen` branch in training, photographs its `real` branch when the model serves. LLaVA
+reads patch features of an inner layer, so the branches differ by their LoRA updates alone, not by their projections.
+"""
+
+import copy
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaProcessor,
+)
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaMultiModalProjector
+from transformers.utils import logging
+
+from ..models.checkpoints import SIGNATURE_TOLERANCE, merged_linears, plain_vision_config
+from ..models.configuration_clip import GmailConfig, GmailVisionConfig
+from ..models.towers import GmailVisionModel, Modality, reject_unknown
+from .configuration_gmail_llava import GmailLlavaConfig
+from .processing import check_processor, end_of_turn
+
+TOWER_FIELDS = (
+    "image_size",
+    "patch_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+)
+IGNORED = -100  # of the cross-entropy
+CACHE_KEYWORDS = ("cache", "past_key_values", "cache_position")
+
+# LLaVA's checkpoints of transformers 4 keep their parts under other names.
+register_checkpoint_conversion_mapping("gmail_llava", get_checkpoint_conversion_mapping("llava"))
+register_checkpoint_conversion_mapping("GmailLlavaModel", get_checkpoint_conversion_mapping("LlavaModel"))
+
+
+class GmailLlavaModel(LlavaModel):
+    """`LlavaModel` whose images take the branch of their modality."""
+
+    config: GmailLlavaConfig
+
+    def train(self, mode: bool = True) -> "GmailLlavaModel":
+        super().train(mode)
+        # Dropout in what cannot adapt to it would only disturb what trains.
+        if not any(parameter.requires_grad for parameter in self.vision_tower.parameters()):
+            self.vision_tower.eval()
+        return self
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: torch.Tensor | None = None,
+        modality: Modality | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Projected patch features, each image through the branch of its modality.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`): normalised images.
+            modality (`str` or a list of `images` of them, *optional*): default `self.vision_tower.modality`.
+            vision_feature_layer, vision_feature_select_strategy, image_sizes: as in `LlavaModel`.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` is a list of `images` tensors `(image tokens, hidden)`.
+
+        Raises:
+            ValueError, TypeError: as [`GmailVisionModel.forward`].
+        """
+        return super().get_image_features(
+            pixel_values,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            image_sizes=image_sizes,
+            modality=modality,
+            **kwargs,
+        )
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        modality: Modality | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        _reject_unknown("GmailLlavaModel.forward()", kwargs)
+        # LlavaModel gives its keywords to the language model, which has no use for a modality.
+        if pixel_values is not None and mm_encoder_outputs is None:
+            features = self.get_image_features(
+                pixel_values,
+                vision_feature_layer=vision_feature_layer,
+                vision_feature_select_strategy=vision_feature_select_strategy,
+                image_sizes=image_sizes,
+                modality=modality,
+                return_dict=True,
+            )
+            pixel_values, mm_encoder_outputs = None, {"image": features}
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+
+
+class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
+    """
+    A LLaVA that takes generated images through `gen` and photographs through `real`.
+
+    Make one from a LLaVA ([`~GmailLlavaForConditionalGeneration.from_llava`]) or from a language model
+    ([`~GmailLlavaForConditionalGeneration.from_vision_text_pretrained`]), with the tower of a trained
+    [`GmailCLIPModel`]; load a trained one with `from_pretrained`. The tower is frozen, as the paper keeps f_g in this
+    stage.
+
+    Args:
+        config ([`GmailLlavaConfig`]): the model's configuration; the weights are random.
+    """
+
+    config: GmailLlavaConfig
+
+    def __init__(self, config: GmailLlavaConfig):
+        super().__init__(config)
+        self.model = GmailLlavaModel(config)
+        self.post_init()
+        self.freeze_vision_tower()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """
+        Load a checkpoint that `save_pretrained` wrote; arguments as in `PreTrainedModel`.
+
+        Raises:
+            ValueError: weights are missing; nothing is made up at random.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "use_safetensors": True}
+        )
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"'{pretrained_model_name_or_path}' lacks {len(missing)} weights, first {missing[0]}. Give a plain "
+                "LLaVA its branches with `GmailLlavaForConditionalGeneration.from_llava`; download or save anew what "
+                "is incomplete."
+            )
+        model.freeze_vision_tower()
+        return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, save_original_format: bool = False, **kwargs: Any):
+        """
+        As in `PreTrainedModel`, with the names of this model's own modules.
+
+        LLaVA saves under the names of transformers 4, which `Trainer` does not know: it would resume from such a
+        checkpoint with the weights that it started from.
+        """
+        return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+
+    @classmethod
+    def from_llava(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        gmail: str | os.PathLike,
+        gmail_revision: str | None = None,
+        **kwargs: Any,
+    ):
+        """
+        A pretrained LLaVA with the adapters of a [`GmailCLIPModel`] on its vision tower.
+
+        The `real` branch, unless it was trained, is then LLaVA itself, bit for bit.
+
+        Args:
+            pretrained_model_name_or_path: a Hub id or folder of a `LlavaForConditionalGeneration`.
+            gmail: a Hub id or folder of a [`GmailCLIPModel`] whose base is that LLaVA's vision tower.
+            gmail_revision (`str`, *optional*): its revision.
+            kwargs: go to `from_pretrained`, such as `revision`, `dtype`, `attn_implementation`, `device_map`.
+
+        Raises:
+            ValueError: `gmail` is no such checkpoint, or its base has another shape or other weights than the tower;
+                weights are missing.
+        """
+        kwargs["use_safetensors"] = True
+        hub = {key: kwargs[key] for key in ("token", "cache_dir") if key in kwargs}
+        llava_config = AutoConfig.from_pretrained(
+            pretrained_model_name_or_path, revision=kwargs.get("revision"), **hub
+        )
+        if llava_config.model_type != "llava":
+            raise ValueError(
+                f"'{pretrained_model_name_or_path}' is a {llava_config.model_type}, not a LLaVA "
+                "(LlavaForConditionalGeneration)."
+            )
+        vision_config = _gmail_vision_config(gmail, gmail_revision, **hub)
+        for field in TOWER_FIELDS:
+            theirs, ours = getattr(llava_config.vision_config, field), getattr(vision_config, field)
+            if theirs != ours:
+                raise ValueError(
+                    f"The vision tower of '{pretrained_model_name_or_path}' has {field}={theirs}, the base of "
+                    f"'{gmail}' {field}={ours}: align generated images on LLaVA's own CLIP first."
+                )
+        config = GmailLlavaConfig.from_llava_config(llava_config, vision_config)
+        with _without_report():  # of adapters that the checkpoint lacks
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, config=config, output_loading_info=True, **kwargs
+            )
+        missing = sorted(key for key in info["missing_keys"] if ".adapters." not in key)
+        if missing:
+            raise ValueError(f"'{pretrained_model_name_or_path}' lacks {len(missing)} weights, first {missing[0]}.")
+        tower = GmailVisionModel.from_pretrained(gmail, revision=gmail_revision, **hub).state_dict()
+        _check_same_base(model.model.vision_tower, tower, str(pretrained_model_name_or_path), str(gmail))
+        with torch.no_grad():
+            for name, parameter in model.model.vision_tower.named_parameters():
+                if ".adapters." in name:
+                    parameter.copy_(tower[name])
+        model.freeze_vision_tower()
+        return model
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision_model_name_or_path: str | os.PathLike,
+        text_model_name_or_path: str | os.PathLike,
+        processor: LlavaProcessor,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+        vision_feature_layer: int | list[int] = -2,
+        **kwargs: Any,
+    ):
+        """
+        A fresh projector between the tower of a [`GmailCLIPModel`] and a causal language model such as Llama 3.
+
+        Args:
+            vision_model_name_or_path: a Hub id or folder of a [`GmailCLIPModel`].
+            text_model_name_or_path: a Hub id or folder of a `LlamaForCausalLM` or another model of that layout.
+            processor (`LlavaProcessor`): what [`build_processor`] makes for the two; the embeddings of the language
+                model are resized to its tokenizer.
+            vision_revision, text_revision (`str`, *optional*): revisions.
+            vision_feature_layer (`int` or a list of them): the tower's layers whose patch features are projected; -2,
+                as in LLaVA, is the last but one.
+            kwargs: go to both `from_pretrained`, such as `dtype`, `attn_implementation`.
+
+        Returns:
+            A model that is all of the language model's dtype.
+
+        Raises:
+            ValueError: one of the models is of another kind; the processor does not fit them.
+        """
+        kwargs["use_safetensors"] = True
+        _gmail_vision_config(vision_model_name_or_path, vision_revision)
+        tower = GmailVisionModel.from_pretrained(vision_model_name_or_path, revision=vision_revision, **kwargs)
+        language_model, info = AutoModelForCausalLM.from_pretrained(
+            text_model_name_or_path, revision=text_revision, output_loading_info=True, **kwargs
+        )
+        if info["missing_keys"]:
+            raise ValueError(f"'{text_model_name_or_path}' lacks weights, first {sorted(info['missing_keys'])[0]}.")
+        strange = [name for name in language_model.state_dict() if not name.startswith(("model.", "lm_head.weight"))]
+        if strange:
+            raise ValueError(
+                f"'{text_model_name_or_path}', a {language_model.config.model_type}, is not laid out like Llama, "
+                f"`model.*` and `lm_head.weight`: it has {strange[0]}."
+            )
+        tower.to(language_model.dtype)  # its features go on through projector and language model
+        tower.config.dtype = language_model.dtype
+        config = GmailLlavaConfig(
+            dtype=language_model.dtype,
+            vision_config=tower.config,
+            text_config=language_model.config,
+            image_token_index=processor.image_token_id,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=processor.vision_feature_select_strategy,
+            tie_word_embeddings=language_model.config.tie_word_embeddings,
+        )
+        check_processor(processor, config)
+        weights = {f"model.vision_tower.{name}": weight for name, weight in tower.state_dict().items()}
+        for name, weight in language_model.state_dict().items():
+            weights[re.sub(r"^model\.", "model.language_model.", name)] = weight
+        projector = LlavaMultiModalProjector(config).to(language_model.dtype)
+        for name, weight in projector.state_dict().items():
+            weights[f"model.multi_modal_projector.{name}"] = weight
+        model = _assemble(cls, config, weights, language_model)
+        if len(processor.tokenizer) > config.text_config.vocab_size:
+            model.resize_token_embeddings(len(processor.tokenizer), pad_to_multiple_of=64)
+        model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+        ends = model.generation_config.eos_token_id
+        ends = {*(ends if isinstance(ends, list) else [ends]), end_of_turn(processor)} - {None}
+        model.generation_config.eos_token_id = sorted(ends)
+        model.freeze_vision_tower()
+        return model
+
+    @property
+    def modality(self) -> str:
+        """The branch used where a call names none; the tower's `default_modality`, `real`, at first."""
+        return self.model.vision_tower.modality
+
+    @modality.setter
+    def modality(self, value: str) -> None:
+        self.model.vision_tower.modality = value
+
+    @contextmanager
+    def using(self, modality: str) -> Iterator[None]:
+        """Make `modality` the default branch inside a `with` block."""
+        with self.model.vision_tower.using(modality):
+            yield
+
+    def freeze_vision_tower(self) -> None:
+        """Keep the tower and its adapters as they are: the state of a new or loaded model."""
+        self.model.vision_tower.requires_grad_(False)
+
+    def train_vision_adapters(self, modalities: Sequence[str] = ("gen",)) -> None:
+        """
+        Let the adapters of some branches train, those that reach the patch features.
+
+        Layers above `vision_feature_layer` get no gradient, which would stop DDP; they stay frozen.
+
+        Raises:
+            ValueError: a name is no branch that has an adapter.
+        """
+        tower = self.model.vision_tower
+        unknown = [name for name in modalities if name not in tower.config.trainable_modalities]
+        if unknown:
+            raise ValueError(f"{unknown} have no adapter; those that have: {tower.config.trainable_modalities}.")
+        self.freeze_vision_tower()
+        chosen = self.config.vision_feature_layer
+        states = tower.config.num_hidden_layers + 1  # the embeddings come first
+        reached = max(index % states for index in ([chosen] if isinstance(chosen, int) else chosen))
+        for layer in tower.encoder.layers[:reached]:
+            for name, parameter in layer.named_parameters():
+                parts = name.split(".")
+                parameter.requires_grad_("adapters" in parts and any(branch in parts for branch in modalities))
+
+    def freeze_all_but_projector(self) -> None:
+        """Let the projector alone train, as in LLaVA's first stage."""
+        self.requires_grad_(False)
+        self.model.multi_modal_projector.requires_grad_(True)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        image_sizes: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        modality: Modality | None = None,
+        **kwargs: Any,
+    ) -> LlavaCausalLMOutputWithPast:
+        """
+        LLaVA's forward, each image through the branch of its modality.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`), attention_mask, labels (same shape): as in
+                `LlavaForConditionalGeneration`, like the arguments not listed here.
+            pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`): the images of all rows, in
+                the order of their tokens.
+            modality (`str` or a list of `images` of them, *optional*): the branch of all images, or of each; default
+                `self.modality`. `generate` takes it too.
+
+        Raises:
+            ValueError: unknown modality, or a list of another length than the images.
+            TypeError: an unknown keyword.
+        """
+        _reject_unknown("GmailLlavaForConditionalGeneration.forward()", kwargs)
+        outputs = super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            vision_feature_layer=vision_feature_layer,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            image_sizes=image_sizes,
+            mm_encoder_outputs=mm_encoder_outputs,
+            modality=modality,
+            **kwargs,
+        )
+        if labels is not None and not (labels != IGNORED).any():
+            # No image of the batch could be read: a mean over no token is NaN, and would make every weight NaN.
+            outputs.loss = outputs.logits.sum() * 0
+        if self.training and labels is not None and pixel_values is None and mm_encoder_outputs is None:
+            # Without images nothing else reaches what projects them: alone it could not be trained on such a batch,
+            # and DDP would wait for its gradients.
+            parts = (self.model.vision_tower, self.model.multi_modal_projector)
+            idle = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+            outputs.loss = outputs.loss + 0 * sum(parameter.sum().to(outputs.loss) for parameter in idle)
+        return outputs
+
+    def to_llava(self, modality: str) -> LlavaForConditionalGeneration:
+        """
+        One branch as a plain `transformers.LlavaForConditionalGeneration`, its adapter merged into the tower.
+
+        All weights but the merged ones are shared with this model, not copied: save the result before training on.
+
+        Raises:
+            ValueError: unknown modality.
+        """
+        tower = self.model.vision_tower
+        tower.check_modalities([modality])
+        values = {**self.config.to_dict(), "vision_config": plain_vision_config(tower.config)}
+        for key in ("model_type", "architectures", "transformers_version"):
+            values.pop(key, None)
+        config = LlavaConfig(**values)
+        config._attn_implementation = self.config._attn_implementation
+        weights = self.state_dict() | merged_linears(self, [modality])
+        weights = {name: weight for name, weight in weights.items() if ".adapters." not in name}
+        return _assemble(LlavaForConditionalGeneration, config, weights, self).eval()
+
+
+def _reject_unknown(method: str, kwargs: dict[str, Any]) -> None:
+    reject_unknown(method, {key: value for key, value in kwargs.items() if key not in CACHE_KEYWORDS})
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from reporting missing weights; the caller checks them."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _assemble(
+    model_class: type, config: LlavaConfig, weights: dict[str, torch.Tensor], source: Any
+) -> LlavaForConditionalGeneration:
+    """A model of these very tensors, with the generation settings and the mode of `source`."""
+    with init_empty_weights(include_buffers=False):
+        model = model_class(config)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.generation_config = copy.deepcopy(source.generation_config)
+    model.to(source.device)  # its buffers
+    return model.train(source.training)
+
+
+def _gmail_vision_config(name: str | os.PathLike, revision: str | None, **hub: Any) -> GmailVisionConfig:
+    config = AutoConfig.from_pretrained(name, revision=revision, **hub)
+    if isinstance(config, GmailConfig):
+        config = config.vision_config
+    if not isinstance(config, GmailVisionConfig):
+        raise ValueError(
+            f"'{name}' is a {config.model_type}, not a GmailCLIPModel: align generated images on it first "
+            "(examples/train_gmail.py)."
+        )
+    return config
+
+
+def _check_same_base(
+    tower: GmailVisionModel, weights: dict[str, torch.Tensor], tower_name: str, weights_name: str
+) -> None:
+    """Refuse adapters of another CLIP of the same shape; rounding to another precision passes."""
+    difference, norm = 0.0, 0.0
+    for name, ours in tower.state_dict().items():
+        if ".adapters." not in name:
+            ours, theirs = ours.float().cpu(), weights[name].float().cpu()
+            difference += (ours - theirs).square().sum().item()
+            norm += ours.square().sum().item()
+    if difference**0.5 > SIGNATURE_TOLERANCE * norm**0.5:
+        raise ValueError(
+            f"'{weights_name}' adapts another CLIP than the vision tower of '{tower_name}', of the same shape but "
+            "with other weights: align generated images on LLaVA's own CLIP first."
+        )

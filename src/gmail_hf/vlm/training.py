@@ -1,0 +1,170 @@
+"""What training a LLaVA takes beside the Trainer: batches of conversations, and LoRA on the language model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image as PILImage
+from transformers import LlavaProcessor, Trainer, TrainingArguments
+from transformers.utils import logging
+
+from ..training.data import BadImageError, decode_image
+from .modeling_gmail_llava import IGNORED
+from .processing import end_of_turn, lacks_bos
+
+KEPT_RENDERINGS = 4096  # texts of conversations
+
+logger = logging.get_logger(__name__)
+
+
+class LlavaCollator:
+    """
+    Conversations about images to the arguments of [`GmailLlavaForConditionalGeneration.forward`].
+
+    The assistant's turns alone are labelled, with the token that ends them. A chat template without such a token gets
+    the tokenizer's end-of-sequence token there, as in LLaVA's own training format.
+
+    Args:
+        processor (`LlavaProcessor`): see [`build_processor`].
+        modality (`str`, *optional*): the branch of the images of rows that name none.
+        max_length (`int`, *optional*): the language model's `max_position_embeddings`; the first conversation of more
+            tokens is told by a warning. Nothing is cut: that would part an image from its tokens.
+
+    A call takes rows with `messages`, a conversation in the format of transformers' chat templates; `images`, the list
+    of its images in their order (see [`decode_image`]); and, optionally, `modality`, a name.
+
+    Returns of a call:
+        `input_ids`, `attention_mask`, `labels` `(rows, tokens)` int64, padded on the right; `pixel_values` `(images,
+        channels, height, width)` float32; `modality`, a list of one name an image, if rows or collator name one. The
+        row of an image that cannot be read stays, with a blank image, without labels and with a warning.
+
+    Raises:
+        ValueError: a conversation has not one image item for each image, or no assistant's turn; the template renders
+            the start of a conversation otherwise than the whole.
+    """
+
+    def __init__(self, processor: LlavaProcessor, modality: str | None = None, max_length: int | None = None):
+        self.processor = processor
+        self.modality = modality
+        self.max_length = max_length
+        self._rendered: dict[str, str] = {}
+        self.end_of_turn = "" if end_of_turn(processor) is not None else processor.tokenizer.eos_token
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        texts, spans, images, counts, modality = [], [], [], [], []
+        for row in rows:
+            text, answers = self.render(row["messages"])
+            try:
+                images += [decode_image(image) for image in row["images"]]
+            except BadImageError as error:
+                logger.warning(f"A conversation is not trained on: {error}.")
+                images += [PILImage.new("RGB", (64, 64)) for _ in row["images"]]
+                answers = []
+            if text.count(self.processor.image_token) != len(row["images"]):
+                raise ValueError(
+                    f"A conversation has {text.count(self.processor.image_token)} image item(s) and "
+                    f"{len(row['images'])} image(s): {row['messages']}."
+                )
+            texts.append(text)
+            spans.append(answers)
+            counts.append(len(row["images"]))
+            modality += [row.get("modality") or self.modality] * len(row["images"])
+        batch = self.processor(
+            images=images or None,
+            text=texts,
+            padding=True,
+            padding_side="right",
+            add_special_tokens=lacks_bos(self.processor, texts[0]),
+            return_offsets_mapping=True,
+            return_tensors="pt",
+        )
+        batch = dict(batch)
+        length = batch["input_ids"].shape[1]
+        if self.max_length is not None and length > self.max_length:
+            logger.warning(
+                f"A conversation has {length} tokens, more than the {self.max_length} that the language model takes; "
+                "shorten such conversations. Others are not told."
+            )
+            self.max_length = None
+        offsets = batch.pop("offset_mapping")  # (rows, tokens, 2), characters of the text with expanded images
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for index, (text, answers) in enumerate(zip(texts, spans, strict=True)):
+            ids = batch["input_ids"][index]
+            width = len(self.processor.image_token)
+            patches = int((ids == self.processor.image_token_id).sum()) // max(counts[index], 1)
+            for start, end in answers:
+                shift = text.count(self.processor.image_token, 0, start) * (patches - 1) * width
+                begins, stops = offsets[index].unbind(dim=-1)
+                inside = (begins >= start + shift) & (stops <= end + shift) & (stops > begins)
+                labels[index, inside] = ids[inside]
+        batch["labels"] = labels.masked_fill(batch["input_ids"] == self.processor.image_token_id, IGNORED)
+        if any(name is not None for name in modality):
+            batch["modality"] = modality
+        return batch
+
+    def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a conversation, images unexpanded, and where in it the assistant's turns begin and end."""
+        text, answers, rendered = "", [], ""
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._template(messages[:index], add_generation_prompt=True)
+            if not prompt.startswith(rendered):
+                raise ValueError(f"The chat template does not go on as it began: {rendered!r}, then {prompt!r}.")
+            text += prompt[len(rendered) :]
+            rendered = self._template(messages[: index + 1])
+            if not rendered.startswith(prompt):
+                raise ValueError(f"The chat template does not go on after its generation prompt: {rendered!r}.")
+            turn = rendered[len(prompt) :]
+            answer = turn.rstrip() + self.end_of_turn
+            answers.append((len(text), len(text) + len(answer)))
+            text += answer if self.end_of_turn else turn
+        if not answers:
+            raise ValueError(f"A conversation has no assistant's turn to learn: {messages}.")
+        return text, answers
+
+    def _template(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+        key = f"{messages} {kwargs}"
+        if key not in self._rendered:  # questions repeat, and templates take long beside a small model's step
+            if len(self._rendered) == KEPT_RENDERINGS:
+                self._rendered.clear()
+            self._rendered[key] = self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
+        return self._rendered[key]
+
+
+def language_model_lora(rank: int, alpha: float, dropout: float = 0.0) -> Any:
+    """
+    A `peft.LoraConfig` for a [`GmailLlavaForConditionalGeneration`]: LoRA on each linear layer of the language model,
+    none on the vision tower, and the whole projector trained and saved with it.
+
+    Args:
+        rank, alpha, dropout: `r`, `lora_alpha` and `lora_dropout` of the `LoraConfig`.
+    """
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+        modules_to_save=["multi_modal_projector"],
+        task_type="CAUSAL_LM",
+    )
+
+
+def optimizer_of(
+    model: torch.nn.Module, args: TrainingArguments, projector_learning_rate: float | None = None
+) -> torch.optim.Optimizer | None:
+    """
+    The optimizer that `args` ask for, with a learning rate of its own for the projector, as LLaVA-1.5 is fine-tuned;
+    None, which leaves the choice to `Trainer`, if there is none.
+    """
+    if projector_learning_rate is None:
+        return None
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    projector = [parameter for name, parameter in trained if "multi_modal_projector" in name]
+    others = [parameter for name, parameter in trained if "multi_modal_projector" not in name]
+    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    groups = [{"params": projector, "lr": projector_learning_rate}, {"params": others}]
+    groups = [group for group in groups if group["params"]]
+    return optimizer_class(groups, weight_decay=args.weight_decay, **settings)

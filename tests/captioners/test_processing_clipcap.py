@@ -1,0 +1,91 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from server import HubServer
+from tiny import make_tokenizer, picture
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import pipeline as make_pipeline
+
+from gmail_hf.captioners import ClipCapConfig, ClipCapForConditionalGeneration, ClipCapProcessor
+
+
+@pytest.fixture
+def folder(gpt2_captioner, processor, tmp_path):
+    gpt2_captioner.save_pretrained(tmp_path)
+    ClipCapProcessor(processor.image_processor, make_tokenizer()).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_one_folder_is_enough(folder):
+    assert isinstance(AutoConfig.from_pretrained(folder), ClipCapConfig)
+    assert isinstance(AutoModelForImageTextToText.from_pretrained(folder), ClipCapForConditionalGeneration)
+    processor = AutoProcessor.from_pretrained(folder)
+    assert isinstance(processor, ClipCapProcessor)
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == make_tokenizer().get_vocab()
+    images = [picture(0), picture(1)]
+    pixel_values = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
+    inputs = processor(images, ["a cat", "two"], return_tensors="pt", padding=True)
+    assert torch.equal(inputs["pixel_values"], pixel_values)
+    plain = make_tokenizer()(["a cat", "two"], add_special_tokens=False)["input_ids"]
+    for ids, mask, expected in zip(inputs["input_ids"], inputs["attention_mask"], plain, strict=True):
+        assert ids[mask == 1].tolist() == expected
+    assert set(processor(images, return_tensors="pt")) == {"pixel_values"}
+
+
+def test_pipeline_captions_photographs(folder, gpt2_captioner, processor):
+    images = [picture(0), picture(1)]
+    for number, image in enumerate(images):
+        image.save(folder / f"{number}.png")
+    pixel_values = processor(images=images, return_tensors="pt")["pixel_values"]
+    tokens = gpt2_captioner.generate(pixel_values=pixel_values, modality="real", max_new_tokens=6)
+    expected = make_tokenizer().batch_decode(tokens, skip_special_tokens=True)
+    captioner = make_pipeline("image-text-to-text", model=str(folder))
+    paths = [str(folder / "0.png"), str(folder / "1.png")]
+    together = captioner(paths, text=["", ""], max_new_tokens=6)
+    assert [answer["generated_text"] for answer in together] == expected
+    (alone,) = captioner(paths[1], text="", max_new_tokens=6)
+    assert alone["generated_text"] == expected[1]
+    (begun,) = captioner(images[0], text="a cat", max_new_tokens=6)
+    assert begun["generated_text"].startswith("a cat")
+    captioner.model.modality = "gen"
+    tokens = gpt2_captioner.generate(pixel_values=pixel_values, modality="gen", max_new_tokens=6)
+    together = captioner(paths, text=["", ""], max_new_tokens=6)
+    assert [answer["generated_text"] for answer in together] == make_tokenizer().batch_decode(
+        tokens, skip_special_tokens=True
+    )
+
+
+def test_padding_token(processor):
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    assert ClipCapProcessor(processor.image_processor, tokenizer).tokenizer.pad_token == tokenizer.eos_token
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no `eos_token`"):
+        ClipCapProcessor(processor.image_processor, tokenizer)
+
+
+def test_pushed_and_loaded_by_id(folder, gpt2_captioner, tmp_path):
+    """A process of its own, because huggingface_hub reads where the Hub is when it is imported."""
+    script = """
+import sys, torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+import gmail_hf.captioners
+model, processor = AutoModelForImageTextToText.from_pretrained(sys.argv[1]), AutoProcessor.from_pretrained(sys.argv[1])
+model.push_to_hub("org/captioner")
+processor.push_to_hub("org/captioner")
+pulled = AutoModelForImageTextToText.from_pretrained("org/captioner")
+tokenizer = AutoProcessor.from_pretrained("org/captioner").tokenizer
+embeds = torch.randn(2, 24)
+print(torch.equal(pulled.generate(image_embeds=embeds), model.generate(image_embeds=embeds)), len(tokenizer))
+"""
+    with HubServer() as server:
+        environment = {**os.environ, **server.environment(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, env=environment
+        )
+        assert done.stdout.split()[-2:] == ["True", "514"], done.stderr
+        files = server.files("org/captioner", "model")
+    assert {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"} <= set(files)

@@ -1,0 +1,125 @@
+"""examples/evaluate_gmail.py as a user runs it, at a size of seconds."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from benchmark_data import save_clipcap, save_gmail, write_captions, write_classes
+from huggingface_hub import ModelCard
+
+from gmail_hf.evaluation import BENCHMARKS, captioning, runner
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield importlib.import_module("evaluate_gmail")
+    del sys.modules["evaluate_gmail"], sys.modules["_common"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluate")
+    gmail = save_gmail(root / "gmail")
+    return {
+        "gmail": gmail,
+        "other": save_gmail(root / "other"),
+        "clipcap": save_clipcap(root / "clipcap", gmail),
+        "dtd": str(write_classes(root / "dtd")),
+        "coco": str(write_captions(root / "coco", [["a red one", "a one"], ["a blue two", "a two"]])),
+    }
+
+
+@pytest.fixture
+def evaluate(script, folders, tmp_path, monkeypatch):
+    scores = dict.fromkeys(captioning.METRICS, 0.5) | {"METEOR": None}
+    monkeypatch.setattr(captioning, "caption_metrics", lambda *args: scores)  # Java takes seconds
+    monkeypatch.setattr(captioning, "missing_metrics", lambda *args: {"METEOR": "Java is missing; install it"})
+
+    def main(benchmarks, *options):
+        model = ["--model", folders["gmail"], "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+        return script.main([*model, "--benchmarks", benchmarks, *map(str, options)])
+
+    return main
+
+
+def test_benchmarks_one_after_the_other_and_once(evaluate, folders, tmp_path, monkeypatch, caplog):
+    options = ["--dataset", f"dtd={folders['dtd']}", f"coco={folders['coco']}", "--captioner", folders["clipcap"]]
+    options += ["--batch_size", "2", "--num_beams", "2", "--modality", "real"]
+    results = evaluate("dtd,coco", *options)
+    assert [list(result["tasks"]) for result in results.values()] == [["zero_shot"], ["retrieval", "captioning"]]
+    assert "METEOR will be missing: Java is missing; install it." in caplog.text
+    out = tmp_path / "out"
+    for name, result in results.items():
+        assert json.loads((out / f"{name}.json").read_text()) == result
+    report = (out / "report.md").read_text()
+    assert report.count("| DTD |") == 2 and report.count("| COCO |") == 15
+    assert all(line in caplog.text for line in report.splitlines())
+    assert "<title>Evaluation of " in (out / "report.html").read_text()
+
+    # The same command goes on with what is not finished.
+    (out / "coco.json").unlink()
+    monkeypatch.setitem(runner.EVALUATORS, "zero_shot", None)
+    again = evaluate("dtd,coco", *options)
+    assert [result["tasks"] for result in again.values()] == [result["tasks"] for result in results.values()]
+    with pytest.raises(FileExistsError, match="settings.num_beams: 2 -> 1"):
+        evaluate("dtd,coco", *options, "--num_beams", "1")
+
+
+def test_digits_needs_no_data(evaluate, tmp_path):
+    results = evaluate("digits", "--limit", "12")
+    assert list(results["digits"]["tasks"]) == ["retrieval", "zero_shot", "alignment"]
+    counts = [next(iter(task["counts"].items())) for task in results["digits"]["tasks"].values()]
+    assert counts == [("images", 12), ("images", 12), ("pairs", 12)]
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "options", "error", "message"),
+    [
+        ("mnist", [], ValueError, "Unknown benchmark 'mnist'; there are coco, flickr30k, .*digits"),
+        ("dtd,", ["--dataset", "dtd={dtd}"], ValueError, "Unknown benchmark ''"),
+        ("dtd", [], ConnectionError, "clip-benchmark/wds_vtab-dtd' cannot be reached"),
+        ("dtd", ["--dataset", "cars={dtd}"], ValueError, r"NAME out of \['dtd'\], not 'cars="),
+        ("dtd", ["--dataset", "dtd={coco}"], ValueError, r"lacks the column\(s\) \['cls'\]"),
+        ("coco", ["--dataset", "coco={coco}", "--modality", "fake"], ValueError, "has no branch 'fake'"),
+        ("scienceqa", ["--dataset", "scienceqa={dtd}"], ValueError, "lacks the column"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--captioner", "{gmail}"], ValueError, "--captioner is an image"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--model", "gmail-nowhere"], FileNotFoundError, "no model at"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--dtype", "int8"], ValueError, "--dtype is float32, bfloat16"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--limit", "0"], ValueError, "--limit is at least 1"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--card", "{dtd}"], FileNotFoundError, "no card at"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--card", "{other}"], ValueError, "--card is that of another model"),
+        ("digits", ["--limit", "5"], ValueError, "--limit of 10 or more"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_any_work(evaluate, folders, tmp_path, benchmarks, options, error, message):
+    with pytest.raises(error, match=message):
+        evaluate(benchmarks, *(option.format(**folders) for option in options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_go_into_a_card_and_leave_the_model_the_same(evaluate, folders, caplog):
+    readme = Path(folders["gmail"], "README.md")
+    assert "Not run yet." in readme.read_text()
+    options = ["--dataset", f"dtd={folders['dtd']}", "--card", folders["gmail"]]
+    result = evaluate("dtd", *options)["dtd"]
+    entries = ModelCard.load(readme).data.eval_results
+    assert {entry.metric_type: entry.metric_value for entry in entries}["accuracy"] == pytest.approx(
+        result["tasks"]["zero_shot"]["scores"]["top1"], abs=1e-4
+    )
+    assert "| DTD |" in readme.read_text() and "Not run yet." not in readme.read_text()
+    content = readme.read_text()
+    evaluate("dtd", *options)
+    assert "DTD: zero_shot (finished)" in caplog.text and readme.read_text() == content
+
+
+def test_help_lists_the_benchmarks(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"The benchmarks are {', '.join(BENCHMARKS)}." in told

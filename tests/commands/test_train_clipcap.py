@@ -1,0 +1,288 @@
+"""examples/train_clipcap.py as a user runs it, at a size of seconds."""
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, Image
+from huggingface_hub.errors import StrictDataclassError
+from PIL import ImageFilter
+from tiny import make_tokenizer, randomise
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainingArguments,
+)
+
+from gmail_hf import GmailCLIPModel
+from gmail_hf.digits import clip_path, load_digits
+from gmail_hf.metrics import caption_scores as captioning
+from gmail_hf.training import loading
+from gmail_hf.training.embeddings import embed_images
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHORT = [
+    *("--per_device_train_batch_size=8", "--max_steps=4", "--save_steps=2", "--logging_steps=1", "--num_beams=2"),
+    *("--learning_rate=1e-3", "--eval_split=train", "--max_eval_samples=12", "--report_to=none", "--prefix_length=3"),
+    *("--dataloader_pin_memory=False", "--use_cpu=True"),
+]
+SCORES = {"BLEU@4": 0.5, "METEOR": None}
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield importlib.import_module("train_clipcap")
+    del sys.modules["train_clipcap"], sys.modules["_common"]
+
+
+@pytest.fixture(autouse=True)
+def scored(monkeypatch):
+    """What was scored; the scores themselves, which take a Java machine seconds, are tested beside them."""
+    calls = []
+
+    def caption_metrics(predictions, references, metrics):
+        calls.append((predictions, references))
+        return {metric: score for metric, score in SCORES.items() if metric in metrics}
+
+    monkeypatch.setattr(captioning, "caption_metrics", caption_metrics)
+    monkeypatch.setattr(captioning, "missing_metrics", lambda metrics: {"METEOR": "Java is missing; install it"})
+    return calls
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> str:
+    """Scenes beside their blurred copies, two captions a scene."""
+    scenes = load_digits("train", 16).to_list()
+    rows = []
+    for number, scene in enumerate(scenes):
+        image = Image().decode_example(scene["real_image"])
+        blurred = Image().encode_example(image.filter(ImageFilter.GaussianBlur(1)))
+        for caption in (scene["caption"], scene["caption"].replace(" and ", " beside ")):
+            shared = {"real_image": scene["real_image"], "generated_image": blurred, "image_id": number}
+            rows.append({**shared, "caption": caption})
+    path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
+    Dataset.from_list(rows).cast_column("real_image", Image()).cast_column("generated_image", Image()).to_parquet(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two-branch CLIPs, `trained` and not yet, and a tiny language model."""
+    root = tmp_path_factory.mktemp("models")
+    processor = AutoProcessor.from_pretrained(clip_path())
+    for name in ("trained", "fresh"):
+        model = GmailCLIPModel.from_clip(clip_path(), lora_rank=2)
+        (randomise(model, std=0.05) if name == "trained" else model).save_pretrained(root / name)
+        processor.save_pretrained(root / name)
+    shared = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=514, bos_token_id=512, eos_token_id=513, **shared)).save_pretrained(
+        root / "text"
+    )
+    make_tokenizer().save_pretrained(root / "text")
+    return {name: str(root / name) for name in ("trained", "fresh", "text")}
+
+
+@pytest.fixture
+def run(script, pairs, folders, tmp_path):
+    def main(name, *options, model="trained"):
+        models = ["--model_name_or_path", folders[model], "--text_model_name_or_path", folders["text"]]
+        return script.main(
+            [*models, "--dataset_name", pairs, "--output_dir", str(tmp_path / name), *SHORT, *map(str, options)]
+        )
+
+    return main
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+
+
+def equal(first, second) -> bool:
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, scored, caplog):
+    metrics = run("whole")
+    assert metrics["eval_BLEU@4"] == 0.5 and "eval_METEOR" not in metrics
+    assert {"eval_loss", "eval_exact_match"} <= set(metrics)
+    assert "METEOR will be missing: Java is missing; install it." in caplog.text
+    whole = tmp_path / "whole"
+    assert json.loads((whole / "eval_results.json").read_text()).items() >= metrics.items()
+    assert not list(whole.rglob("training_args.bin")) and (whole / "training_args.json").exists()
+
+    # Each image is captioned once, through `real`, by what was saved, and scored against all its captions.
+    lines = [json.loads(line) for line in (whole / "captions.jsonl").read_text().splitlines()]
+    assert [line["image_id"] for line in lines] == list(range(6))
+    assert all(len(line["references"]) == 2 for line in lines)
+    assert scored == [([line["caption"] for line in lines], [line["references"] for line in lines])]
+    model, processor = AutoModelForImageTextToText.from_pretrained(whole), AutoProcessor.from_pretrained(whole)
+    scenes = load_digits("train", 6)["real_image"][:]
+    pixel_values = processor(scenes, return_tensors="pt")["pixel_values"]
+    tokens = model.generate(pixel_values=pixel_values, modality="real", num_beams=2, do_sample=False)
+    written = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+    assert written == [line["caption"] for line in lines]
+    with Image().decode_example({"path": str(whole / "captions.png"), "bytes": None}) as sheet:
+        assert sheet.width > sheet.height > 100
+
+    run("part")
+    part = tmp_path / "part"
+    shutil.rmtree(part / "checkpoint-4")  # as if the run had ended after checkpoint-2
+    with pytest.raises(FileExistsError, match="resume_from_checkpoint"):
+        run("part")
+    again = run("part", "--resume_from_checkpoint", "true")
+    assert equal(weights(whole), weights(part))
+    assert again["eval_loss"] == metrics["eval_loss"]
+
+
+def test_captions_are_as_long_and_scored_as_asked_for(run, tmp_path, scored):
+    metrics = run("short", "--max_new_tokens", 2, "--caption_metrics", "BLEU@4")
+    assert {"eval_BLEU@4", "eval_exact_match"} <= set(metrics) and "METEOR" not in str(metrics)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "short")
+    processor = AutoProcessor.from_pretrained(tmp_path / "short")
+    pixel_values = processor(load_digits("train", 6)["real_image"][:], return_tensors="pt")["pixel_values"]
+    tokens = model.generate(pixel_values=pixel_values, num_beams=2, max_new_tokens=2)
+    written = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+    assert tokens.shape[1] == 2 and scored[0][0] == written
+
+
+def test_branches_and_columns(run, folders, tmp_path, pairs):
+    """What a run trains on is the column it names, through the branch it names."""
+    generated = run("generated", "--modality", "gen", model="fresh")
+    as_real = run("as_real", "--modality", "real", model="fresh")  # no branch is trained: they are the same
+    real = run("real", "--modality", "real", "--image_column", "real_image", model="fresh")
+    assert generated["eval_loss"] == as_real["eval_loss"] != real["eval_loss"]
+    aligned = run("aligned", "--modality", "gen")
+    assert aligned["eval_loss"] != generated["eval_loss"]
+    captioner = AutoModelForImageTextToText.from_pretrained(tmp_path / "aligned")
+    trained = GmailCLIPModel.from_pretrained(folders["trained"])
+    assert equal(trained.vision_model.state_dict(), captioner.vision_model.vision_model.state_dict())
+    # The evaluation sees real images through `real`, whatever was trained on: the same embeddings in each run.
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "real")
+    gmail = GmailCLIPModel.from_pretrained(folders["fresh"])
+    processor = AutoProcessor.from_pretrained(tmp_path / "real")
+    embeds = embed_images(gmail, processor, load_digits("train", 6)["real_image"])
+    tokens = model.generate(image_embeds=torch.from_numpy(embeds), num_beams=2)
+    lines = (tmp_path / "real" / "captions.jsonl").read_text().splitlines()
+    written = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+    assert [json.loads(line)["caption"] for line in lines] == written
+
+
+def test_other_images_or_another_branch_are_refused_on_resume(run, tmp_path):
+    run("part", "--max_steps=2")
+    before = {path: path.read_bytes() for path in (tmp_path / "part").rglob("*") if path.is_file()}
+    for other in (["--modality", "real"], ["--image_column", "real_image"], ["--max_train_samples", "24"]):
+        with pytest.raises(ValueError, match="trained on other embeddings"):
+            run("part", *other, "--resume_from_checkpoint", "true")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+@pytest.mark.parametrize(("caption", "row"), [([["a", "b"]] * 32, 0), (["a"] * 20 + [None] + ["a"] * 11, 20)])
+def test_captions_are_checked_before_training(run, tmp_path, pairs, caption, row):
+    Dataset.from_parquet(pairs).remove_columns("caption").add_column("text", caption).to_parquet(
+        tmp_path / "pairs.parquet"
+    )
+    with pytest.raises(ValueError, match=f"Column 'text', row {row}: .* is no caption"):
+        run("out", "--dataset_name", str(tmp_path / "pairs.parquet"), "--caption_column", "text")
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_are_cut_to_a_short_context(run, tmp_path, caplog):
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 12, "vocab_size": 514}
+    GPT2LMHeadModel(GPT2Config(bos_token_id=512, eos_token_id=513, **sizes)).save_pretrained(tmp_path / "text")
+    make_tokenizer().save_pretrained(tmp_path / "text")
+    metrics = run("out", "--text_model_name_or_path", str(tmp_path / "text"))
+    assert "Captions are cut after 9 tokens" in caplog.text and metrics["eval_loss"] > 0
+
+
+@pytest.mark.parametrize("option", ["--save_steps=3", "--save_strategy=epoch", "--save_total_limit=1"])
+def test_disk_is_checked_for_all_checkpoints_of_an_epoch(script, run, tmp_path, monkeypatch, option):
+    needed = []
+    monkeypatch.setattr(loading, "check_free_disk", lambda path, size: needed.append(size))
+    run("out", "--max_steps=-1", "--num_train_epochs=2", option)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    once = script.bytes_of_checkpoints(model, TrainingArguments(str(tmp_path), save_strategy="no", use_cpu=True))
+    kept = len(list((tmp_path / "out").glob("checkpoint-*")))
+    assert kept == {"--save_steps=3": 3, "--save_strategy=epoch": 2, "--save_total_limit=1": 1}[option]
+    assert needed == [once * (kept + 1)]
+
+
+def test_frozen_text_model(run, folders, tmp_path):
+    run("frozen", "--freeze_text_model", "--mapping_type", "transformer")
+    run("tuned")
+    text = LlamaForCausalLM.from_pretrained(folders["text"]).state_dict()
+    for name, frozen in (("frozen", True), ("tuned", False)):
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / name)
+        assert equal(text, model.text_model.state_dict()) == frozen
+        assert model.config.mapping_type == ("transformer" if frozen else "mlp")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["--caption_column", "text"], ValueError, r"no column\(s\) \['text'\]"),
+        (["--image_column", "image"], ValueError, r"lacks the column\(s\) \['image'\]"),
+        (["--eval_split", "dev"], ValueError, "no split 'dev'"),
+        (["--modality", "fake"], ValueError, r"Unknown modality \['fake'\]"),
+        (["--model_name_or_path", "gmail-nowhere"], FileNotFoundError, "train a GmailCLIPModel by examples"),
+        (["--model_name_or_path", clip_path()], ValueError, "not a GmailCLIPModel"),
+        (["--mapping_type", "linear"], StrictDataclassError, "mapping_type"),
+    ],
+)
+def test_mistakes_are_told_before_training(run, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        run("out", *options)
+    assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("gmail_hf"))  # the cache
+
+
+def parsed(script, *argv):
+    kinds = (script.ModelArguments, script.DataArguments, TrainingArguments)
+    return script.parse_args(argv, kinds, "", script.CONFIGS / "clipcap_digits.yaml")
+
+
+def test_no_arguments_are_the_embedded_default(script):
+    model_args, data_args, training_args = parsed(script)
+    assert (model_args.model_name_or_path, model_args.text_model_name_or_path) == ("gmail-digits", "digits")
+    assert (data_args.dataset_name, data_args.image_column, data_args.modality) == ("digits", "generated_image", "gen")
+    # Its model is what examples/train_gmail.py writes by default.
+    assert "output_dir: gmail-digits\n" in (EXAMPLES / "configs" / "digits.yaml").read_text()
+
+
+def test_command_line_wins_over_config(script, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("learning_rate: 1e-3\nmax_steps: 7\nmodel_name_or_path: org/gmail\n")
+    model_args, _, training_args = parsed(script, "--config", str(config), "--max_steps=9")
+    assert model_args.model_name_or_path == "org/gmail"
+    assert (training_args.learning_rate, training_args.max_steps) == (1e-3, 9)
+    # With a data set of one's own, nothing of the embedded default is left.
+    model_args, _, training_args = parsed(script, "--dataset_name=org/pairs", "--model_name_or_path", "org/gmail")
+    assert model_args.text_model_name_or_path == "openai-community/gpt2" and training_args.max_steps == -1
+
+
+def test_unknown_options(script, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text("learning_rat: 1e-3\n")
+    with pytest.raises(SystemExit):
+        parsed(script, "--config", str(config))
+    assert "unknown options ['learning_rat']" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--learnin_rate"):
+        parsed(script, "--learnin_rate", "1")
+
+
+def test_coco_config_holds_the_published_settings(script, tmp_path):
+    config = str(script.CONFIGS / "clipcap_coco.yaml")
+    model_args, data_args, args = parsed(script, "--config", config, "--bf16=False", "--output_dir", str(tmp_path))
+    assert (model_args.mapping_type, model_args.prefix_length, model_args.freeze_text_model) == ("mlp", 10, False)
+    assert (args.learning_rate, args.warmup_steps, args.num_train_epochs) == (2e-5, 5000, 10)
+    assert args.per_device_train_batch_size * 8 == 40 and data_args.num_beams == 5
