@@ -8,6 +8,11 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src"
 PACKAGE = "gmail_hf"
+# Each folder imports only from those before it.
+ORDER = (
+    *("metrics", "branches", "publishing", "models", "training", "generation"),
+    *("captioners", "vlm", "evaluation", "digits", "commands"),
+)
 
 
 def module_of(path: Path, root: Path) -> str:
@@ -43,6 +48,23 @@ def import_graph(root: Path) -> dict[str, set[str]]:
 
 def test_imports_have_no_cycle():
     TopologicalSorter(import_graph(SRC)).prepare()
+
+
+def against_order(graph: dict[str, set[str]]) -> set[tuple[str, str]]:
+    """Imports of a folder from one that comes after it in `ORDER`; `version.py` may be imported from anywhere."""
+    folder = {module: module.split(".")[1] for module in graph if module != f"{PACKAGE}.version"}
+    pairs = {(module, name) for module in folder for name in graph[module] if name in folder}
+    return {pair for pair in pairs if ORDER.index(folder[pair[0]]) < ORDER.index(folder[pair[1]])}
+
+
+@pytest.mark.xfail(strict=True, reason="imports against the order are still being cut")
+def test_folders_import_in_order():
+    assert against_order(import_graph(SRC)) == set()
+
+
+def test_an_import_against_the_order_is_found():
+    graph = {f"{PACKAGE}.metrics.a": {f"{PACKAGE}.models.b"}, f"{PACKAGE}.models.b": set()}
+    assert against_order(graph) == {(f"{PACKAGE}.metrics.a", f"{PACKAGE}.models.b")}
 
 
 @pytest.mark.parametrize(
