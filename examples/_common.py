@@ -29,7 +29,7 @@ class PairArguments:
 
     def load(self, split: str, max_samples: int | None, columns: dict[str, str] | None = None) -> Any:
         """The pairs of a split; arguments as of [`gmail_hf.training.loading.load_pairs`]."""
-        from gmail_hf.training.loading import load_pairs
+        from gmail_hf.commands.bundled import load_pairs
 
         return load_pairs(
             self.dataset_name,

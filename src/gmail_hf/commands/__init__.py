@@ -1,0 +1,1 @@
+"""What `gmail-hf` and the scripts in examples/ run: one file per command."""
