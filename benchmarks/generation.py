@@ -52,9 +52,9 @@ def bare_and_synthesize(
     """A call for each side that makes the images and returns images/s."""
     import torch
 
-    from gmail_hf.generation import SynthesisArguments, synthesize
-    from gmail_hf.generation.captions import load_captions
-    from gmail_hf.generation.pipelines import describe_generator, device_of_process
+    from gmail_hf.commands.bundled import make_job, synthesize
+    from gmail_hf.generation import SynthesisArguments
+    from gmail_hf.generation.pipelines import device_of_process
     from gmail_hf.generation.sampler import row_seed
 
     names = itertools.count()
@@ -69,11 +69,11 @@ def bare_and_synthesize(
             shard_size=-(-num_images // 2),
         )
 
-    described = describe_generator(arguments())
-    pipeline = described.load(arguments(), device_of_process())
+    described = make_job(arguments()).generator
+    pipeline = described.load(device_of_process())
 
     def bare(count: int) -> None:
-        captions = load_captions(arguments())
+        captions = make_job(arguments()).captions
         for first in range(0, count, batch_size):
             rows = range(first, min(first + batch_size, count))
             generators = [torch.Generator().manual_seed(row_seed(0, captions.caption_ids[row], 0)) for row in rows]
@@ -90,17 +90,18 @@ def finished_run(num_rows: int, generator: str, folder: str) -> float:
     from datasets import Dataset
 
     from gmail_hf.generation import SynthesisArguments, synthesize
-    from gmail_hf.generation.engines import CONTACT_SHEET, ShardWorker
+    from gmail_hf.generation.engines import CONTACT_SHEET
+    from gmail_hf.generation.job import make_job
 
     path = f"{folder}/captions-{num_rows}.parquet"
     captions = [f"a photograph of thing {row % 7919} beside thing {row % 104729}" for row in range(num_rows)]
     Dataset.from_dict({"caption": captions, "image_id": list(range(num_rows))}).to_parquet(path)
     args = SynthesisArguments(output_dir=f"{folder}/finished-{num_rows}", dataset_name=path, generator=generator)
-    worker = ShardWorker(args)  # also builds the cache that datasets keeps of the parquet file
-    worker.open()
-    for shard in range(worker.folder.num_shards):
-        worker.folder.shard_path(shard).touch()
-    (worker.folder.path / CONTACT_SHEET).touch()
+    job = make_job(args)  # also builds the cache that datasets keeps of the parquet file
+    job.open()
+    for shard in job.shards:
+        job.folder.shard_path(shard).touch()
+    (job.folder.path / CONTACT_SHEET).touch()
     return timed(lambda: synthesize(args))
 
 

@@ -71,7 +71,7 @@ class EvaluationArguments:
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     """Run the benchmarks that are not finished; return the content of each one's result file."""
-    from gmail_hf.evaluation.registry import BENCHMARKS, get_benchmark
+    from gmail_hf.commands.bundled import BENCHMARKS, get_benchmark
 
     description = __doc__.replace("{benchmarks}", ", ".join(BENCHMARKS))
     (args,) = parse_args(sys.argv[1:] if argv is None else argv, (EvaluationArguments,), description)

@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from huggingface_hub import HfApi
 
-    from gmail_hf.generation import push_dataset, synthesize
+    from gmail_hf.commands.bundled import synthesize
+    from gmail_hf.generation import push_dataset
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("gmail_hf").setLevel(logging.INFO)

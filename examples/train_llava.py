@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     from transformers import set_seed
 
+    from gmail_hf.commands.bundled import conversations
     from gmail_hf.training.loading import check_free_disk, check_output_dir
     from gmail_hf.training.safe_trainer import SafeTrainer
     from gmail_hf.vlm import Conversations, LlavaCollator, check_processor, language_model_lora
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     def load(split: str, image_column: str, max_samples: int | None) -> Conversations:
         with training_args.main_process_first(desc="loading pairs"):
             rows = data_args.load(split, max_samples)
-        return Conversations(
+        return conversations(
             rows,
             image_column,
             f"Split '{split}' of '{data_args.dataset_name}'",

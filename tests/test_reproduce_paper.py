@@ -19,7 +19,7 @@ from _training_free import mapped
 from tiny import make_model, make_pairs, make_processor
 
 from gmail_hf import digits
-from gmail_hf.evaluation import get_benchmark
+from gmail_hf.commands.bundled import get_benchmark
 from gmail_hf.metrics import mean_shift
 from gmail_hf.metrics.caption_scores import caption_metrics
 from gmail_hf.training.embeddings import cached_embeds, embeds_array

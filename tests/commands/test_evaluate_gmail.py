@@ -9,7 +9,8 @@ import pytest
 from benchmark_data import save_clipcap, save_gmail, write_captions, write_classes
 from huggingface_hub import ModelCard
 
-from gmail_hf.evaluation import BENCHMARKS, captioning, runner
+from gmail_hf.commands.bundled import BENCHMARKS
+from gmail_hf.evaluation import captioning, runner
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from benchmark_data import save_clipcap, save_gmail, save_llava
 
-from gmail_hf.evaluation import get_benchmark, load_model, open_source
+from gmail_hf.commands.bundled import get_benchmark
+from gmail_hf.evaluation import load_model, open_source
 
 
 @pytest.fixture(scope="session")

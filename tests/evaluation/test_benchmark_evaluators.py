@@ -16,6 +16,7 @@ from benchmark_data import (
 from datasets import Dataset, Image
 from tiny import make_pairs, picture
 
+from gmail_hf.digits.benchmark import digit_prompts
 from gmail_hf.digits.scenes import caption_of
 from gmail_hf.evaluation import (
     LoadedModel,
@@ -30,7 +31,6 @@ from gmail_hf.evaluation import (
 )
 from gmail_hf.evaluation.answering import write
 from gmail_hf.evaluation.embedding import image_embeds, text_embeds
-from gmail_hf.evaluation.zero_shot import digit_prompts
 from gmail_hf.metrics import alignment_metrics, bootstrap_interval, separability
 
 SETTINGS = Settings(batch_size=4, num_beams=2)

@@ -8,12 +8,12 @@ from benchmark_data import question, write_captions, write_classes
 from datasets import Dataset, Image
 from transformers import CLIPModel
 
+from gmail_hf.commands.bundled import get_benchmark
 from gmail_hf.digits import llama_path
 from gmail_hf.evaluation import (
     Settings,
     captioning,
     finished,
-    get_benchmark,
     load_model,
     plan,
     results_in,

@@ -13,7 +13,8 @@ from pyarrow import parquet
 from server import HubServer, commit_id
 from tiny import make_pairs, picture
 
-from gmail_hf.evaluation import BENCHMARKS, LAYOUTS, get_benchmark, sources
+from gmail_hf.commands.bundled import BENCHMARKS, get_benchmark
+from gmail_hf.evaluation import LAYOUTS, sources
 from gmail_hf.evaluation.sources import SHAREGPT4V_FILE, captions_of, tasks_of
 from gmail_hf.training.data import decode_image
 

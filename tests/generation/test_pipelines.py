@@ -67,7 +67,7 @@ def test_folder_without_a_pipeline(make_args, tmp_path):
 def test_scheduler_is_exchanged_and_dtype_obeyed(make_args):
     args = make_args(scheduler="EulerDiscreteScheduler", dtype="bfloat16")
     found = describe_generator(args)
-    pipeline = found.load(args, torch.device("cpu"))
+    pipeline = found.load(torch.device("cpu"))
     assert type(pipeline.scheduler).__name__ == found.scheduler == "EulerDiscreteScheduler"
     assert pipeline.unet.dtype == torch.bfloat16
 

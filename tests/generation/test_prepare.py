@@ -12,8 +12,9 @@ from PIL import Image as PILImage
 from tiny import IMAGE_SIZE, make_pairs
 from tiny_pipeline import SCRIPT
 
-from gmail_hf.generation import synthesize
-from gmail_hf.generation.prepare import main, prepare_pairs
+from gmail_hf.commands.bundled import synthesize
+from gmail_hf.commands.prepare import main
+from gmail_hf.generation.prepare import prepare_pairs
 from gmail_hf.training.data import GmailCollator
 from gmail_hf.training.loading import load_pairs
 
@@ -102,7 +103,7 @@ def test_generate_prepare_train(make_args, tmp_path):
     spec.loader.exec_module(script)
     folder = synthesize(make_args(num_captions=32))
     prepared = tmp_path / "prepared"
-    main(["--dataset_name", str(folder.path), "--model_name_or_path", "digits", "--output_dir", str(prepared)])
+    main(["--dataset", str(folder.path), "--model", "digits", "--output_dir", str(prepared)])
     weights = []
     for source in (folder.path, prepared):
         output_dir = tmp_path / f"model-{source.name}"

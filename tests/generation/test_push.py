@@ -13,8 +13,9 @@ import yaml
 from huggingface_hub import DatasetCard
 from server import HubServer, commit_id
 
+from gmail_hf.commands.bundled import synthesize
 from gmail_hf.digits import clip_path
-from gmail_hf.generation import push_dataset, synthesize
+from gmail_hf.generation import push_dataset
 from gmail_hf.generation.push import count_rows
 from gmail_hf.generation.shards import open_folder
 from gmail_hf.publishing import dataset_card
@@ -29,7 +30,8 @@ import datasets
 sys.path.insert(0, sys.argv[1])
 import push_dataset
 from huggingface_hub import HfApi
-from gmail_hf.generation import SynthesisArguments, synthesize
+from gmail_hf.commands.bundled import synthesize
+from gmail_hf.generation import SynthesisArguments
 
 options = json.loads(sys.argv[2])
 answers = {}

@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from gmail_hf.generation import engines, shards, synthesize
+from gmail_hf.commands.bundled import synthesize
+from gmail_hf.generation import shards
 from gmail_hf.training.data import check_pairs
 from gmail_hf.training.loading import load_pairs
 
@@ -79,7 +81,7 @@ def test_disk_full_in_the_middle(make_args, monkeypatch):
         with pytest.raises(OSError, match=r"train-00002.*No space left.*finished shards are whole") as error:
             synthesize(make_args())
     assert error.value.errno == errno.ENOSPC
-    data = engines.Path(make_args().output_dir) / "data"
+    data = Path(make_args().output_dir, "data")
     assert sorted(os.listdir(data)) == [f"train-{shard:05d}-of-00006.parquet" for shard in range(2)]
     assert len(synthesize(make_args()).finished()) == 6
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from gmail_hf.generation import engines, synthesize
+from gmail_hf.commands.bundled import synthesize
+from gmail_hf.generation import pipelines
 from gmail_hf.generation.shards import ShardFolder, open_folder
 from gmail_hf.training.loading import load_pairs
 
@@ -56,7 +57,7 @@ def test_resuming_either_does_nothing(both, monkeypatch):
     for args in both:
         folder = synthesize(args).path
     before = files(folder)
-    monkeypatch.setattr(engines.Generator, "load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(pipelines.Generator, "load", lambda *_: pytest.fail("a model was loaded"))
     for args in both:
         assert synthesize(args).finished() == {0, 1}
     assert files(folder) == before

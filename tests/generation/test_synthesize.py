@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from tiny_pipeline import SCRIPT, command_line
 
-from gmail_hf.generation import SynthesisArguments, engines, synthesize
+from gmail_hf.commands.bundled import make_job, synthesize
+from gmail_hf.generation import SynthesisArguments, engines, pipelines
 from gmail_hf.generation.sampler import row_seed
 from gmail_hf.training.data import check_pairs
 from gmail_hf.training.loading import load_pairs
@@ -62,7 +63,7 @@ def test_images_are_the_pipelines_own(whole, pipeline_folder):
 
 def test_nothing_to_do(whole, script, options, caplog, monkeypatch):
     before = shards(whole)
-    monkeypatch.setattr(engines.Generator, "load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(pipelines.Generator, "load", lambda *_: pytest.fail("a model was loaded"))
     script.main(command_line(options, output_dir=whole))
     assert "Nothing to do: all 6 shards are in" in caplog.text
     assert shards(whole) == before
@@ -105,18 +106,18 @@ def test_parts_of_an_array_equal_one_process(whole, make_args, tmp_path):
 
 def test_shard_of_another_process_is_waited_for(make_args, monkeypatch):
     """A shard that another process holds is left to it; once that one dies, it is made here."""
-    worker = engines.ShardWorker(make_args(num_captions=16))
-    worker.open()
-    lock = worker.folder.lock(0)
+    job = make_job(make_args(num_captions=16))
+    job.open()
+    lock = job.folder.lock(0)
     waits = []
 
     def sleep(seconds: float) -> None:
-        waits.append(worker.folder.finished())
+        waits.append(job.folder.finished())
         lock.release()
 
     monkeypatch.setattr(engines.time, "sleep", sleep)
     synthesize(make_args(num_captions=16))
-    assert waits == [set()] and worker.folder.finished() == {0}
+    assert waits == [set()] and job.folder.finished() == {0}
 
 
 @pytest.mark.slow

@@ -1,34 +1,28 @@
 """
-The name `digits` on the command line: the pairs, captions, models, generator and benchmark bundled with the package.
+The name `digits` on the command line: pairs, captions, models, generator and benchmark bundled with the package.
 
-Each function takes a name as a user gives it. `digits` becomes what [`gmail_hf.digits`] holds; any other name is passed
-on unchanged.
+Each function takes a name as a user gives it. `digits` becomes what [`gmail_hf.digits`] holds; any other name passes
+through unchanged.
 """
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from datasets import Dataset
 
-from ..evaluation.registry import BENCHMARKS, Benchmark, get_benchmark
-from ..generation import SynthesisArguments
-from ..generation import synthesize as _synthesize
+from .. import digits
+from ..digits.benchmark import BENCHMARK
+from ..digits.generate import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from ..digits.questions import QUESTIONS, scene_messages
+from ..evaluation import registry
+from ..generation import SynthesisArguments, engines, job
 from ..generation.shards import ShardFolder
 from ..training import loading
 from ..vlm import Conversations
 
 DIGITS = "digits"
-
-__all__ = [
-    "BENCHMARKS",
-    "DIGITS",
-    "Benchmark",
-    "conversations",
-    "get_benchmark",
-    "load_pairs",
-    "model_path",
-    "synthesize",
-    "text_model_path",
-]
+BENCHMARKS = {**registry.BENCHMARKS, DIGITS: BENCHMARK}
 
 
 def load_pairs(
@@ -48,38 +42,46 @@ def load_pairs(
         seed: of the digits scenes and their generated images.
     """
     if name == DIGITS:
-        from ..digits import load_pairs
-
-        return loading.rename_columns(load_pairs(split, max_samples, seed), columns or {}, name)
+        return loading.rename_columns(digits.load_pairs(split, max_samples, seed), columns or {}, name)
     return loading.load_pairs(name, split, config_name, revision, columns, max_samples)
 
 
 def model_path(name: str) -> str:
     """What `from_pretrained` takes for a CLIP or GMAIL model of this name."""
-    if name == DIGITS:
-        from ..digits import clip_path
-
-        return clip_path()
-    return name
+    return digits.clip_path() if name == DIGITS else name
 
 
 def text_model_path(name: str) -> str:
     """What `from_pretrained` takes for a language model of this name."""
-    if name == DIGITS:
-        from ..digits import llama_path
+    return digits.llama_path() if name == DIGITS else name
 
-        return llama_path()
-    return name
+
+def get_benchmark(name: str) -> registry.Benchmark:
+    """As [`evaluation.get_benchmark`], of `BENCHMARKS`."""
+    return registry.get_benchmark(name, BENCHMARKS)
+
+
+def make_job(args: SynthesisArguments) -> job.Job:
+    """As [`generation.job.make_job`], where `dataset_name` and `generator` may be `digits`."""
+    rows = digits.load_digits(args.dataset_split, args.num_captions) if args.dataset_name == DIGITS else None
+    if args.generator != DIGITS:
+        return job.make_job(args, rows)
+    steps = args.num_inference_steps or NUM_INFERENCE_STEPS
+    guidance = GUIDANCE_SCALE if args.guidance_scale is None else args.guidance_scale
+    args = replace(args, num_inference_steps=steps, guidance_scale=guidance)
+    return job.make_job(args, rows, digits.generator_path())
 
 
 def synthesize(args: SynthesisArguments, pipeline: Any = None) -> ShardFolder:
-    """As [`generation.synthesize`], where `dataset_name` and `generator` may be `digits`."""
-    return _synthesize(args, pipeline)
+    """As [`generation.synthesize`], with [`make_job`]."""
+    return engines.synthesize(args, pipeline, make_job)
 
 
 def conversations(rows: Dataset, image_column: str, name: str, **options: Any) -> Conversations:
     """
-    A [`vlm.Conversations`] of a data set; scenes of digits without a column of conversations give one row for each of
-    [`digits.questions.QUESTIONS`].
+    A [`vlm.Conversations`] of a data set. Digits scenes, which have the columns `digits` and `colors`, are asked each
+    of [`digits.questions.QUESTIONS`], unless they have a column of conversations.
     """
-    return Conversations(rows, image_column, name, **options)
+    ask = {kind: partial(scene_messages, questions=[kind]) for kind in QUESTIONS}
+    scenes = {"digits", "colors"} <= set(rows.column_names)
+    return Conversations(rows, image_column, name, ask=ask if scenes else None, **options)

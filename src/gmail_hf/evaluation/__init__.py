@@ -10,7 +10,7 @@ from .alignment import evaluate_alignment
 from .captioning import evaluate_captioning, missing_caption_metrics
 from .load_model import LoadedModel, load_model
 from .measure import Example, Measured, Settings
-from .registry import BENCHMARKS, LAYOUTS, Benchmark, get_benchmark
+from .registry import BENCHMARKS, LAYOUTS, Benchmark, ZeroShotQuestions, get_benchmark
 from .report import provenance, to_html
 from .retrieval import evaluate_retrieval
 from .runner import finished, plan, run
@@ -27,6 +27,7 @@ __all__ = [
     "Measured",
     "Settings",
     "Source",
+    "ZeroShotQuestions",
     "environment",
     "evaluate_alignment",
     "evaluate_captioning",

@@ -1,12 +1,28 @@
-"""The benchmarks by name: what each is made of, as data."""
+"""The benchmarks by name, as data."""
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..metrics.answers import MMMU_COLUMNS, SCIENCEQA_COLUMNS
 
 RETRIEVAL, ZERO_SHOT, CAPTIONING, VQA, ALIGNMENT = "retrieval", "zero_shot", "captioning", "vqa", "alignment"
 # Columns of which one must hold the image: webdatasets name it by the files' ending.
 IMAGE_COLUMNS = ("webp", "jpg", "jpeg", "png", "image")
+
+
+@dataclass(frozen=True)
+class ZeroShotQuestions:
+    """
+    Questions with the same answers to choose from for every image.
+
+    Args:
+        column (`str`): the column of the right answers: the number of a class, or a list with one for each question.
+        prompts (`list[list[list[str]]]`): texts by question and class; each class of a question has equally many.
+    """
+
+    column: str
+    prompts: list[list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -18,11 +34,15 @@ class Benchmark:
         name (`str`): its name on the command line.
         title (`str`): its name in a report.
         tasks (`tuple[str, ...]`): the evaluators that can run on it.
-        layout (`str`): how its rows look, a key of `LAYOUTS`.
-        dataset (`str` or None): its id on the Hub; None if it does not lie there as a whole.
+        layout (`str`): the columns of its rows, a key of `LAYOUTS`.
+        dataset (`str` or None): its id on the Hub, or with `rows` its name in results; None if it is not on the Hub as
+            a whole.
         split (`str`): the split that is scored.
         paper (`str` or None): where the paper reports on it.
         source (`str`): who made it.
+        rows (`Callable`, *optional*): for a benchmark bundled with a package: `rows(limit)` iterates over its first
+            `limit` rows, all for None, with images undecoded.
+        questions ([`ZeroShotQuestions`], *optional*): of zero-shot classification, for a layout other than `classes`.
     """
 
     name: str
@@ -33,6 +53,8 @@ class Benchmark:
     split: str
     paper: str | None
     source: str
+    rows: Callable[[int | None], Iterator[dict[str, Any]]] | None = None
+    questions: ZeroShotQuestions | None = None
 
 
 @dataclass(frozen=True)
@@ -134,21 +156,17 @@ BENCHMARKS = {
         Benchmark(
             "mmmu", "MMMU", (VQA,), "mmmu", "MMMU/MMMU", "validation", "Tables 10, 15", "Yue et al., 2024"
         ),
-        Benchmark(
-            "digits", "Digits scenes", (RETRIEVAL, ZERO_SHOT, CAPTIONING, ALIGNMENT), "pairs", "digits", "test",
-            None, "comes with gmail-hf",
-        ),
     )
 }  # fmt: skip
 
 
-def get_benchmark(name: str) -> Benchmark:
+def get_benchmark(name: str, benchmarks: Mapping[str, Benchmark] = BENCHMARKS) -> Benchmark:
     """
     A benchmark by name.
 
     Raises:
-        ValueError: there is none of that name; the message lists them.
+        ValueError: `benchmarks` has none of that name; the message lists them.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"Unknown benchmark '{name}'; there are {', '.join(BENCHMARKS)}.")
-    return BENCHMARKS[name]
+    if name not in benchmarks:
+        raise ValueError(f"Unknown benchmark '{name}'; there are {', '.join(benchmarks)}.")
+    return benchmarks[name]

@@ -1,4 +1,4 @@
-"""The data of a benchmark: from the Hub, streamed, or from a local folder of the same layout."""
+"""The data of a benchmark: streamed from the Hub, read from a local folder of the same layout, or bundled."""
 
 import hashlib
 import json
@@ -14,9 +14,8 @@ import datasets
 from huggingface_hub import HfApi, hf_hub_download
 from PIL import Image as PILImage
 
-from ..digits import load_pairs
 from ..training.data import BadImageError, decode_image, undecoded
-from .registry import ALIGNMENT, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark
+from .registry import ALIGNMENT, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark, ZeroShotQuestions
 
 SHAREGPT4V_FILE, SHAREGPT4V_ROWS = "share-captioner_coco_lcs_sam_1246k_1107.json", 1000
 
@@ -27,14 +26,16 @@ class Source:
     Data that were found and whose columns fit.
 
     Args:
-        name (`str`): a Hub id, a folder, a parquet file, or `digits`.
-        revision (`str`): the commit on the Hub; of local data a hash of the files' names, sizes and times.
+        name (`str`): a Hub id, a folder, a parquet file, or the name of bundled data.
+        revision (`str`): the commit on the Hub; of local data a hash of the files' names, sizes and times; of bundled
+            data the version of gmail-hf.
         split (`str`): the split.
         layout (`str`): a key of `LAYOUTS`.
         limit (`int` or None): how many of its rows are read, from the first on; all for None.
         columns (`tuple[str, ...]`): those of the first row.
         read (`Callable`): `read()` gives these rows, with images undecoded.
-        lines (`Callable`): `lines(file)` gives the lines of a text file beside the rows, without empty ones.
+        lines (`Callable`): `lines(file)` gives the lines of a text file of the data set, without empty ones.
+        questions ([`ZeroShotQuestions`], *optional*): the benchmark's.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Source:
     columns: tuple[str, ...]
     read: Callable[[], Iterator[dict[str, Any]]]
     lines: Callable[[str], list[str]]
+    questions: ZeroShotQuestions | None = None
 
     @property
     def image_column(self) -> str:
@@ -75,8 +77,8 @@ def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | N
     wanted = f"{benchmark.name} takes {LAYOUTS[benchmark.layout].description}"
     if name is None:
         raise ValueError(f"Give the data by --dataset {benchmark.name}=FOLDER: {wanted}.")
-    if name == "digits":
-        split, revision, read, lines = benchmark.split, f"gmail-hf {version('gmail-hf')}", _digits, _no_lines
+    if benchmark.rows is not None and dataset is None:
+        split, revision, read, lines = benchmark.split, f"gmail-hf {version('gmail-hf')}", benchmark.rows, _no_lines
     elif Path(name).exists():
         revision = fingerprint(name)
         split, read = _local_rows(Path(name), benchmark)
@@ -100,16 +102,26 @@ def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | N
         missing.append(" or ".join(LAYOUTS[layout].images))
     if missing:
         raise ValueError(f"'{name}' lacks the column(s) {missing}; it has {list(first)}. {wanted}.")
-    found = Source(name, revision, split, layout, limit, tuple(first), lambda: read(limit), _nonempty(name, lines))
+    found = Source(
+        name,
+        revision,
+        split,
+        layout,
+        limit,
+        columns=tuple(first),
+        read=lambda: read(limit),
+        lines=_nonempty(name, lines),
+        questions=benchmark.questions,
+    )
     for file in LAYOUTS[layout].files:
         found.lines(file)
     return found
 
 
 def tasks_of(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
-    """What can be measured on these data: not every pair has a generated image, or shows digits."""
+    """The benchmark's tasks that these data have the columns for."""
     absent = set() if source.has_pairs else {ALIGNMENT}
-    if source.layout == "pairs" and "digits" not in source.columns:
+    if source.questions is not None and source.questions.column not in source.columns:
         absent.add(ZERO_SHOT)
     return tuple(task for task in benchmark.tasks if task not in absent)
 
@@ -160,10 +172,6 @@ def fingerprint(path: str | os.PathLike) -> str:
         stat = file.stat()
         digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return f"files {digest.hexdigest()}"
-
-
-def _digits(limit: int | None) -> Iterator[dict[str, Any]]:
-    return iter(undecoded(load_pairs("test", limit)))
 
 
 def _no_lines(file: str) -> list[str]:

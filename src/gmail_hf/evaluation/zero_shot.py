@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..digits.scenes import COLOR_NAMES, DIGIT_NAMES, caption_of
 from ..metrics import class_embeddings, zero_shot_accuracy, zero_shot_ranks
 from .embedding import image_embeds, text_embeds
 from .measure import Measured, Settings, interval
+from .registry import ZeroShotQuestions
 from .sources import Source
 
 CLASS = "{c}"  # in a template
@@ -20,26 +20,26 @@ def evaluate_zero_shot(model: Any, processor: Any, source: Source, settings: Set
 
     Args:
         model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device.
-        source: of classes, with their names and templates beside them; or of digits scenes, whose left and right
-            digits are told apart by all the captions that name them there.
+        source: with `questions`, or of the layout `classes`, which asks one question by the class names and templates
+            of the data set.
         settings: see [`Settings`].
 
     Returns:
-        `top1` and `mean_per_class`, of digits the mean of left and right.
+        `top1` and `mean_per_class`, each the mean over the questions.
 
     Raises:
         ValueError: no classes, a template without a place for the class, a label that is no class, an image that is
             unreadable or whose embedding is not finite.
     """
-    labels: list[list[int]] = []  # one list an image, one label a question
+    asked = source.questions or class_question(source)
+    labels: list[np.ndarray] = []  # for each image, (questions,)
 
     def images():
         for row in source.read():
-            labels.append([int(row["cls"])] if source.layout == "classes" else [int(digit) for digit in row["digits"]])
+            labels.append(np.atleast_1d(row[asked.column]).astype(int))
             yield row[source.image_column]
 
-    prompts = class_prompts(source) if source.layout == "classes" else digit_prompts()
-    questions = [_class_embeds(model, processor, classes, settings) for classes in prompts]
+    questions = [_class_embeds(model, processor, classes, settings) for classes in asked.prompts]
     embeds = image_embeds(model, processor, images(), settings.modality, settings, source.name)
     answers = np.array(labels)  # (images, questions)
     for number, classes in enumerate(questions):
@@ -54,26 +54,17 @@ def evaluate_zero_shot(model: Any, processor: Any, source: Source, settings: Set
     return Measured(
         scores={name: float(np.mean([score[name] for score in scores])) for name in scores[0]},
         intervals={"top1": interval(np.mean(hits, axis=0), settings)},
-        counts={"images": len(embeds), "classes": len(questions[0]), "prompts a class": len(prompts[0][0])},
+        counts={"images": len(embeds), "classes": len(questions[0]), "prompts a class": len(asked.prompts[0][0])},
     )
 
 
-def class_prompts(source: Source) -> list[list[list[str]]]:
-    """Prompts of each class, of the one question that a benchmark of classes asks."""
+def class_question(source: Source) -> ZeroShotQuestions:
+    """The one question of a benchmark of classes."""
     names, templates = source.lines("classnames.txt"), source.lines("zeroshot_classification_templates.txt")
     without = [template for template in templates if CLASS not in template]
     if without:
         raise ValueError(f"'{source.name}' has templates without {CLASS} for the class: {without}.")
-    return [[[template.replace(CLASS, name) for template in templates] for name in names]]
-
-
-def digit_prompts() -> list[list[list[str]]]:
-    """Prompts of each digit on the left, and of each on the right: with all colors and neighbours."""
-    colors = [[left, right] for left in COLOR_NAMES for right in COLOR_NAMES if left != right]
-    digits = range(len(DIGIT_NAMES))
-    left = [[caption_of([digit, other], pair) for other in digits for pair in colors] for digit in digits]
-    right = [[caption_of([other, digit], pair) for other in digits for pair in colors] for digit in digits]
-    return [left, right]
+    return ZeroShotQuestions("cls", [[[template.replace(CLASS, name) for template in templates] for name in names]])
 
 
 def _class_embeds(model: Any, processor: Any, prompts: list[list[str]], settings: Settings) -> np.ndarray:

@@ -27,8 +27,8 @@ class SynthesisArguments:
     output_dir: str = field(metadata={"help": "Where the shards go; a folder that all processes share."})
     dataset_name: str = field(
         metadata={
-            "help": "Captions: a Hub id, parquet, json, jsonl or csv files, a folder of parquet files, an "
-            "imagefolder, or 'digits', the scenes that come along. A caption may be a text or a list of them."
+            "help": "Captions: a Hub id, parquet, json, jsonl or csv files, a folder of parquet files, or an "
+            "imagefolder. A caption may be a text or a list of them."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
@@ -57,14 +57,12 @@ class SynthesisArguments:
     num_captions: int | None = field(default=None, metadata={"help": "Use the first so many captions."})
     generator: str = field(
         default=DEFAULT_GENERATOR,
-        metadata={
-            "help": "A text-to-image pipeline of diffusers by Hub id or folder, or 'digits', which comes along."
-        },
+        metadata={"help": "A text-to-image pipeline of diffusers, by Hub id or folder."},
     )
     generator_revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
     images_per_caption: int = field(default=1, metadata={"help": "Images from each caption."})
     num_inference_steps: int | None = field(
-        default=None, metadata={"help": f"Denoising steps: {DEFAULT_STEPS}; 'digits' its own number."}
+        default=None, metadata={"help": f"Denoising steps; by default {DEFAULT_STEPS}."}
     )
     guidance_scale: float | None = field(default=None, metadata={"help": "The pipeline's own default."})
     negative_prompt: str | None = field(default=None, metadata={"help": "What the images should not show."})

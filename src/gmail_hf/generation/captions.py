@@ -1,4 +1,4 @@
-"""Captions from wherever they lie, one row each, with ids that name them for good."""
+"""Captions from any source, one row each, with stable ids."""
 
 import hashlib
 import os
@@ -103,17 +103,13 @@ class Captions:
 
 def load_captions(args: SynthesisArguments) -> Captions:
     """
-    The captions that `args` name.
+    The captions of `args.dataset_name`.
 
     Raises:
         FileNotFoundError, ValueError: see [`load_pairs`] and [`Captions`].
     """
     name = args.dataset_name
-    if name == "digits":
-        from ..digits import load_digits
-
-        dataset = load_digits(args.dataset_split, args.num_captions)
-    elif Path(name).suffix in FILE_BUILDERS:
+    if Path(name).suffix in FILE_BUILDERS:
         if not Path(name).exists():
             raise FileNotFoundError(f"No captions at '{name}'.")
         dataset = datasets.load_dataset(FILE_BUILDERS[Path(name).suffix], data_files=name, split="train")

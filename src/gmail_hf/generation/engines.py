@@ -2,8 +2,9 @@
 
 import os
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -13,10 +14,10 @@ from transformers.utils import logging
 from ..training.loading import check_free_disk
 from ..version import __version__
 from .arguments import SynthesisArguments
-from .captions import Captions, load_captions
-from .pipelines import Generator, describe_generator, device_of_process, native_size
+from .job import Job, make_job
+from .pipelines import device_of_process, native_size
 from .sampler import generate_shard
-from .shards import ShardFolder, settings_of
+from .shards import ShardFolder
 from .sheet import write_contact_sheet
 
 CONTACT_SHEET = "samples.png"
@@ -30,71 +31,60 @@ logger = logging.get_logger(__name__)
 
 class ShardWorker:
     """
-    Makes shards in one process: the captions and the pipeline are loaded once.
+    Makes the shards of a job in one process; the pipeline is loaded once.
 
     Args:
-        args ([`SynthesisArguments`]): the run.
-
-    Raises:
-        OSError, ValueError: see [`describe_generator`] and [`load_captions`].
-        FileExistsError: `args.output_dir` was made with other settings.
+        job ([`Job`]): what to make, in a folder that is open.
+        pipeline: the pipeline of the job's generator, if it is loaded already.
     """
 
-    def __init__(self, args: SynthesisArguments):
-        self.args = args
-        self.generator: Generator = describe_generator(args)
-        self.captions: Captions = load_captions(args)
-        self.settings = settings_of(args, self.generator, self.captions)
-        num_rows = len(self.captions) * args.images_per_caption
-        self.folder = ShardFolder(Path(args.output_dir), num_rows, args.shard_size, args.split)
-        self._pipeline: Any = None
-
-    def open(self) -> None:
-        source = {name: value for name, value in asdict(self.args).items() if name.startswith("dataset_")}
-        source |= {"caption_column": self.args.caption_column, "captions_license": self.args.captions_license}
-        self.folder.open(self.settings, source=source)
+    def __init__(self, job: Job, pipeline: Any = None):
+        self.job = job
+        self._pipeline = pipeline
 
     @property
     def pipeline(self) -> Any:
         """Loaded when the first shard is made: a run with nothing to do loads nothing."""
         if self._pipeline is None:
-            self._pipeline = self.generator.load(self.args, device_of_process())
+            self._pipeline = self.job.generator.load(device_of_process())
             self._check_disk()
         return self._pipeline
 
     def _check_disk(self) -> None:
         """Refuse to start what would fill the disk, by an upper estimate."""
-        size = self.args.image_size or native_size(self._pipeline)
-        share = PNG_SHARE if self.args.image_format == "png" else JPEG_SHARE
+        job = self.job
+        size = job.settings["image_size"] or native_size(self._pipeline)
+        share = PNG_SHARE if job.settings["image_format"] == "png" else JPEG_SHARE
         row_bytes = size * size * 3 * share
-        if self.settings["real_images"] == "keep":
-            cells = [self.captions.real_image(index) for index in range(min(8, len(self.captions)))]
+        if job.captions.real_images == "keep":
+            cells = [job.captions.real_image(index) for index in range(min(8, len(job.captions)))]
             row_bytes += sum(len(cell["bytes"]) for cell in cells if cell) / len(cells)
-        rows = sum(len(self.folder.rows(shard)) for shard in self.pending())
-        check_free_disk(self.folder.path, int(rows * row_bytes))
+        rows = sum(len(job.folder.rows(shard)) for shard in job.pending())
+        check_free_disk(job.folder.path, int(rows * row_bytes))
 
-    def pending(self) -> list[int]:
-        """Shards of `args.shard_range` that are not finished."""
-        return sorted(set(self.args.shards(self.folder.num_shards)) - self.folder.finished())
-
-    def __call__(self, shard: int, on_batch: Any = lambda images: None) -> bool:
+    def __call__(self, shard: int, on_batch: Callable[[int], None] = lambda images: None) -> bool:
         """Make a shard, unless it is finished or being made by another process; True if this process made it."""
-        lock = self.folder.lock(shard)
+        job = self.job
+        lock = job.folder.lock(shard)
         if lock is None:
             return False
         try:
-            if self.folder.shard_path(shard).exists():
+            if job.folder.shard_path(shard).exists():
                 return False
-            settings = self.settings | {"gmail_hf_version": __version__}
-            rows = self.folder.rows(shard)
-            table = generate_shard(self.pipeline, self.captions, rows, settings, self.generator.call, on_batch)
-            self.folder.write(shard, table)
+            settings = job.settings | {"gmail_hf_version": __version__}
+            rows = job.folder.rows(shard)
+            table = generate_shard(self.pipeline, job.captions, rows, settings, job.generator.call, on_batch)
+            job.folder.write(shard, table)
         finally:
             lock.release()
         return True
 
 
-def synthesize(args: SynthesisArguments, pipeline: Any = None) -> ShardFolder:
+def synthesize(
+    args: SynthesisArguments,
+    pipeline: Any = None,
+    resolve: Callable[[SynthesisArguments], Job] = make_job,
+) -> ShardFolder:
     """
     Make the pairs that `args` describe, or what is missing of them.
 
@@ -105,19 +95,19 @@ def synthesize(args: SynthesisArguments, pipeline: Any = None) -> ShardFolder:
     Args:
         args ([`SynthesisArguments`]): the run.
         pipeline: the pipeline of `args.generator`, if it is loaded already.
+        resolve: makes the job from `args`; Ray workers call it too, so it must be a function that can be pickled.
 
     Returns:
         [`ShardFolder`]: all shards of `args.shard_range` are finished.
 
     Raises:
-        OSError, ValueError, FileExistsError: see [`ShardWorker`]; OSError also where the disk is too small.
+        OSError, ValueError: see [`make_job`]; OSError also where the disk is too small.
+        FileExistsError: `args.output_dir` was made with other settings.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    worker = ShardWorker(args)
-    worker._pipeline = pipeline
-    worker.open()
-    folder, shards = worker.folder, args.shards(worker.folder.num_shards)
-    pending = worker.pending()
+    job = resolve(args)
+    job.open()
+    folder, shards, pending = job.folder, job.shards, job.pending()
     if not pending:
         if rank == 0:
             logger.warning(f"Nothing to do: all {len(shards)} shards are in '{folder.path}'.")
@@ -126,19 +116,20 @@ def synthesize(args: SynthesisArguments, pipeline: Any = None) -> ShardFolder:
     if rank == 0 and len(pending) < len(shards):
         logger.warning(f"{len(shards) - len(pending)} of {len(shards)} shards are finished; going on with the others.")
     if args.ray_workers:
-        _run_on_ray(args, folder, pending)
+        args = replace(args, output_dir=os.path.abspath(args.output_dir))  # workers may have another current folder
+        _run_on_ray(partial(resolve, args), job, args.ray_workers)
     else:
-        _run_here(worker, shards, rank, world_size)
+        _run_here(ShardWorker(job, pipeline), rank, world_size)
     if rank == 0:
         _write_sheet(folder)
     return folder
 
 
-def _run_here(worker: ShardWorker, shards: range, rank: int, world_size: int) -> None:
-    folder = worker.folder
+def _run_here(worker: ShardWorker, rank: int, world_size: int) -> None:
+    job = worker.job
     _ = worker.pipeline  # loaded before the bar starts to count seconds
-    with _Progress(folder, shards, disable=rank != 0) as progress:
-        while pending := worker.pending():
+    with _Progress(job, disable=rank != 0) as progress:
+        while pending := job.pending():
             # Each rank begins with its own share, so that ranks seldom try for the same shard.
             pending = pending[rank::world_size] + [s for i, s in enumerate(pending) if i % world_size != rank]
             made = False
@@ -147,14 +138,14 @@ def _run_here(worker: ShardWorker, shards: range, rank: int, world_size: int) ->
                     progress.refresh()
                     made = True
                     if shard == 0:
-                        _write_sheet(folder)
+                        _write_sheet(job.folder)
             if not made:
-                # Others make what is left; should one of them die, its lock falls and the shard is made here.
+                # Others make what is left; if one of them dies, its lock is released and the shard is made here.
                 time.sleep(POLL_SECONDS)
                 progress.refresh()
 
 
-def _run_on_ray(args: SynthesisArguments, folder: ShardFolder, pending: list[int]) -> None:
+def _run_on_ray(resolve: Callable[[], Job], job: Job, num_workers: int) -> None:
     """Ray hands shards to whichever worker is free, and those of a lost node to another."""
     try:
         import ray.data
@@ -166,27 +157,27 @@ def _run_on_ray(args: SynthesisArguments, folder: ShardFolder, pending: list[int
         ray.init(log_to_driver=False)
 
     class RayWorker(ShardWorker):
-        def __init__(self, args: SynthesisArguments):
-            super().__init__(args)
-            self.open()  # another node may have another generator under the same name, or other versions
+        def __init__(self, resolve: Callable[[], Job]):
+            super().__init__(resolve())
+            self.job.open()  # another node may have another generator under the same name, or other versions
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             for shard in batch["item"].tolist():
                 super().__call__(shard)
             return batch
 
-    args = replace(args, output_dir=os.path.abspath(args.output_dir))  # workers may stand in another folder
+    pending = job.pending()
     made = ray.data.from_items(pending, override_num_blocks=len(pending)).map_batches(
         RayWorker,
         batch_size=1,
-        fn_constructor_args=(args,),
-        concurrency=args.ray_workers,
+        fn_constructor_args=(resolve,),
+        concurrency=num_workers,
         num_gpus=1 if torch.cuda.is_available() else 0,
     )
-    with _Progress(folder, args.shards(folder.num_shards)) as progress:
+    with _Progress(job) as progress:
         for _ in made.iter_batches(batch_size=1):
             progress.refresh()
-    left = sorted(set(pending) - folder.finished())
+    left = job.pending()
     if left:
         raise RuntimeError(f"Shards {left[:5]} are being made by processes outside of this run.")
 
@@ -194,10 +185,9 @@ def _run_on_ray(args: SynthesisArguments, folder: ShardFolder, pending: list[int
 class _Progress:
     """A bar over the images of all processes: own batches at once, others' shards when they are finished."""
 
-    def __init__(self, folder: ShardFolder, shards: range, disable: bool = False):
-        self.folder, self.shards = folder, shards
-        self.own = 0
-        total = sum(len(folder.rows(shard)) for shard in shards)
+    def __init__(self, job: Job, disable: bool = False):
+        self.folder, self.shards = job.folder, job.shards
+        total = sum(len(self.folder.rows(shard)) for shard in self.shards)
         self.bar = tqdm(
             total=total, initial=self._finished(), unit="image", desc="Generating", smoothing=0, disable=disable
         )
@@ -207,7 +197,6 @@ class _Progress:
 
     def add(self, images: int) -> None:
         """Images of the shard that this process is making."""
-        self.own += images
         self.bar.update(images)
 
     def refresh(self) -> None:

@@ -14,7 +14,7 @@ from .arguments import DEFAULT_STEPS, SynthesisArguments
 PIECE = 1 << 20
 
 
-@dataclass
+@dataclass(frozen=True)
 class Generator:
     """
     A pipeline of diffusers as [`describe_generator`] found it, not loaded yet.
@@ -24,10 +24,11 @@ class Generator:
         path: what `from_pretrained` takes.
         revision: the commit on the Hub, or a digest of a local folder's files.
         pipeline_class: of diffusers.
-        scheduler: class name of the scheduler that will be used.
+        scheduler: class name of the scheduler that will be used, in place of the pipeline's own if that is another.
         dtype: of the weights, by name.
         call: the keyword arguments of each call, without prompts and random generators.
         guidance_scale: that call's, or the pipeline's default; None if it has none.
+        compile: whether to compile the denoiser.
     """
 
     name: str
@@ -38,8 +39,9 @@ class Generator:
     dtype: str
     call: dict[str, Any]
     guidance_scale: float | None
+    compile: bool
 
-    def load(self, args: SynthesisArguments, device: torch.device) -> Any:
+    def load(self, device: torch.device) -> Any:
         """The pipeline on its device, ready to be called."""
         import diffusers
 
@@ -51,19 +53,23 @@ class Generator:
         pipeline = self.pipeline_class.from_pretrained(
             self.path, dtype=getattr(torch, self.dtype), use_safetensors=True, **hub
         )
-        if args.scheduler:
-            pipeline.scheduler = getattr(diffusers, args.scheduler).from_config(pipeline.scheduler.config)
+        if self.scheduler and type(pipeline.scheduler).__name__ != self.scheduler:
+            pipeline.scheduler = getattr(diffusers, self.scheduler).from_config(pipeline.scheduler.config)
         pipeline.set_progress_bar_config(disable=True)
         pipeline = pipeline.to(device)
-        if args.compile:
+        if self.compile:
             denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
             denoiser.compile()
         return pipeline
 
 
-def describe_generator(args: SynthesisArguments) -> Generator:
+def describe_generator(args: SynthesisArguments, path: str | None = None) -> Generator:
     """
     Read the pipeline's `model_index.json` and check that it takes what `args` ask for. No weights are loaded.
+
+    Args:
+        args: of the run.
+        path: the pipeline's folder, if `args.generator` only names it.
 
     Raises:
         OSError: there is no such pipeline.
@@ -73,13 +79,8 @@ def describe_generator(args: SynthesisArguments) -> Generator:
     import diffusers
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
-    path, steps, guidance_scale = args.generator, args.num_inference_steps or DEFAULT_STEPS, args.guidance_scale
-    if args.generator == "digits":
-        from ..digits import generate, generator_path
-
-        path = generator_path()
-        steps = args.num_inference_steps or generate.NUM_INFERENCE_STEPS
-        guidance_scale = generate.GUIDANCE_SCALE if guidance_scale is None else guidance_scale
+    path = args.generator if path is None else path
+    guidance_scale = args.guidance_scale
     if os.path.isdir(path) and not os.path.exists(os.path.join(path, "model_index.json")):
         raise OSError(f"'{path}' holds no pipeline of diffusers: it has no model_index.json.")
     index, commit = diffusers.DiffusionPipeline.load_config(
@@ -96,7 +97,7 @@ def describe_generator(args: SynthesisArguments) -> Generator:
     if not text_to_image:
         raise ValueError(f"'{args.generator}' is a {pipeline_class.__name__}, which makes no images from text alone.")
     call = {
-        "num_inference_steps": steps,
+        "num_inference_steps": args.num_inference_steps or DEFAULT_STEPS,
         "guidance_scale": guidance_scale,
         "negative_prompt": args.negative_prompt,
         "height": args.image_size,
@@ -123,6 +124,7 @@ def describe_generator(args: SynthesisArguments) -> Generator:
         dtype=dtype,
         call=call,
         guidance_scale=guidance_scale,
+        compile=args.compile,
     )
 
 

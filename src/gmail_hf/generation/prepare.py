@@ -1,11 +1,5 @@
-"""
-Pairs with images that need no decoding: at the size the model takes, as raw pixels, in memory-mapped Arrow files.
+"""Pairs whose images need no decoding: raw pixels at the size the model takes, in memory-mapped Arrow files."""
 
-    python -m gmail_hf.generation.prepare --dataset_name out --model_name_or_path digits --output_dir prepared
-    accelerate launch examples/train_gmail.py --dataset_name prepared --model_name_or_path digits
-"""
-
-import argparse
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,10 +7,9 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoProcessor
 
 from ..training.data import BadImageError, check_pairs, decode_image, image_processor_of, undecoded
-from ..training.loading import check_free_disk, load_pairs
+from ..training.loading import check_free_disk
 
 IMAGE_COLUMNS = ("real_image", "generated_image")
 
@@ -27,14 +20,14 @@ def prepare_pairs(
     """
     Decode, resize and crop the images once, as the processor would do at every step.
 
-    The result is a data set of pairs like any other, for [`load_pairs`], [`GmailTrainer`] and whatever else reads
-    images: each cell holds the uint8 pixels behind a header of a few bytes (the PPM format), so that "decoding" it
-    copies memory. The processor finds nothing to resize or crop and gives the same tensors as for the original.
+    The result is a data set of pairs like any other, for [`load_pairs`], [`GmailTrainer`] and other readers of images.
+    Each cell holds the uint8 pixels behind a header of a few bytes (the PPM format): to decode it is to copy memory.
+    The processor finds nothing to resize or crop and gives the same tensors as for the original.
 
     Args:
         pairs (`datasets.Dataset`): see [`check_pairs`].
         processor: a `CLIPProcessor` or an image processor.
-        output_dir: the folder to write, about `2 * 3 * height * width` bytes a pair; as much lies beside it meanwhile.
+        output_dir: the folder to write, about `2 * 3 * height * width` bytes per pair; writing it takes twice as much.
         num_proc (`int`, *optional*): processes that decode.
 
     Returns:
@@ -91,25 +84,3 @@ def _prepared(image_processor: Any, cell: dict | None) -> dict | None:
         return cell
     height, width, _ = pixels.shape
     return {"bytes": f"P6 {width} {height} 255\n".encode() + pixels.tobytes(), "path": None}
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_name", required=True, help="Pairs, as in examples/train_gmail.py.")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--model_name_or_path", required=True, help="The model whose processor is used, or 'digits'.")
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--num_proc", type=int, help="Processes that decode.")
-    args = parser.parse_args(argv)
-    name = args.model_name_or_path
-    if name == "digits":
-        from ..digits import clip_path
-
-        name = clip_path()
-    processor = AutoProcessor.from_pretrained(name)
-    prepared = prepare_pairs(load_pairs(args.dataset_name, args.split), processor, args.output_dir, args.num_proc)
-    print(f"{len(prepared)} pairs are in {args.output_dir}: train with --dataset_name {args.output_dir}.")
-
-
-if __name__ == "__main__":
-    main()

@@ -62,7 +62,7 @@ def generate_shard(
         pipeline: a text-to-image pipeline of diffusers.
         captions ([`Captions`]): all captions.
         rows (`range`): the shard's rows; row r is image `r % images_per_caption` of caption `r // images_per_caption`.
-        settings (`dict`): as in the manifest, see [`shards.settings_of`].
+        settings (`dict`): as in the manifest, see [`Job`].
         call (`dict`): keyword arguments of the pipeline's call.
         on_batch (`Callable`): called after every batch with the number of its images.
 

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from .arguments import SPLIT_NAME, SynthesisArguments
-from .captions import Captions
-from .pipelines import Generator
+from .arguments import SPLIT_NAME
 
 MANIFEST = "manifest.json"
 # Small row groups let readers, the Hub's viewer among them, fetch few images at a time.
 ROW_GROUP_SIZE = 100
-# Arguments that decide the bytes of the shards as they are; the others are resolved, or say where, who and how fast.
-OWN_SETTINGS = ("images_per_caption", "image_size", "compile", "batch_size", "seed", "shard_size", "image_format")
-
-
-def settings_of(args: SynthesisArguments, generator: Generator, captions: Captions) -> dict[str, Any]:
-    """All that decides the bytes of the shards."""
-    own = {name: value for name, value in asdict(args).items() if name in OWN_SETTINGS}
-    return own | {
-        "captions": captions.fingerprint(),
-        "num_captions": len(captions),
-        "real_images": captions.real_images,
-        "safety_policy": args.safety_policy,
-        "negative_prompt": args.negative_prompt,
-        "generator": generator.name,
-        "generator_revision": generator.revision,
-        "pipeline": generator.pipeline_class.__name__,
-        "scheduler": generator.scheduler,
-        "dtype": generator.dtype,
-        "num_inference_steps": generator.call["num_inference_steps"],
-        "guidance_scale": generator.guidance_scale,
-    }
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
@@ -111,8 +88,8 @@ class ShardFolder:
         Make the folder, or check that it was made with the same settings.
 
         Args:
-            settings: see [`settings_of`].
-            more: what the manifest tells besides.
+            settings: all that decides the bytes of the shards, see [`Job`].
+            more: further entries of the manifest.
 
         Raises:
             FileExistsError: the folder holds shards of other settings, and the message shows what differs; or it holds

@@ -14,7 +14,6 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub.repocard import RepoCard
 from safetensors.torch import load_file
 
-from ..digits.paths import generator_path
 from ..metrics.environment import environment
 
 PROVENANCE = "provenance.json"
@@ -89,8 +88,14 @@ def source(
 
 
 def generator_source(name: str, revision: str | None = None) -> dict[str, Any]:
-    """As [`source`], of a text-to-image pipeline, by the name that `examples/generate_dataset.py` knows it by."""
-    return source(generator_path() if name == "digits" else name, revision)
+    """As [`source`], of a text-to-image pipeline: a Hub id, a folder, or the name of a bundled one."""
+    return source(str(bundled_generator(name) or name), revision)
+
+
+def bundled_generator(name: str | None) -> Path | None:
+    """The folder `<name>/generator` of this package, if it holds a pipeline of diffusers."""
+    path = PACKAGE / str(name) / "generator"
+    return path if (path / "model_index.json").exists() else None
 
 
 def on_hub(name: str | None) -> bool:
@@ -116,8 +121,8 @@ def _pairs(dataset: Dataset | IterableDataset) -> dict[str, Any]:
         own = info.dataset_name if info.dataset_name not in _PACKAGED_DATASETS_MODULES else None
         known = {**source(None), "name": own, "license": info.license or None}
     generators = set()
-    if known["name"] == "digits" and not found:
-        generators.add(("digits", None))
+    if not found and bundled_generator(known["name"]):
+        generators.add((known["name"], None))
     elif isinstance(dataset, Dataset) and {"generator", "generator_revision"} <= set(dataset.column_names):
         table = dataset.select_columns(["generator", "generator_revision"]).with_format("arrow")
         for rows in table.iter(batch_size=100_000):

@@ -1,18 +1,18 @@
-"""Conversations to train on and to ask about, from the rows of a data set, and what is checked of them before work."""
+"""Conversations to train and evaluate on, made from the rows of a data set, and their checks before a run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, Image
 from transformers import LlavaProcessor
 
-from ..digits.questions import QUESTIONS, scene_messages
 from ..training.data import BadImageError, decode_image, undecoded
 from .chat import IMAGE_TOKEN
 
+Messages = list[dict[str, Any]]  # a conversation in the format of transformers' chat templates
 DEFAULT_QUESTION = "Provide a one-sentence caption for the provided image."
 
 
@@ -20,9 +20,8 @@ class Conversations:
     """
     Rows for [`LlavaCollator`], made from a data set when they are asked for.
 
-    A data set with a column of conversations gives these; one of digits scenes, with the columns `digits` and
-    `colors`, each question of [`digits.questions`] as a row of its own; any other its captions, as answers to one
-    question.
+    A conversation is a row's cell of `messages_column`, if the data set has that column; otherwise the result of each
+    of the functions `ask`; otherwise the row's caption as the answer to `question`.
 
     Args:
         rows (`datasets.Dataset`): the data set; a column `modality` names the branch of a row's images.
@@ -31,10 +30,12 @@ class Conversations:
         messages_column: of conversations in the format of transformers' chat templates.
         caption_column: of captions.
         question: what captions answer.
+        ask: by name, functions from a row of the data set to a conversation about its one image. Each row of the data
+            set becomes as many rows here, with the name as their `kind`.
 
     Attributes:
-        kinds: the `kind` of the rows that one row of the data set gives: `messages`, the names of the digits'
-            questions, or `caption`.
+        kinds: the `kind` of the rows that one row of the data set becomes: `messages`, the names in `ask`, or
+            `caption`.
 
     Raises:
         ValueError: a column is missing, or the data set is empty.
@@ -48,11 +49,15 @@ class Conversations:
         messages_column: str = "messages",
         caption_column: str = "caption",
         question: str = DEFAULT_QUESTION,
+        ask: Mapping[str, Callable[[dict[str, Any]], Messages]] | None = None,
     ):
+        self.ask = ask or {}
         if messages_column in rows.column_names:
             self.kinds, needed = ["messages"], [messages_column]
-        elif {"digits", "colors"} <= set(rows.column_names):
-            self.kinds, needed = list(QUESTIONS), ["digits", "colors"]
+        elif ask:
+            others = [column for column, feature in rows.features.items() if isinstance(feature, Image)]
+            others += [image_column, "modality"]
+            self.kinds, needed = list(ask), [column for column in rows.column_names if column not in others]
         else:
             self.kinds, needed = ["caption"], [caption_column]
         missing = [column for column in (image_column, *needed) if column not in rows.column_names]
@@ -72,8 +77,8 @@ class Conversations:
         row, kind = self.rows[index // len(self.kinds)], self.kinds[index % len(self.kinds)]
         if kind == "messages":
             messages = row[self.text_columns[0]]
-        elif "digits" in row:
-            messages = scene_messages(row, [kind])
+        elif kind in self.ask:
+            messages = self.ask[kind](row)
         else:
             question = [{"type": "image"}, {"type": "text", "text": self.question}]
             answer = [{"type": "text", "text": row[self.text_columns[0]]}]

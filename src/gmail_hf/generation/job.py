@@ -1,0 +1,81 @@
+"""A run with everything resolved: the captions, the generator, the settings and the folder."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from .arguments import SynthesisArguments
+from .captions import Captions, load_captions
+from .pipelines import Generator, describe_generator
+from .shards import ShardFolder
+
+# Arguments that decide the bytes of the shards as they are. Others are resolved first, or only say where and how fast.
+OWN_SETTINGS = ("images_per_caption", "image_size", "compile", "batch_size", "seed", "shard_size", "image_format")
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    What [`make_job`] resolved.
+
+    Args:
+        captions ([`Captions`]): all captions of the split.
+        generator ([`Generator`]): the pipeline, not loaded yet.
+        settings (`dict`): all that decides the bytes of the shards; the manifest records it.
+        source (`dict`): the origin of the captions; the manifest records it too.
+        folder ([`ShardFolder`]): where the shards go.
+        shards (`range`): the shards that this run makes.
+    """
+
+    captions: Captions
+    generator: Generator
+    settings: dict[str, Any]
+    source: dict[str, Any]
+    folder: ShardFolder
+    shards: range
+
+    def open(self) -> None:
+        """Make the folder, or check that it was made with the same settings; errors as of [`ShardFolder.open`]."""
+        self.folder.open(self.settings, source=self.source)
+
+    def pending(self) -> list[int]:
+        """The shards of this run that are not finished."""
+        return sorted(set(self.shards) - self.folder.finished())
+
+
+def make_job(args: SynthesisArguments, rows: Dataset | None = None, generator_path: str | None = None) -> Job:
+    """
+    Read the captions and the index of the pipeline. Nothing is written, and no weights are loaded.
+
+    Args:
+        args: of the run.
+        rows: the captions' data set, if `args.dataset_name` only names it.
+        generator_path: the pipeline's folder, if `args.generator` only names it.
+
+    Raises:
+        OSError, ValueError: see [`describe_generator`] and [`load_captions`].
+    """
+    generator = describe_generator(args, generator_path)
+    captions = load_captions(args) if rows is None else Captions(rows, args)
+    arguments = asdict(args)
+    settings = {name: value for name, value in arguments.items() if name in OWN_SETTINGS} | {
+        "captions": captions.fingerprint(),
+        "num_captions": len(captions),
+        "real_images": captions.real_images,
+        "safety_policy": args.safety_policy,
+        "negative_prompt": args.negative_prompt,
+        "generator": generator.name,
+        "generator_revision": generator.revision,
+        "pipeline": generator.pipeline_class.__name__,
+        "scheduler": generator.scheduler,
+        "dtype": generator.dtype,
+        "num_inference_steps": generator.call["num_inference_steps"],
+        "guidance_scale": generator.guidance_scale,
+    }
+    source = {name: value for name, value in arguments.items() if name.startswith("dataset_")}
+    source |= {"caption_column": args.caption_column, "captions_license": args.captions_license}
+    num_rows = len(captions) * args.images_per_caption
+    folder = ShardFolder(Path(args.output_dir), num_rows, args.shard_size, args.split)
+    return Job(captions, generator, settings, source, folder, args.shards(folder.num_shards))
