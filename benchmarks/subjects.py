@@ -77,8 +77,8 @@ def eight_bit_pixels(count: int, settings: Settings) -> dict[str, Any]:
 
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, 3, 224, 224), dtype=torch.uint8, generator=generator)
-    table = torch.linspace(-1.8, 2.1, 256).repeat(3, 1)
-    return {"generated_pixel_values": pixels.to(settings.device), "pixel_table": table.to(settings.device)}
+    scale = {"pixel_mean": torch.full((3,), 118.0), "pixel_std": torch.full((3,), 68.0)}
+    return {name: values.to(settings.device) for name, values in ({"generated_pixel_values": pixels} | scale).items()}
 
 
 def image_processor():

@@ -163,19 +163,19 @@ def bare_step(
     """A step on images in memory, in 8 bits as `GmailTrainer` has them or as pixel values, and on embeddings."""
     import torch
 
-    from gmail_hf.training.losses import GmailLossConfig
+    from gmail_hf.training.losses import gmail_loss
 
     images = subjects.eight_bit_pixels(batch, settings) if eight_bit else {}
     images = images or {"generated_pixel_values": subjects.pixels(batch, settings)}
-    partners = torch.randn(batch, model.projection_dim, device=settings.device)
+    partners = torch.nn.functional.normalize(torch.randn(batch, model.projection_dim, device=settings.device), dim=-1)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
-    losses = GmailLossConfig(mini_batch_size=mini_batch_size)
 
     def advance() -> None:
         with subjects.autocast(settings):
-            outputs = model(**images, real_embeds=partners, loss_config=losses)
-        outputs.loss.backward()
+            outputs = model(**images, mini_batch_size=mini_batch_size)
+            loss = gmail_loss({"gen_embeds": outputs.gen_embeds, "real_embeds": partners})["loss"]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

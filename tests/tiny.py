@@ -9,7 +9,8 @@ from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from gmail_hf import GmailCLIPModel
+from gmail_hf import GmailCLIPModel, GmailLossConfig
+from gmail_hf.training.losses import gmail_loss
 
 IMAGE_SIZE = 16
 CAPTIONS = ("a cat", "a dog", "two birds", "a red car")
@@ -111,6 +112,21 @@ def make_pairs(
             }
         ),
     )
+
+
+def pair_losses(model, batch, config=None):
+    """Outputs and losses of a batch of pairs, computed as `GmailTrainer` does; `model` may be wrapped by DDP."""
+    config = config or GmailLossConfig()
+    ids = {name: batch[name] for name in ("image_ids", "caption_ids") if name in batch}
+    text = () if config.needs_text else ("input_ids", "attention_mask")
+    outputs = model(
+        **{name: values for name, values in batch.items() if name not in (*ids, *text)},
+        generated_modality=config.generated_modality,
+        mini_batch_size=config.mini_batch_size,
+        token_layer=config.token_layer if config.token_weight > 0 else None,
+    )
+    scale = getattr(model, "module", model).logit_scale.exp()
+    return outputs, gmail_loss(outputs, **ids, logit_scale=scale, config=config)
 
 
 def logged(trainer, name="loss"):

@@ -27,6 +27,7 @@ from gmail_hf import (
     GmailVisionModel,
     GmailVisionModelWithProjection,
 )
+from gmail_hf.training.losses import gmail_loss
 
 BRANCHES = [["gen", "real", "real", "gen", "gen"], ["real", "gen", "gen", "real", "gen"]]
 TRAINABLE = [["gen"], ["real", "gen"], ["real"]]
@@ -184,11 +185,11 @@ def test_compiles_as_one_graph(model, modality):
 
 def test_compiled_training_step_equals_eager(model):
     batch = {"generated_pixel_values": pixels(4), "real_pixel_values": pixels(4, seed=1)}
-    model(**batch).loss.backward()
+    gmail_loss(model(**batch))["loss"].backward()
     eager = adapter_gradients(model)
     model.zero_grad()
     torch.compiler.reset()
-    torch.compile(model, fullgraph=True, backend="aot_eager")(**batch).loss.backward()
+    gmail_loss(torch.compile(model, fullgraph=True, backend="aot_eager")(**batch))["loss"].backward()
     assert_close(adapter_gradients(model), eager)
 
 
@@ -220,8 +221,9 @@ def test_bfloat16_stays_close(clip_folder, tmp_path):
     assert actual.dtype == torch.bfloat16
     assert torch.nn.functional.cosine_similarity(expected, actual.float()).min() > 0.999
     pair = half(generated_pixel_values=pixels(4).bfloat16(), real_pixel_values=pixels(4, 1).bfloat16())
-    pair.loss.backward()
-    assert pair.loss.dtype == torch.float32
+    loss = gmail_loss(pair)["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32
     assert all(parameter.grad.isfinite().all() for _, parameter in half.adapter_parameters())
 
 
@@ -284,7 +286,7 @@ def test_only_adapters_train(clip_folder, tmp_path):
 @pytest.mark.parametrize("names", TRAINABLE, ids=str)
 def test_pair_loss_reaches_every_trained_branch_and_nothing_else(clip_folder, names):
     model = make_model(clip_folder, trainable_modalities=names)
-    model(generated_pixel_values=pixels(4), real_pixel_values=pixels(4, seed=1)).loss.backward()
+    gmail_loss(model(generated_pixel_values=pixels(4), real_pixel_values=pixels(4, seed=1)))["loss"].backward()
     for name, parameter in model.named_parameters():
         reached = parameter.grad is not None and parameter.grad.abs().sum() > 0
         assert reached == any(f".{branch}" in name for branch in names) and reached == parameter.requires_grad, name

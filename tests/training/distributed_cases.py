@@ -12,7 +12,7 @@ import datasets
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from tiny import make_model, make_pairs, make_processor, pixels, tokens
+from tiny import make_model, make_pairs, make_processor, pair_losses, pixels, tokens
 from torch.nn.parallel import DistributedDataParallel
 from transformers import set_seed
 
@@ -48,10 +48,10 @@ def one_step(clip_folder: str, case: str, rows: slice) -> dict[str, torch.Tensor
     fields, config = CASES[case]
     model = make_model(clip_folder, **fields).train()
     parallel = DistributedDataParallel(model) if dist.is_initialized() else model
-    output = parallel(**batch_of(rows), loss_config=config)
-    output.loss.backward()
+    loss = pair_losses(parallel, batch_of(rows), config)[1]["loss"]
+    loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return {"loss": output.loss.detach(), **gradients}
+    return {"loss": loss.detach(), **gradients}
 
 
 def train(clip_folder: str, folder: Path, batch_size: int, bad: tuple[int, ...] = ()) -> tuple[dict, list[dict]]:

@@ -13,7 +13,6 @@ from PIL import Image
 from tiny import IMAGE_SIZE, make_pairs, make_processor, picture, png
 
 from gmail_hf.training.data import BadImageError, GmailCollator, check_pairs, decode_image, stable_id, undecoded
-from gmail_hf.training.pixels import look_up
 
 # check_pairs
 
@@ -147,21 +146,24 @@ def test_batch_has_the_arguments_of_forward(processor):
     assert len(set(batch["image_ids"].tolist())) == 3
     assert batch["attention_mask"].sum(dim=1).tolist() == [6, 10, 6]
     expected = processor.image_processor(images=[decode_image(png(1))], return_tensors="pt")["pixel_values"][0]
-    assert torch.equal(batch["generated_pixel_values"][0], expected)
+    torch.testing.assert_close(batch["generated_pixel_values"][0], expected, rtol=0, atol=1e-6)
 
 
 def test_eight_bit_batches_hold_the_same_values_in_fewer_bytes(processor):
     rows = rows_of(make_pairs(3, bad_generated=(1,)))
     whole, batch = GmailCollator(processor)(rows), GmailCollator(processor, eight_bit=True)(rows)
-    assert set(batch) - set(whole) == {"pixel_table"} and batch["pixel_table"].shape == (3, 256)
+    scale = {name: batch.pop(name) for name in ("pixel_mean", "pixel_std")}
+    assert batch.keys() == whole.keys()
+    assert {(tuple(values.shape), values.dtype) for values in scale.values()} == {((3,), torch.float32)}
+    mean, std = (values[:, None, None] for values in scale.values())
     for name in whole:
         if name.endswith("pixel_values"):
             assert batch[name].dtype == torch.uint8
-            assert torch.equal(look_up(batch[name], batch["pixel_table"]), whole[name])
+            torch.testing.assert_close((batch[name] - mean) / std, whole[name], rtol=0, atol=1e-6)
         else:
             assert torch.equal(batch[name], whole[name])
     empty = GmailCollator(processor, eight_bit=True)(rows[1:2])
-    assert torch.equal(empty["pixel_table"], batch["pixel_table"])
+    assert all(torch.equal(empty[name], values) for name, values in scale.items())
     assert empty["generated_pixel_values"].shape == (0, *batch["generated_pixel_values"].shape[1:])
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import make_model, pixels, tokens
+from tiny import make_model, pair_losses, pixels, tokens
 from torch.nn.functional import normalize
 
 from gmail_hf import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss, token_alignment_loss
@@ -115,10 +115,14 @@ def embeddings(seed):
     return normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
+def named(gen, real, text):
+    return {"gen_embeds": gen, "real_embeds": real, "text_embeds": text}
+
+
 def test_total_is_the_weighted_sum_of_named_terms():
     gen, real, text = embeddings(0), embeddings(1), embeddings(2)
     ids, captions = torch.tensor([1, 1, 2, 3, 4, 5]), torch.tensor([1, 2, 3, 4, 4, 6])
-    losses = gmail_loss(gen, real, text, 5.0, ids, captions, ALL_LOSSES)
+    losses = gmail_loss(named(gen, real, text), ids, captions, 5.0, ALL_LOSSES)
     expected = {
         "align": alignment_loss(gen, real, ids, captions, 0.07, symmetric=True),
         "consistency": consistency_loss(gen, real),
@@ -132,12 +136,33 @@ def test_total_is_the_weighted_sum_of_named_terms():
 
 
 def test_autocast_leaves_the_loss_in_float32():
-    gen, real, text = embeddings(0), embeddings(1), embeddings(2)
-    plain = gmail_loss(gen, real, text, 5.0, None, None, ALL_LOSSES)
+    embeds = named(embeddings(0), embeddings(1), embeddings(2))
+    plain = gmail_loss(embeds, logit_scale=5.0, config=ALL_LOSSES)
     with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = gmail_loss(gen, real, text, 5.0, None, None, ALL_LOSSES)
-        assert (gen @ real.t()).dtype == torch.bfloat16
+        under_autocast = gmail_loss(embeds, logit_scale=5.0, config=ALL_LOSSES)
+        assert (embeds["gen_embeds"] @ embeds["real_embeds"].t()).dtype == torch.bfloat16
     assert plain == under_autocast
+
+
+@pytest.mark.parametrize(
+    ("changed", "config", "message"),
+    [
+        ({"real_embeds": None}, {}, "compare `real_embeds`: pass `real_pixel_values`"),
+        ({"gen_embeds": None}, {"align_weight": 0.0, "gen_text_weight": 1.0}, "`gen_embeds`: pass `generated_pixel"),
+        ({"text_embeds": None}, {"real_text_weight": 1.0}, "`text_embeds`: pass `input_ids`"),
+        ({}, {"token_weight": 1.0}, "`gen_tokens`: pass `generated_pixel_values` and `token_layer`"),
+        ({}, {"real_text_weight": 1.0}, "logit_scale"),
+        ({"real_embeds": embeddings(1)[:5]}, {}, "'gen_embeds': 6, 'real_embeds': 5"),
+        ({"image_ids": torch.zeros(1, dtype=torch.long)}, {}, "'image_ids': 1"),
+        ({"caption_ids": torch.zeros(7, dtype=torch.long)}, {}, "'caption_ids': 7"),
+    ],
+    ids=str,
+)
+def test_what_the_losses_lack_is_named(changed, config, message):
+    given = {**named(embeddings(0), embeddings(1), embeddings(2)), "image_ids": None, "caption_ids": None, **changed}
+    ids = {name: given.pop(name) for name in ("image_ids", "caption_ids")}
+    with pytest.raises(ValueError, match=message):
+        gmail_loss(given, **ids, config=GmailLossConfig(**config))
 
 
 # In the model
@@ -155,36 +180,34 @@ def pair_batch(count=8, text=True):
 
 def step(model, batch, config):
     model.zero_grad()
-    output = model(**batch, loss_config=config)
-    output.loss.backward()
+    _, losses = pair_losses(model, batch, config)
+    losses["loss"].backward()
     gradients = {n: p.grad.clone() for n, p in model.adapter_parameters() if p.grad is not None}
-    return output, gradients
+    return losses["loss"], gradients
 
 
-def test_output_holds_the_terms_and_the_embeddings(clip_folder):
+def test_output_holds_the_embeddings_of_what_was_given(clip_folder):
     model = make_model(clip_folder)
     batch = pair_batch()
-    output = model(**batch, loss_config=ALL_LOSSES)
-    assert list(output.losses) == ["align", "consistency", "gen_text", "real_text"]
+    output, losses = pair_losses(model, batch, ALL_LOSSES)
+    assert list(losses) == ["loss", "align", "consistency", "gen_text", "real_text"]
     torch.testing.assert_close(output.gen_embeds, model.embed_images(batch["generated_pixel_values"], "gen"))
     torch.testing.assert_close(output.real_embeds, model.embed_images(batch["real_pixel_values"], "real"))
     torch.testing.assert_close(output.text_embeds, model.embed_text(batch["input_ids"]))
     torch.testing.assert_close(output.gen_embeds.norm(dim=-1), torch.ones(8))
     assert not output.real_embeds.requires_grad and output.gen_embeds.requires_grad
-    default = model(**pair_batch(text=False))
-    assert list(default.losses) == ["align"] and torch.equal(default.loss, default.losses["align"])
-    with pytest.raises(ValueError, match="input_ids"):
-        model(**pair_batch(text=False), loss_config=ALL_LOSSES)
+    assert output.gen_tokens is None and output.real_tokens is None
+    one = model(generated_pixel_values=batch["generated_pixel_values"], generated_modality="real")
+    torch.testing.assert_close(one.gen_embeds, model.embed_images(batch["generated_pixel_values"], "real"))
+    assert list(one) == ["gen_embeds"] and not one.gen_embeds.requires_grad
+    assert list(model(input_ids=batch["input_ids"])) == ["text_embeds"]
 
 
-def test_real_embeds_replace_real_images(clip_folder):
-    model = make_model(clip_folder)
-    batch = pair_batch(text=False)
-    fresh, fresh_gradients = step(model, batch, GmailLossConfig())
-    real = model.get_image_features(batch.pop("real_pixel_values"), modality="real").pooler_output
-    cached, cached_gradients = step(model, {**batch, "real_embeds": real.detach()}, GmailLossConfig())
-    torch.testing.assert_close(cached.loss, fresh.loss)
-    torch.testing.assert_close(cached_gradients, fresh_gradients)
+def test_the_papers_loss_is_the_default(clip_folder):
+    model, batch = make_model(clip_folder), pair_batch(text=False)
+    output, losses = pair_losses(model, batch)
+    assert list(losses) == ["loss", "align"] and torch.equal(losses["loss"], losses["align"])
+    assert gmail_loss(output, batch["image_ids"], batch["caption_ids"]) == losses
 
 
 @pytest.mark.parametrize("trainable", [["gen"], ["real", "gen"]], ids=str)
@@ -195,7 +218,7 @@ def test_mini_batches_give_the_plain_gradient(clip_folder, trainable, size):
     plain, plain_gradients = step(model, pair_batch(), GmailLossConfig(**losses))
     losses["mini_batch_size"] = size
     small, small_gradients = step(model, pair_batch(), GmailLossConfig(**losses))
-    torch.testing.assert_close(small.loss, plain.loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(small, plain, rtol=1e-5, atol=1e-6)
     assert len(plain_gradients) == sum(1 for _ in model.adapter_parameters())
     torch.testing.assert_close(small_gradients, plain_gradients, rtol=1e-5, atol=1e-6)
 
@@ -204,17 +227,16 @@ def test_mini_batches_give_the_plain_gradient(clip_folder, trainable, size):
 def test_token_loss_reads_patch_tokens_of_its_layer(clip_folder, layer):
     model, batch = make_model(clip_folder), pair_batch(text=False)
     config = GmailLossConfig(token_weight=2.0, token_layer=layer)
-    output = model(**batch, loss_config=config)
+    output, losses = pair_losses(model, batch, config)
     tokens = [
         model.vision_model(batch[f"{side}_pixel_values"], modality=modality, output_hidden_states=True)
         for side, modality in (("generated", "gen"), ("real", "real"))
     ]
-    expected = token_alignment_loss(*(outputs.hidden_states[layer][:, 1:] for outputs in tokens))
-    torch.testing.assert_close(output.losses["token"], expected)
-    torch.testing.assert_close(output.loss, output.losses["align"] + 2 * expected)
-    real = batch.pop("real_pixel_values")
-    with pytest.raises(ValueError, match="`token_weight` needs patch tokens: pass `real_pixel_values`"):
-        model(**batch, real_embeds=model.embed_images(real, "real").detach(), loss_config=config)
+    tokens = [outputs.hidden_states[layer][:, 1:] for outputs in tokens]
+    torch.testing.assert_close([output.gen_tokens, output.real_tokens], tokens)
+    expected = token_alignment_loss(*tokens)
+    torch.testing.assert_close(losses["token"], expected)
+    torch.testing.assert_close(losses["loss"], losses["align"] + 2 * expected)
 
 
 def test_mini_batches_draw_dropout_once(clip_folder):
@@ -239,16 +261,17 @@ def test_mini_batches_draw_dropout_once(clip_folder):
 def test_eight_bit_pixels_give_the_same_loss_and_gradient(clip_folder, mini_batch_size):
     model, batch = make_model(clip_folder).train(), pair_batch(text=False)
     config, generator = GmailLossConfig(mini_batch_size=mini_batch_size), torch.Generator().manual_seed(0)
-    table = torch.randn(3, 256, generator=generator)
+    scale = {"pixel_mean": torch.tensor([120.0, 110.0, 100.0]), "pixel_std": torch.tensor([60.0, 70.0, 80.0])}
+    mean, std = (values[:, None, None] for values in scale.values())
     sides = ("generated_pixel_values", "real_pixel_values")
     small = {side: torch.randint(256, batch[side].shape, generator=generator, dtype=torch.uint8) for side in sides}
-    whole = {side: torch.stack([table[c][small[side][:, c].long()] for c in range(3)], dim=1) for side in sides}
+    whole = {side: (values - mean) / std for side, values in small.items()}
     expected, gradients = step(model, {**batch, **whole}, config)
-    output, found = step(model, {**batch, **small, "pixel_table": table}, config)
-    assert torch.equal(output.loss, expected.loss) and all(torch.equal(found[n], gradients[n]) for n in gradients)
-    for wrong in (small, {**whole, "pixel_table": table}):
-        with pytest.raises(ValueError, match="`generated_pixel_values` are .*go together"):
-            model(**{**batch, **wrong}, loss_config=config)
+    loss, found = step(model, {**batch, **small, **scale}, config)
+    assert torch.equal(loss, expected) and all(torch.equal(found[n], gradients[n]) for n in gradients)
+    for wrong in (small, {**whole, **scale}, {**small, "pixel_mean": scale["pixel_mean"]}):
+        with pytest.raises(ValueError, match="uint8 images need `pixel_mean` and `pixel_std`"):
+            pair_losses(model, {**batch, **wrong}, config)
 
 
 def saved_bytes(model, batch, config):
@@ -262,7 +285,7 @@ def saved_bytes(model, batch, config):
     given = [*model.parameters(), *batch.values()]
     given = {tensor.untyped_storage().data_ptr() for tensor in given}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(**batch, loss_config=config).loss
+        loss = pair_losses(model, batch, config)[1]["loss"]
     loss.backward()
     return sum(size for pointer, size in kept.items() if pointer not in given)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import assert_equal, logged, make_model, make_pairs, make_processor, pixels, tokens, weights
+from tiny import assert_equal, logged, make_model, make_pairs, make_processor, pair_losses, pixels, tokens, weights
 
 from gmail_hf import GmailCLIPModel, GmailLossConfig, GmailTrainer
 from gmail_hf.training import embeddings
@@ -127,7 +127,7 @@ def test_joint_training_is_the_weighted_sum(clip_folder):
     gradients = []
     for losses in ({}, TEXT, {"gen_text_weight": 0.3}):
         model.zero_grad()
-        model(**batch, loss_config=GmailLossConfig(**losses)).loss.backward()
+        pair_losses(model, batch, GmailLossConfig(**losses))[1]["loss"].backward()
         gradients.append({name: 0 if p.grad is None else p.grad.clone() for name, p in model.adapter_parameters()})
     align, text, joint = gradients
     for name, gradient in joint.items():

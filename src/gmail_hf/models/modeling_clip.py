@@ -19,8 +19,6 @@ from transformers.models.clip.modeling_clip import CLIPOutput, image_text_contra
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from ..training.losses import PAPER_LOSSES, GmailLossConfig, gmail_loss
-from ..training.pixels import look_up
 from .checkpoints import AdapterMixin
 from .configuration_clip import GmailConfig
 from .layers import ModalityProjection
@@ -30,23 +28,24 @@ from .towers import GmailTextModel, GmailVisionModel, Modality, ModalityMixin, i
 @dataclass
 class GmailOutput(ModelOutput):
     """
-    What [`GmailCLIPModel`] returns for a batch of pairs; the embeddings are this process's own, L2-normalised.
+    What [`GmailCLIPModel`] returns for a batch of pairs: embeddings of what was given, L2-normalised.
+
+    [`gmail_loss`] computes the losses from it.
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`): the weighted sum of `losses`.
-        losses (`dict[str, torch.FloatTensor]`): the terms by name, unweighted: `align`, `consistency`, `token`,
-            `gen_text`, `real_text`, those whose weight is not zero.
         gen_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`, *optional*): generated images through
-            `gen`, if given.
+            `generated_modality`, if given.
         real_embeds (same shape, *optional*): real images through `real`, if given.
-        text_embeds (same shape, *optional*): captions, if a loss asked for them.
+        text_embeds (same shape, *optional*): captions, if given.
+        gen_tokens, real_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`, *optional*): patch tokens of
+            `token_layer`, not normalised, if asked for.
     """
 
-    loss: torch.FloatTensor | None = None
-    losses: dict[str, torch.FloatTensor] | None = None
     gen_embeds: torch.FloatTensor | None = None
     real_embeds: torch.FloatTensor | None = None
     text_embeds: torch.FloatTensor | None = None
+    gen_tokens: torch.FloatTensor | None = None
+    real_tokens: torch.FloatTensor | None = None
 
 
 class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
@@ -184,20 +183,25 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         modality: Modality | None,
         mini_batch_size: int | None,
         token_layer: int | None = None,
-        pixel_table: torch.Tensor | None = None,
+        scale: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings as in [`embed_images`] and, if asked for, patch tokens `(batch, tokens, hidden)` of a layer."""
+        """
+        Embeddings as in [`embed_images`] and, if asked for, patch tokens `(batch, tokens, hidden)` of a layer.
+
+        `scale` is the mean and the standard deviation of uint8 images; a mini-batch normalises its own, so that the
+        whole batch never exists as floats.
+        """
         if len(pixel_values) == 0:
             embeds = self._no_embeds()
             tokens = (0, self.vision_model.embeddings.num_patches, self.vision_embed_dim)
             return embeds, None if token_layer is None else embeds.new_zeros(tokens) + embeds.sum()
         if mini_batch_size is None or mini_batch_size >= len(pixel_values):
-            return self._unit_features(pixel_values, modality, token_layer, pixel_table)
+            return self._unit_features(pixel_values, modality, token_layer, scale)
         chunks = []
         for start in range(0, len(pixel_values), mini_batch_size):
             rows = slice(start, start + mini_batch_size)
             names = modality if modality is None or isinstance(modality, str) else modality[rows]
-            arguments = pixel_values[rows], names, token_layer, pixel_table
+            arguments = pixel_values[rows], names, token_layer, scale
             # The backward pass begins with the last mini-batch: its activations may stay.
             last = start + mini_batch_size >= len(pixel_values)
             chunks.append(
@@ -218,10 +222,11 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         pixel_values: torch.Tensor,
         modality: Modality | None,
         token_layer: int | None,
-        pixel_table: torch.Tensor | None,
+        scale: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if pixel_table is not None:
-            pixel_values = look_up(pixel_values, pixel_table)
+        if scale is not None:
+            mean, std = (values[:, None, None] for values in scale)  # (channels, 1, 1)
+            pixel_values = pixel_values.float().sub_(mean).div_(std)
         hidden = {"pooled_only": True} if token_layer is None else {"output_hidden_states": True}
         outputs = self.get_image_features(pixel_values, modality=modality, **hidden)
         embeds = nn.functional.normalize(outputs.pooler_output, dim=-1)
@@ -246,36 +251,37 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         modality: Modality | None = None,
-        generated_pixel_values: torch.FloatTensor | None = None,
-        generated_embeds: torch.FloatTensor | None = None,
-        real_pixel_values: torch.FloatTensor | None = None,
-        real_embeds: torch.FloatTensor | None = None,
-        pixel_table: torch.FloatTensor | None = None,
-        image_ids: torch.LongTensor | None = None,
-        caption_ids: torch.LongTensor | None = None,
-        loss_config: GmailLossConfig = PAPER_LOSSES,
+        generated_pixel_values: torch.Tensor | None = None,
+        real_pixel_values: torch.Tensor | None = None,
+        pixel_mean: torch.FloatTensor | None = None,
+        pixel_std: torch.FloatTensor | None = None,
+        generated_modality: str = "gen",
+        mini_batch_size: int | None = None,
+        token_layer: int | None = None,
         **kwargs: Any,
     ) -> CLIPOutput | GmailOutput:
         """
-        CLIP's forward with a branch, or, given generated or real images by those names, the losses of GMAIL on pairs.
+        CLIP's forward with a branch or, without `pixel_values`, the embeddings of a batch of pairs for
+        [`gmail_loss`].
 
         Args:
             input_ids (`torch.LongTensor` of shape `(texts, tokens)`), attention_mask (same shape), position_ids: as in
-                `CLIPModel`; on pairs only the text losses need them, one caption a pair.
+                `CLIPModel`; one caption per pair, *optional* there.
             pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`): as in `CLIPModel`.
-            return_loss (`bool`): add CLIP's loss; it is always returned on pairs.
-            modality (`str` or a list of one an image, *optional*): the branch of `pixel_values`; default
-                `self.modality`. On pairs the branches are given: `gen` for generated, `real` for real images.
-            generated_pixel_values (`torch.FloatTensor` of shape `(pairs, channels, height, width)`): generated images.
-            real_pixel_values (same shape): their real partners. Only what a loss looks at is needed.
-            generated_embeds, real_embeds (`torch.FloatTensor` of shape `(pairs, projection_dim)`): in their places,
-                embeddings by a frozen branch, computed before.
-            pixel_table (`torch.FloatTensor` of shape `(3, 256)`): makes values of uint8 images, see [`GmailCollator`].
-            image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`): pairs that share one are no negatives.
-            loss_config ([`GmailLossConfig`]): weights and temperature of the losses; default the paper's, Eq. 1.
+            return_loss (`bool`): add CLIP's loss. [`gmail_loss`] computes those of pairs.
+            modality (`str` or a list with one per image, *optional*): the branch of `pixel_values`; default
+                `self.modality`.
+            generated_pixel_values (`torch.FloatTensor` or `torch.ByteTensor` of shape
+                `(pairs, channels, height, width)`): generated images, embedded by `generated_modality`.
+            real_pixel_values (same shape): their real partners, embedded by `real`.
+            pixel_mean, pixel_std (`torch.FloatTensor` of shape `(channels,)`): normalise uint8 images of pairs to
+                `(pixels - pixel_mean) / pixel_std`.
+            generated_modality (`str`): the branch of generated images.
+            mini_batch_size (`int`, *optional*): images of pairs per pass, see [`~GmailCLIPModel.embed_images`].
+            token_layer (`int`, *optional*): also return the patch tokens of this element of `hidden_states`.
 
         Returns:
-            `CLIPOutput`, or on pairs [`GmailOutput`] with `loss`, the named `losses` and the embeddings.
+            `CLIPOutput`, or for pairs [`GmailOutput`]. A branch with no trainable weights runs without gradient.
 
         Raises:
             ValueError: missing or contradicting inputs, unknown modality, images of another size.
@@ -284,15 +290,28 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
         reject_unknown("GmailCLIPModel.forward()", kwargs)
         pairs = {
             "generated_pixel_values": generated_pixel_values,
-            "generated_embeds": generated_embeds,
             "real_pixel_values": real_pixel_values,
-            "real_embeds": real_embeds,
+            "input_ids": input_ids,
         }
-        if any(values is not None for values in pairs.values()):
+        if generated_pixel_values is not None or real_pixel_values is not None:
             if pixel_values is not None or modality is not None:
                 raise ValueError("Pairs take no `pixel_values` or `modality`: their branches are `gen` and `real`.")
-            ids = {"image_ids": image_ids, "caption_ids": caption_ids}
-            return self._forward_pairs(pairs, pixel_table, input_ids, attention_mask, ids, loss_config)
+        if pixel_values is None and modality is None and any(values is not None for values in pairs.values()):
+            counts = {name: len(values) for name, values in pairs.items() if values is not None}
+            if len(set(counts.values())) > 1:
+                raise ValueError(f"A batch of pairs needs as many rows of each input, got {counts}.")
+            scale = None if pixel_mean is None or pixel_std is None else (pixel_mean, pixel_std)
+            gen_embeds, gen_tokens = self._embed_side(
+                generated_pixel_values, generated_modality, mini_batch_size, token_layer, scale
+            )
+            real_embeds, real_tokens = self._embed_side(real_pixel_values, "real", mini_batch_size, token_layer, scale)
+            return GmailOutput(
+                gen_embeds=gen_embeds,
+                real_embeds=real_embeds,
+                text_embeds=None if input_ids is None else self.embed_text(input_ids, attention_mask),
+                gen_tokens=gen_tokens,
+                real_tokens=real_tokens,
+            )
         if pixel_values is None or input_ids is None:
             raise ValueError(
                 "Specify `input_ids` and `pixel_values`, or `generated_pixel_values` and the like for pairs."
@@ -319,74 +338,21 @@ class GmailCLIPModel(ModalityMixin, AdapterMixin, CLIPModel):
             vision_model_output=vision_outputs,
         )
 
-    def _forward_pairs(
-        self,
-        images: dict[str, torch.Tensor | None],
-        pixel_table: torch.Tensor | None,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        ids: dict[str, torch.Tensor | None],
-        loss_config: GmailLossConfig,
-    ) -> GmailOutput:
-        if loss_config.needs_text and input_ids is None:
-            raise ValueError("`gen_text_weight` and `real_text_weight` need the captions: pass `input_ids`.")
-        rows = {**images, "input_ids": input_ids, **ids}
-        counts = {name: len(values) for name, values in rows.items() if values is not None}
-        if len(set(counts.values())) > 1:
-            raise ValueError(f"A batch of pairs needs as many rows of each input, got {counts}.")
-        gen_embeds, gen_tokens = self._embed_side("generated", images, pixel_table, loss_config)
-        real_embeds, real_tokens = self._embed_side("real", images, pixel_table, loss_config)
-        text_embeds = self.embed_text(input_ids, attention_mask) if loss_config.needs_text else None
-        losses = gmail_loss(
-            gen_embeds,
-            real_embeds,
-            text_embeds,
-            logit_scale=self.logit_scale.exp(),
-            **ids,
-            config=loss_config,
-            gen_tokens=gen_tokens,
-            real_tokens=real_tokens,
-        )
-        return GmailOutput(
-            loss=losses.pop("loss"),
-            losses=losses,
-            gen_embeds=gen_embeds,
-            real_embeds=real_embeds,
-            text_embeds=text_embeds,
-        )
-
     def _embed_side(
         self,
-        side: str,
-        images: dict[str, torch.Tensor | None],
-        pixel_table: torch.Tensor | None,
-        loss_config: GmailLossConfig,
+        pixel_values: torch.Tensor | None,
+        modality: str,
+        mini_batch_size: int | None,
+        token_layer: int | None,
+        scale: tuple[torch.Tensor, torch.Tensor] | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Embeddings of the generated or the real images of a batch, None if there are none; patch tokens likewise."""
-        modality = loss_config.generated_modality if side == "generated" else "real"
-        pixel_values, embeds = images[f"{side}_pixel_values"], images[f"{side}_embeds"]
-        if pixel_values is not None and embeds is not None:
-            raise ValueError(f"Pass either `{side}_pixel_values` or `{side}_embeds`.")
-        token_layer = loss_config.token_layer if loss_config.token_weight > 0 else None
-        if pixel_values is not None:
-            if (pixel_values.dtype == torch.uint8) != (pixel_table is not None):
-                raise ValueError(
-                    f"`{side}_pixel_values` are {pixel_values.dtype}: uint8 pixels and `pixel_table` go together."
-                )
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains(modality)):
-                return self._embed(pixel_values, modality, loss_config.mini_batch_size, token_layer, pixel_table)
-        if token_layer is not None:
-            raise ValueError(f"`token_weight` needs patch tokens: pass `{side}_pixel_values`.")
-        if embeds is None:
-            if loss_config.needs_generated if side == "generated" else loss_config.needs_real:
-                raise ValueError(f"The losses need {side} images: pass `{side}_pixel_values` or `{side}_embeds`.")
+        """Embeddings and, if asked for, patch tokens of the generated or the real images of a batch; None of none."""
+        if pixel_values is None:
             return None, None
-        if embeds.shape[1:] != (self.projection_dim,):
+        if (pixel_values.dtype == torch.uint8) != (scale is not None):
             raise ValueError(
-                f"`{side}_embeds` have shape {tuple(embeds.shape)}; the model's dimension is {self.projection_dim}."
+                f"Images of pairs are {pixel_values.dtype}: uint8 images need `pixel_mean` and `pixel_std`, which "
+                "others do not take."
             )
-        if torch.is_grad_enabled() and self.trains(modality):
-            raise ValueError(
-                f"`{side}_embeds` are of no use while the `{modality}` branch trains: pass `{side}_pixel_values`."
-            )
-        return nn.functional.normalize(embeds.to(self.dtype), dim=-1), None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains(modality)):
+            return self._embed(pixel_values, modality, mini_batch_size, token_layer, scale)

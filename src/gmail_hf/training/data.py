@@ -21,9 +21,10 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from transformers.utils import logging
 
-from .pixels import PixelValues, raw_pixels
+from .images import PixelValues, raw_pixels
 
 SIDES = ("real", "generated")
+PIXEL_SCALE = ("pixel_mean", "pixel_std")
 PAIR_COLUMNS = ("real_image", "generated_image", "caption", "image_id")
 
 logger = logging.get_logger(__name__)
@@ -183,15 +184,15 @@ def stable_id(value: str | int) -> int:
 
 class GmailCollator:
     """
-    Rows of a data set of pairs to the arguments of [`GmailCLIPModel.forward`].
+    Rows of a data set of pairs to a batch: the arguments of [`GmailCLIPModel.forward`] and the ids of the pairs.
 
     Args:
         processor: a `CLIPProcessor`, or an image processor alone if `with_text` is False.
         with_text (`bool`): tokenise the captions too; the text losses need them.
         on_bad_image (`str`): `"skip"` leaves the pair of an unreadable image out, with a warning that names it, and
             counts it in `skipped_pairs`; `"error"` raises.
-        eight_bit (`bool`): leave pixels as uint8, a quarter of the bytes on their way to the model, which looks their
-            values up; `pixel_table` `(3, 256)` float32 goes with them.
+        eight_bit (`bool`): leave pixels as uint8, a quarter of the bytes on their way to the model, which normalises
+            them with the processor's `pixel_mean` and `pixel_std` `(3,)`, float32.
 
     Returns of a call:
         `generated_pixel_values`, `real_pixel_values` `(pairs, channels, height, width)` or, where the rows hold
@@ -241,7 +242,7 @@ class GmailCollator:
                 pixels = self.pixel_values.eight_bit(values) if self.eight_bit else None
                 batch[f"{side}_pixel_values"] = self.pixel_values(values) if pixels is None else pixels
                 if pixels is not None:
-                    batch["pixel_table"] = self.pixel_values.table
+                    batch |= {"pixel_mean": self.pixel_values.mean, "pixel_std": self.pixel_values.std}
         if self.with_text:
             captions = [row["caption"] for row in kept]
             batch.update(self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt"))
@@ -256,9 +257,8 @@ class GmailCollator:
             elif f"{side}_image" in stand_in:
                 stand_in[f"{side}_image"] = PILImage.new("RGB", (64, 64))
         batch = self([stand_in])
-        kept = {name: batch.pop(name) for name in ["pixel_table"] if name in batch}
-        batch = {name: values[:0] for name, values in batch.items() if values.dim()}
-        return {**batch, **kept, "skipped_pairs": torch.tensor(len(rows))}
+        batch = {name: values if name in PIXEL_SCALE else values[:0] for name, values in batch.items() if values.dim()}
+        return {**batch, "skipped_pairs": torch.tensor(len(rows))}
 
     def _image(self, row: dict[str, Any], side: str) -> Any:
         if f"{side}_embeds" not in row:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .data import BadImageError, decode_image, image_processor_of, undecoded
-from .pixels import PixelValues
+from .images import PixelValues
 
 # Rows of one file of the cache: the unit that an interrupted run computes again.
 CACHE_SHARD_ROWS = 8192

@@ -6,6 +6,7 @@ image id or a caption id are no negatives of each other: COCO has five captions 
 images each, and telling such pairs apart is not what the loss is for.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,14 @@ class GmailLossConfig:
 
 PAPER_LOSSES = GmailLossConfig()
 LOSS_NAMES = ("align", "consistency", "token", "gen_text", "real_text")
+# What the model computes each input of the losses from.
+MADE_FROM = {
+    "gen_embeds": "`generated_pixel_values`",
+    "real_embeds": "`real_pixel_values`",
+    "text_embeds": "`input_ids`",
+    "gen_tokens": "`generated_pixel_values` and `token_layer`",
+    "real_tokens": "`real_pixel_values` and `token_layer`",
+}
 
 
 def same_pair_mask(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> torch.Tensor | None:
@@ -262,52 +271,76 @@ def gather(tensor: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def gmail_loss(
-    gen_embeds: torch.Tensor | None,
-    real_embeds: torch.Tensor | None,
-    text_embeds: torch.Tensor | None,
-    logit_scale: torch.Tensor | float,
-    image_ids: torch.Tensor | None,
-    caption_ids: torch.Tensor | None,
-    config: GmailLossConfig,
-    gen_tokens: torch.Tensor | None = None,
-    real_tokens: torch.Tensor | None = None,
+    embeds: Mapping[str, torch.Tensor | None],
+    image_ids: torch.Tensor | None = None,
+    caption_ids: torch.Tensor | None = None,
+    logit_scale: torch.Tensor | float | None = None,
+    config: GmailLossConfig = PAPER_LOSSES,
 ) -> dict[str, torch.Tensor]:
     """
-    All losses of a batch of pairs in float32: the terms by name, unweighted, and their weighted sum as `loss`.
+    All losses of a batch of pairs in float32.
 
     Args:
-        gen_embeds, real_embeds, text_embeds (`torch.FloatTensor` of shape `(pairs, dim)`): L2-normalised; each may be
-            None if no loss of `config` looks at it.
-        logit_scale (`float` or `torch.FloatTensor` of shape `()`): see [`contrastive_loss`].
+        embeds ([`GmailOutput`] or a `dict`): `gen_embeds`, `real_embeds`, `text_embeds` of shape `(pairs, dim)`,
+            L2-normalised, and `gen_tokens`, `real_tokens` of shape `(pairs, tokens, hidden)`; only what the losses of
+            `config` compare is needed.
         image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): see [`same_pair_mask`].
-        config ([`GmailLossConfig`]): weights and temperature.
-        gen_tokens, real_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`, *optional*): see
-            [`token_alignment_loss`].
+        logit_scale (`float` or `torch.FloatTensor` of shape `()`, *optional*): see [`contrastive_loss`]; the text
+            losses need it.
+        config ([`GmailLossConfig`]): weights and temperature; default the paper's recipe, Eq. 1.
+
+    Returns:
+        `dict` of `torch.FloatTensor` of shape `()`: the weighted sum as `loss`, and the terms whose weight is not
+        zero, unweighted, by name: `align`, `consistency`, `token`, `gen_text`, `real_text`.
+
+    Raises:
+        ValueError: a loss lacks its embeddings or tokens; numbers of rows differ.
     """
-    given = {"gen": gen_embeds, "real": real_embeds, "text": text_embeds}
-    given = {name: tensor for name, tensor in given.items() if tensor is not None}
+    given = {name: embeds.get(name) for name in _compared(config)}
+    for name, tensor in given.items():
+        if tensor is None:
+            raise ValueError(f"The losses compare `{name}`: pass {MADE_FROM[name]} to the model.")
+    if config.needs_text and logit_scale is None:
+        raise ValueError("The text losses need `logit_scale`: pass `model.logit_scale.exp()`.")
+    counts = {"image_ids": image_ids, "caption_ids": caption_ids, **given}
+    counts = {name: len(rows) for name, rows in counts.items() if rows is not None}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"A batch of pairs needs as many rows of each input, got {counts}.")
     # Similarities in bf16 are off by 0.004, and the temperature divides them by 0.07.
     with torch.autocast(next(iter(given.values())).device.type, enabled=False):
-        embeds = {name: tensor.float() for name, tensor in given.items()}
+        given = {name: tensor.float() for name, tensor in given.items()}
+        tokens = {name: given.pop(name) for name in ("gen_tokens", "real_tokens") if name in given}
         if config.gather_negatives:
-            embeds = {name: gather(tensor) for name, tensor in embeds.items()}
+            given = {name: gather(tensor) for name, tensor in given.items()}
             image_ids, caption_ids = gather(image_ids), gather(caption_ids)
-        if not any(len(tensor) for tensor in embeds.values()):  # no image of the batch could be read
-            zero = sum(tensor.sum() for tensor in embeds.values())
+        if not any(len(tensor) for tensor in given.values()):  # no image of the batch could be read
+            zero = sum(tensor.sum() for tensor in given.values())
             return {"loss": zero, **{name: zero for name in LOSS_NAMES if getattr(config, f"{name}_weight") > 0}}
         losses = {}
         if config.align_weight > 0:
             losses["align"] = alignment_loss(
-                embeds["gen"], embeds["real"], image_ids, caption_ids, config.temperature, config.symmetric
+                given["gen_embeds"], given["real_embeds"], image_ids, caption_ids, config.temperature, config.symmetric
             )
         if config.consistency_weight > 0:
-            losses["consistency"] = consistency_loss(embeds["gen"], embeds["real"])
+            losses["consistency"] = consistency_loss(given["gen_embeds"], given["real_embeds"])
         if config.token_weight > 0:
-            losses["token"] = token_alignment_loss(gen_tokens.float(), real_tokens.float(), config.gather_negatives)
+            losses["token"] = token_alignment_loss(**tokens, gather_statistics=config.gather_negatives)
         for kind in ("gen", "real"):
             if getattr(config, f"{kind}_text_weight") > 0:
                 losses[f"{kind}_text"] = contrastive_loss(
-                    embeds[kind], embeds["text"], logit_scale, image_ids, caption_ids
+                    given[f"{kind}_embeds"], given["text_embeds"], logit_scale, image_ids, caption_ids
                 )
         total = sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items())
         return {"loss": total, **losses}
+
+
+def _compared(config: GmailLossConfig) -> list[str]:
+    """Names of the embeddings and tokens that the losses look at."""
+    needed = {
+        "gen_embeds": config.needs_generated,
+        "real_embeds": config.needs_real,
+        "text_embeds": config.needs_text,
+        "gen_tokens": config.token_weight > 0,
+        "real_tokens": config.token_weight > 0,
+    }
+    return [name for name, is_needed in needed.items() if is_needed]

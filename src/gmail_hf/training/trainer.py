@@ -17,13 +17,13 @@ from transformers.utils import logging
 
 from ..metrics import alignment_metrics, image_text_retrieval
 from ..models.configuration_clip import TEXT_ADAPTER
-from ..models.modeling_clip import GmailCLIPModel
+from ..models.modeling_clip import GmailCLIPModel, GmailOutput
 from ..publishing.model_cards import write_card
 from ..publishing.provenance import PROVENANCE, name_pairs, provenance, weights_digest
 from .callbacks import FiguresCallback
 from .data import SIDES, GmailCollator, check_pairs, undecoded
 from .embeddings import EmbeddedPairs, cached_embeds, embeds_array
-from .losses import GmailLossConfig
+from .losses import GmailLossConfig, gmail_loss
 from .pairing import optimal_pairing
 from .safe_trainer import SafeTrainer
 
@@ -316,14 +316,43 @@ class GmailTrainer(SafeTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        inputs = dict(inputs)
-        skipped = inputs.pop("skipped_pairs", None)
-        outputs = model(**inputs, loss_config=self.loss_config)
+        batch, config = dict(inputs), self.loss_config
+        skipped = batch.pop("skipped_pairs", None)
+        ids = {name: batch.pop(name, None) for name in ("image_ids", "caption_ids")}
+        precomputed = self._precomputed(batch)
+        outputs = model(
+            **batch,
+            generated_modality=config.generated_modality,
+            mini_batch_size=config.mini_batch_size,
+            token_layer=config.token_layer if config.token_weight > 0 else None,
+        )
+        outputs = GmailOutput(**outputs, **precomputed)
+        losses = gmail_loss(outputs, **ids, logit_scale=self.model.logit_scale.exp(), config=config)
+        loss = losses.pop("loss")
         if model.training:
             self.skipped_pairs += int(skipped) if skipped is not None else 0
-            for name, loss in outputs.losses.items():
-                self._terms[f"{name}_loss"].append(loss.detach())
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+            for name, term in losses.items():
+                self._terms[f"{name}_loss"].append(term.detach())
+        return (loss, outputs) if return_outputs else loss
+
+    def _precomputed(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Take the embeddings that a batch has in place of images out of it, L2-normalised."""
+        embeds, dim = {}, self.model.config.projection_dim
+        for side, modality in zip(SIDES, ("real", self.loss_config.generated_modality), strict=True):
+            if (values := batch.pop(f"{side}_embeds", None)) is None:
+                continue
+            if f"{side}_pixel_values" in batch:
+                raise ValueError(f"A batch has either `{side}_pixel_values` or `{side}_embeds`, this one has both.")
+            if values.shape[1:] != (dim,):
+                raise ValueError(f"`{side}_embeds` have shape {tuple(values.shape)}; the model's dimension is {dim}.")
+            if self.model.trains(modality):
+                raise ValueError(
+                    f"`{side}_embeds` cannot replace images while the `{modality}` branch trains: "
+                    f"use `{side}_pixel_values`."
+                )
+            name = "real_embeds" if side == "real" else "gen_embeds"
+            embeds[name] = torch.nn.functional.normalize(values, dim=-1)
+        return embeds
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

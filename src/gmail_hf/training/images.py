@@ -1,0 +1,133 @@
+"""The work of an image processor in two parts: uint8 pixels, and the arithmetic that a GPU does faster."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from transformers import PilBackend
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import SizeDict
+
+# The header of a prepared image, see `prepare_pairs`: raw pixels follow it.
+PREPARED = re.compile(rb"P6 (\d+) (\d+) 255\n")
+
+
+def raw_pixels(content: bytes | None) -> np.ndarray | None:
+    """The pixels of a prepared image, uint8 `(height, width, 3)`, as a view; None for any other file."""
+    header = PREPARED.match(content, 0, 32) if content else None
+    if header is None:
+        return None
+    width, height = map(int, header.groups())
+    if len(content) != header.end() + 3 * width * height:
+        return None
+    return np.frombuffer(content, np.uint8, offset=header.end()).reshape(height, width, 3)
+
+
+class PixelValues:
+    """
+    `image_processor(images=images, return_tensors="pt")["pixel_values"]` in two parts: uint8 pixels, which the
+    processor resizes and crops, and `(pixels - mean) / std`, which the model's device computes.
+
+    Values differ from the processor's by rounding, at most 1e-6. A processor with its own arithmetic computes
+    everything itself.
+
+    Args:
+        image_processor: an image processor of transformers.
+
+    Attributes:
+        mean, std (`torch.FloatTensor` of shape `(3,)`): the processor's, in units of the uint8 pixels; None for a
+            processor with its own arithmetic.
+    """
+
+    def __init__(self, image_processor: Any):
+        self.image_processor = processor = image_processor
+        self.mean: torch.Tensor | None = None
+        self.std: torch.Tensor | None = None
+        # Padding comes last: its zeros are values, not pixels.
+        padded = getattr(processor, "do_pad", False)
+        if not padded and _inherits(processor, "_preprocess", "rescale", "normalize", "rescale_and_normalize"):
+            unit = 1 / processor.rescale_factor if processor.do_rescale else 1.0
+            mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+            self.mean, self.std = (torch.tensor(np.broadcast_to(v, 3) * unit).float() for v in (mean, std))
+        self._size: dict[str, int] | None = None
+        if self.mean is not None and _inherits(processor, "resize", "center_crop"):
+            self._size = dict(processor.size) if processor.do_resize else {}
+        self._crop = SizeDict(**dict(processor.crop_size)) if getattr(processor, "do_center_crop", False) else None
+
+    def __call__(self, images: Sequence[PILImage.Image | np.ndarray]) -> torch.Tensor:
+        """
+        Args:
+            images: RGB images, or uint8 arrays of shape `(height, width, 3)`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(images, 3, height, width)`.
+        """
+        pixels = self.eight_bit(images)
+        if pixels is None:
+            return self._process(images)
+        return pixels.float().sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+
+    def eight_bit(self, images: Sequence[PILImage.Image | np.ndarray]) -> torch.Tensor | None:
+        """
+        Resized and cropped images, a quarter of the bytes of their pixel values.
+
+        Returns:
+            `torch.ByteTensor` of shape `(images, 3, height, width)`, or None for a processor with its own arithmetic.
+        """
+        if self.mean is None:
+            return None
+        arrays = [self._resized(image) for image in images]
+        if any(array.dtype != np.uint8 for array in arrays):
+            return None
+        pixels = torch.empty(len(arrays), *arrays[0].shape, dtype=torch.uint8)
+        np.stack(arrays, out=pixels.numpy())
+        return pixels
+
+    def _process(self, images: Sequence[Any], **options: Any) -> torch.Tensor:
+        images = [PILImage.fromarray(image) if isinstance(image, np.ndarray) else image for image in images]
+        return self.image_processor(images=images, return_tensors="pt", **options)["pixel_values"]
+
+    def _resized(self, image: PILImage.Image | np.ndarray) -> np.ndarray:
+        """`(3, height, width)`: the processor's resizing and cropping alone."""
+        size = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+        scaled = self._scaled(size)
+        # The processor composites transparency onto white, in RGB images too.
+        if scaled is not None and "transparency" not in getattr(image, "info", ()):
+            if scaled == size and (self._crop is None or (self._crop.height, self._crop.width) == size):
+                return np.asarray(image).transpose(2, 0, 1)
+            if isinstance(self.image_processor, PilBackend):
+                return self._by_pil(image, scaled)
+        return self._process([image], do_rescale=False, do_normalize=False)[0].numpy()
+
+    def _scaled(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Height and width of an image of that `size` after resizing; None where only the processor knows them."""
+        if self._size is None:
+            return None
+        if not self._size:
+            return size
+        if self._size.keys() == {"shortest_edge"}:
+            array = np.broadcast_to(np.uint8(0), (3, *size))
+            edge = self._size["shortest_edge"]
+            return get_resize_output_image_size(
+                array, edge, default_to_square=False, input_data_format="channels_first"
+            )
+        return (self._size["height"], self._size["width"]) if self._size.keys() == {"height", "width"} else None
+
+    def _by_pil(self, image: PILImage.Image | np.ndarray, scaled: tuple[int, int]) -> np.ndarray:
+        """The steps of `PilBackend` without its copies of the whole image to NumPy and back."""
+        processor = self.image_processor
+        image = PILImage.fromarray(image) if isinstance(image, np.ndarray) else image
+        pixels = processor.resize(image, SizeDict(height=scaled[0], width=scaled[1]), processor.resample)
+        return pixels if self._crop is None else processor.center_crop(pixels, self._crop)
+
+
+def _inherits(processor: Any, *methods: str) -> bool:
+    """Whether an image processor inherits these methods (those that exist) unchanged from a base of transformers."""
+    for base in (PilBackend, TorchvisionBackend):
+        if isinstance(processor, base):
+            return all(getattr(type(processor), name, None) is getattr(base, name, None) for name in methods)
+    return False
