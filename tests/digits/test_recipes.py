@@ -1,20 +1,19 @@
-"""The pieces of the two recipes, and that an interrupted run ends where an uninterrupted one does."""
+"""The recipes of the bundled checkpoints: their parts, and runs that are interrupted and resumed."""
 
 import math
 
 import pytest
+import recipe
 import torch
+import train_clip
+import train_llama
 from accelerate import Accelerator
-
-from gmail_hf.digits._tokenizer import build_tokenizer
-from gmail_hf.digits._training import learning_rate
-from gmail_hf.digits.train_clip import ClipArguments, build_model, build_processor, contrastive_loss, train
 
 pytest.importorskip("mlxtend")
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
-    rates = [learning_rate(step, 100, 1e-3, 10) for step in range(101)]
+    rates = [recipe.learning_rate(step, 100, 1e-3, 10) for step in range(101)]
     assert rates[0] == pytest.approx(1e-4) and rates[10] == pytest.approx(1e-3)
     assert rates[55] == pytest.approx(5e-4) and rates[100] == pytest.approx(0)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
@@ -22,39 +21,66 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
 
 def test_a_copy_of_ones_own_caption_is_no_negative():
     logits = torch.tensor([[2.0, 9.0, 0.0], [9.0, 2.0, 0.0], [0.0, 0.0, 2.0]])
-    loss = contrastive_loss(logits, torch.tensor([5, 5, 7]))
+    loss = train_clip.contrastive_loss(logits, torch.tensor([5, 5, 7]))
     # Rows 0 and 1 meet themselves and caption 2 only; row 2 meets both copies. Columns are the same by symmetry.
     expected = (2 * math.log(1 + math.exp(-2)) + math.log(1 + 2 * math.exp(-2))) / 3
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path):
-    tokenizer = build_tokenizer()
-    processor = build_processor(tokenizer)
-    accelerator = Accelerator(mixed_precision="no", cpu=True)
+class Interrupted(Exception):
+    pass
 
-    class Interrupted(Exception):
-        pass
 
-    def run(folder, stop_after=None):
-        torch.manual_seed(0)
-        model = build_model(tokenizer)
-        args = ClipArguments(output_dir=str(folder), num_steps=4, batch_size=8, warmup_steps=1, save_steps=2)
-        if stop_after is not None:
+def train(recipe, folder, stop_after=None):
+    """The weights after four steps of a recipe; at most `stop_after` of them in this call."""
+    torch.manual_seed(0)
+    tokenizer = recipe.build_tokenizer()
+    model = recipe.build_model(tokenizer)
+    calls = []
 
-            def stop(*_):
-                nonlocal stop_after
-                stop_after -= 1
-                if stop_after < 0:
-                    raise Interrupted
+    def stop(*_):
+        calls.append(1)
+        if stop_after is not None and len(calls) > stop_after:
+            raise Interrupted
 
-            model.register_forward_pre_hook(stop)
-        train(args, accelerator, model, processor)
-        return model.state_dict()
+    model.register_forward_pre_hook(stop)
+    arguments = train_clip.ClipArguments if recipe is train_clip else train_llama.LlamaArguments
+    args = arguments(output_dir=str(folder), num_steps=4, batch_size=8, warmup_steps=1, save_steps=2)
+    inputs = train_clip.build_processor(tokenizer) if recipe is train_clip else tokenizer
+    recipe.train(args, Accelerator(mixed_precision="no", cpu=True), model, inputs)
+    return model.state_dict()
 
-    whole = run(tmp_path / "whole")
+
+@pytest.mark.parametrize("recipe", [train_clip, train_llama])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(recipe, tmp_path):
+    whole = train(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):
-        run(tmp_path / "parts", stop_after=3)
-    resumed = run(tmp_path / "parts")
+        train(recipe, tmp_path / "parts", stop_after=3)
+    resumed = train(recipe, tmp_path / "parts")
     for name, tensor in whole.items():
         torch.testing.assert_close(resumed[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_the_moving_average_is_kept_and_resumed(tmp_path):
+    """After two steps from w0 with decay 0.5 and a constant gradient: w1, then (w1 + w2) / 2."""
+
+    def fit(num_steps):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(1, 1, bias=False)
+        weights = [model.weight.item()]
+
+        def loss_of(model, step):
+            weights.append(model.weight.item())
+            return model.weight.sum()
+
+        schedule = recipe.Schedule(num_steps, peak=0.1, warmup_steps=3, save_steps=1)  # all steps warm up
+        accelerator = Accelerator(mixed_precision="no", cpu=True)
+        optimizer = torch.optim.SGD(model.parameters())
+        average = recipe.fit(accelerator, model, optimizer, loss_of, schedule, tmp_path, ema_decay=0.5)
+        return average.weight.item(), model.weight.item(), weights
+
+    first, w1, _ = fit(1)
+    assert first == w1
+    second, w2, seen = fit(2)
+    assert seen[1:] == [w1] and w2 < w1
+    assert second == pytest.approx((w1 + w2) / 2)

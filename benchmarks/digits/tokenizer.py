@@ -5,7 +5,7 @@ import json
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from .scenes import COLOR_NAMES, DIGIT_NAMES
+from gmail_hf.digits.scenes import COLOR_NAMES, DIGIT_NAMES
 
 MAX_LENGTH = 16  # a caption takes 9 tokens: seven words, start and end
 

@@ -1,6 +1,7 @@
-"""Makes the small language model of `gmail_hf.digits` from nothing: the language of the captions, no image.
+"""
+Train the small language model of `gmail_hf.digits` from scratch on the language of the captions, no image.
 
-python -m gmail_hf.digits.train_llama --output_dir llama
+    python benchmarks/digits/train_llama.py --output_dir llama
 """
 
 import time
@@ -11,14 +12,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from recipe import Schedule, adamw, fit, save_half
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..vlm.chat import LLAMA3_CHAT_TEMPLATE
-from ._training import learning_rate, load_state, save_half, save_state
-from .questions import QUESTIONS, scene_answers
-from .scenes import COLOR_NAMES
+from gmail_hf.digits.questions import QUESTIONS, scene_answers
+from gmail_hf.digits.scenes import COLOR_NAMES
+from gmail_hf.vlm.chat import LLAMA3_CHAT_TEMPLATE
 
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
 SPECIAL_TOKENS = (BOS, EOS, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", PAD)
@@ -188,34 +188,20 @@ def train(
     args: LlamaArguments, accelerator: Accelerator, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Trains `model` in place; every step draws new texts."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        betas=(0.9, 0.98),
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    state_folder = Path(args.output_dir, "training_state")
-    first_step = load_state(state_folder, {"model": model}, optimizer)
     scenes = all_scenes(held_out=False)
-    model.train()
-    progress = tqdm(range(first_step, args.num_steps), initial=first_step, total=args.num_steps, desc="train Llama")
-    for step in progress:
+
+    def loss_of(model: LlamaForCausalLM, step: int) -> torch.Tensor:
         # Long chats cost the most and teach the least: each eighth step has them.
         num_questions = 1 if step % 8 else len(QUESTIONS)
         rng = np.random.default_rng([args.seed, step])
         batch = draw_texts(scenes, tokenizer, args.batch_size, num_questions, rng)
         with accelerator.autocast():
-            loss = model(**{name: rows.to(accelerator.device) for name, rows in batch.items()}).loss
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.num_steps, args.learning_rate, args.warmup_steps)
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % args.save_steps == 0:
-            save_state(state_folder, step + 1, {"model": model}, optimizer)
+            return model(**{name: rows.to(accelerator.device) for name, rows in batch.items()}).loss
+
+    schedule = Schedule(args.num_steps, args.learning_rate, args.warmup_steps, args.save_steps)
+    fit(
+        accelerator, model, adamw(model, args.weight_decay), loss_of, schedule, Path(args.output_dir, "training_state")
+    )
 
 
 @torch.no_grad()

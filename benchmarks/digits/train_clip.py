@@ -1,6 +1,7 @@
-"""Makes the base CLIP of `gmail_hf.digits` from nothing: real train scenes and their captions, no generated image.
+"""
+Train the base CLIP of `gmail_hf.digits` from scratch on real train scenes and their captions, no generated image.
 
-python -m gmail_hf.digits.train_clip --output_dir clip
+    python benchmarks/digits/train_clip.py --output_dir clip
 """
 
 import time
@@ -11,13 +12,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from tqdm.auto import tqdm
+from judge import caption_recall, embed_images, probe_accuracy
+from recipe import Schedule, adamw, fit, save_half
+from tokenizer import MAX_LENGTH, build_tokenizer
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer, HfArgumentParser
 
-from ._judge import caption_recall, embed_images, probe_accuracy
-from ._tokenizer import MAX_LENGTH, build_tokenizer
-from ._training import learning_rate, load_state, save_half, save_state
-from .scenes import IMAGE_SIZE, draw_scenes, load_digits
+from gmail_hf.digits.scenes import IMAGE_SIZE, draw_scenes, load_digits
 
 
 @dataclass
@@ -94,35 +94,19 @@ def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.T
 
 def train(args: ClipArguments, accelerator: Accelerator, model: CLIPModel, processor: CLIPProcessor) -> None:
     """Trains `model` in place; every step draws new scenes of the train handwriting."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        betas=(0.9, 0.98),
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    state_folder = Path(args.output_dir, "training_state")
-    first_step = load_state(state_folder, {"model": model}, optimizer)
-    model.train()
-    progress = tqdm(range(first_step, args.num_steps), initial=first_step, total=args.num_steps, desc="train CLIP")
-    for step in progress:
+    optimizer = adamw(model, args.weight_decay)
+    optimizer.register_step_post_hook(lambda *_: model.logit_scale.data.clamp_(max=np.log(100)))
+
+    def loss_of(model: CLIPModel, step: int) -> torch.Tensor:
         scenes = draw_scenes("train", args.batch_size, np.random.default_rng([args.seed, step]))
         tokens = processor.tokenizer(scenes["captions"], padding=True, return_tensors="pt").to(accelerator.device)
         pixel_values = torch.from_numpy(scenes["images"]).to(accelerator.device).permute(0, 3, 1, 2) / 127.5 - 1
         with accelerator.autocast():
             logits = model(pixel_values=pixel_values, **tokens).logits_per_image
-        loss = contrastive_loss(logits, caption_ids(scenes["captions"]).to(accelerator.device))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.num_steps, args.learning_rate, args.warmup_steps)
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=np.log(100))
-        progress.set_postfix(loss=f"{loss.item():.3f}")
-        if (step + 1) % args.save_steps == 0:
-            save_state(state_folder, step + 1, {"model": model}, optimizer)
+        return contrastive_loss(logits, caption_ids(scenes["captions"]).to(accelerator.device))
+
+    schedule = Schedule(args.num_steps, args.learning_rate, args.warmup_steps, args.save_steps)
+    fit(accelerator, model, optimizer, loss_of, schedule, Path(args.output_dir, "training_state"))
 
 
 def main() -> None:

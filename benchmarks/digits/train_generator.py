@@ -1,9 +1,10 @@
-"""Makes the generator of `gmail_hf.digits` from nothing: a latent diffusion model of the real train scenes.
+"""
+Train the generator of `gmail_hf.digits` from scratch: a latent diffusion model of the real train scenes.
 
-python -m gmail_hf.digits.train_generator --output_dir generator
+    python benchmarks/digits/train_generator.py --output_dir generator
 
 First the autoencoder (32x32x3 <-> 8x8x4), then the denoiser on its latents, conditioned on the frozen text tower of
-the base CLIP. A run that was interrupted goes on where its last saved state left it.
+the base CLIP. An interrupted run resumes from its last saved state.
 """
 
 import time
@@ -16,13 +17,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from recipe import Schedule, fit, save_half
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, HfArgumentParser
 
-from ._training import learning_rate, load_state, save_half, save_state
-from .paths import clip_path
-from .scenes import IMAGE_SIZE, draw_scenes
+from gmail_hf.digits import clip_path
+from gmail_hf.digits.scenes import IMAGE_SIZE, draw_scenes
 
 NUM_TRAIN_TIMESTEPS = 1_000
 LATENT_SIZE = IMAGE_SIZE // 4
@@ -95,21 +95,13 @@ def to_pixel_values(images: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def train_vae(args: GeneratorArguments, accelerator: Accelerator) -> AutoencoderKL:
     """Autoencoder of fresh train scenes: absolute error and a light pull of the latents to a standard normal."""
     set_seed(args.seed)
     vae = build_vae()
     optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=1e-4, betas=(0.9, 0.98))
-    vae, optimizer = accelerator.prepare(vae, optimizer)
-    state_folder = Path(args.output_dir, "training_state", "vae")
-    first_step = load_state(state_folder, {"vae": vae}, optimizer)
-    progress = tqdm(range(first_step, args.vae_steps), initial=first_step, total=args.vae_steps, desc="train VAE")
-    for step in progress:
+
+    def loss_of(vae: AutoencoderKL, step: int) -> torch.Tensor:
         scenes = draw_scenes("train", args.vae_batch_size, np.random.default_rng([args.seed, 1, step]))
         pixel_values = to_pixel_values(scenes["images"], accelerator.device)
         with accelerator.autocast():
@@ -117,15 +109,11 @@ def train_vae(args: GeneratorArguments, accelerator: Accelerator) -> Autoencoder
             reconstruction = vae.decode(posterior.sample()).sample
         error = (reconstruction.float() - pixel_values).abs().mean()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        set_learning_rate(optimizer, learning_rate(step, args.vae_steps, args.vae_learning_rate, args.warmup_steps))
-        optimizer.zero_grad()
-        accelerator.backward(error + args.kl_weight * kl)
-        accelerator.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        progress.set_postfix(error=f"{error.item():.4f}", kl=f"{kl.item():.2f}")
-        if (step + 1) % args.save_steps == 0 or step + 1 == args.vae_steps:
-            save_state(state_folder, step + 1, {"vae": vae}, optimizer)
-    return accelerator.unwrap_model(vae).eval()
+        return error + args.kl_weight * kl
+
+    schedule = Schedule(args.vae_steps, args.vae_learning_rate, args.warmup_steps, args.save_steps)
+    folder = Path(args.output_dir, "training_state", "vae")
+    return fit(accelerator, vae, optimizer, loss_of, schedule, folder).eval()
 
 
 @torch.no_grad()
@@ -175,14 +163,9 @@ def train_unet(
     # The fused attention of CPUs is several times slower backward in bfloat16; a loaded model uses its own default.
     unet.set_attn_processor(AttnProcessor())
     optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=1e-2, betas=(0.9, 0.98))
-    unet, optimizer = accelerator.prepare(unet, optimizer)
-    average = AveragedModel(accelerator.unwrap_model(unet), multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay))
-    modules = {"unet": unet, "average": average}
-    state_folder = Path(args.output_dir, "training_state", "unet")
-    first_step = load_state(state_folder, modules, optimizer)
     alphas = build_scheduler().alphas_cumprod.to(accelerator.device)
-    progress = tqdm(range(first_step, args.unet_steps), initial=first_step, total=args.unet_steps, desc="train UNet")
-    for step in progress:
+
+    def loss_of(unet: UNet2DConditionModel, step: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
         chosen = torch.randint(len(mean), (args.unet_batch_size,), generator=random)
         jitter, noise = torch.randn(2, args.unet_batch_size, *mean.shape[1:], generator=random).to(accelerator.device)
@@ -194,18 +177,11 @@ def train_unet(
         spread = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
         with accelerator.autocast():
             velocity = unet(signal * latents + spread * noise, timesteps, text_states[rows]).sample
-        loss = (velocity.float() - (signal * noise - spread * latents)).square().mean()
-        set_learning_rate(optimizer, learning_rate(step, args.unet_steps, args.unet_learning_rate, args.warmup_steps))
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(accelerator.unwrap_model(unet))
-        if step % 10 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
-        if (step + 1) % args.save_steps == 0 or step + 1 == args.unet_steps:
-            save_state(state_folder, step + 1, modules, optimizer)
-    return average.module
+        return (velocity.float() - (signal * noise - spread * latents)).square().mean()
+
+    schedule = Schedule(args.unet_steps, args.unet_learning_rate, args.warmup_steps, args.save_steps)
+    folder = Path(args.output_dir, "training_state", "unet")
+    return fit(accelerator, unet, optimizer, loss_of, schedule, folder, args.ema_decay)
 
 
 def save_pipeline(
