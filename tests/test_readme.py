@@ -152,7 +152,7 @@ def test_commands_name_options_that_exist(script, monkeypatch, capsys):
 
 def test_files_that_commands_name_are_there():
     for page in [README, *PAGES]:
-        for path in re.findall(r"examples/[\w/.]+\.(?:py|yaml)", page.read_text()):
+        for path in re.findall(r"(?:examples|benchmarks)/[\w/.]+\.(?:py|yaml)", page.read_text()):
             assert (ROOT / path).exists(), f"{page.name}: {path}"
 
 

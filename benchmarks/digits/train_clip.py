@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from judge import caption_recall, embed_images, probe_accuracy
-from recipe import Schedule, adamw, fit, save_half
+from loop import Schedule, adamw, fit, save_half
 from tokenizer import MAX_LENGTH, build_tokenizer
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer, HfArgumentParser
 

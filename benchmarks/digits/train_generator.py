@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from recipe import Schedule, fit, save_half
+from loop import Schedule, fit, save_half
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, HfArgumentParser
 

@@ -2,8 +2,8 @@
 
 import math
 
+import loop
 import pytest
-import recipe
 import torch
 import train_clip
 import train_llama
@@ -13,7 +13,7 @@ pytest.importorskip("mlxtend")
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
-    rates = [recipe.learning_rate(step, 100, 1e-3, 10) for step in range(101)]
+    rates = [loop.learning_rate(step, 100, 1e-3, 10) for step in range(101)]
     assert rates[0] == pytest.approx(1e-4) and rates[10] == pytest.approx(1e-3)
     assert rates[55] == pytest.approx(5e-4) and rates[100] == pytest.approx(0)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
@@ -73,10 +73,10 @@ def test_the_moving_average_is_kept_and_resumed(tmp_path):
             weights.append(model.weight.item())
             return model.weight.sum()
 
-        schedule = recipe.Schedule(num_steps, peak=0.1, warmup_steps=3, save_steps=1)  # all steps warm up
+        schedule = loop.Schedule(num_steps, peak=0.1, warmup_steps=3, save_steps=1)  # all steps warm up
         accelerator = Accelerator(mixed_precision="no", cpu=True)
         optimizer = torch.optim.SGD(model.parameters())
-        average = recipe.fit(accelerator, model, optimizer, loss_of, schedule, tmp_path, ema_decay=0.5)
+        average = loop.fit(accelerator, model, optimizer, loss_of, schedule, tmp_path, ema_decay=0.5)
         return average.weight.item(), model.weight.item(), weights
 
     first, w1, _ = fit(1)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _runs import ALONE, PAPER, Runs
+from runs import ALONE, PAPER, Runs
 
 BEFORE, GENERATED, REAL = "no fine-tuning", "generated taken for real", "real (upper bound)"
 TRAINING_FREE = {"mean shift": "mean_shift", "CORAL": "coral"}

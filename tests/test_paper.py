@@ -1,4 +1,4 @@
-"""examples/reproduce_paper.py: its arithmetic by hand, runs that are not run twice, the maps of its baselines."""
+"""benchmarks/paper/reproduce.py: its arithmetic by hand, runs that are not run twice, the maps of its baselines."""
 
 import importlib.util
 import json
@@ -8,15 +8,15 @@ import shlex
 import sys
 import threading
 
-import _processes
-import _recipes
-import _runs
 import datasets
 import numpy as np
+import processes
 import pytest
-import reproduce_paper
-from _training_free import mapped
+import recipes
+import reproduce
+import runs as runs_module
 from tiny import make_model, make_pairs, make_processor
+from training_free import mapped
 
 from gmail_hf import digits
 from gmail_hf.commands.bundled import get_benchmark
@@ -48,37 +48,37 @@ def commands(monkeypatch):
     found = []
 
     def call(log, function, *command):
-        assert function is _processes.run_script
+        assert function is processes.run_script
         found.append(command)
-        output = _runs.Path(command[command.index("--output_dir") + 1])
+        output = runs_module.Path(command[command.index("--output_dir") + 1])
         output.mkdir(parents=True)
         (output / "eval_results.json").write_text(json.dumps({"score": len(found)}))
 
-    monkeypatch.setattr(_runs, "call", call)
+    monkeypatch.setattr(runs_module, "call", call)
     return found
 
 
 @pytest.fixture
 def runs(tmp_path):
     (tmp_path / "pairs").mkdir()
-    return _runs.Runs(tmp_path, seed=3, split="validation", num_pairs=40, num_test=20)
+    return runs_module.Runs(tmp_path, seed=3, split="validation", num_pairs=40, num_test=20)
 
 
 def test_every_table_of_the_paper_has_one_recipe():
-    numbers = [number for table in _recipes.TABLES for number in table.numbers]
+    numbers = [number for table in recipes.TABLES for number in table.numbers]
     assert sorted(numbers) == list(range(1, 18))
-    assert len({table.title for table in _recipes.TABLES}) == len(_recipes.TABLES)
+    assert len({table.title for table in recipes.TABLES}) == len(recipes.TABLES)
 
 
 @pytest.fixture
 def parse(monkeypatch):
     """`parse(script, argv)`: all options of a command, by the parser that the script's `main` makes."""
-    monkeypatch.chdir(_runs.EXAMPLES.parent)  # where the commands are to be run
+    monkeypatch.chdir(runs_module.EXAMPLES.parent)  # where the commands are to be run
     scripts = {}
 
     def load(name):
         # Under a name of its own: other tests import the script too, and drop it.
-        spec = importlib.util.spec_from_file_location(f"printed_{name}", _runs.EXAMPLES / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(f"printed_{name}", runs_module.EXAMPLES / f"{name}.py")
         script = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, spec.name, script)  # the dataclasses of the script look their module up
         spec.loader.exec_module(script)
@@ -101,10 +101,10 @@ def parse(monkeypatch):
     return parsed
 
 
-@pytest.mark.parametrize("numbers", [(), *(table.numbers for table in _recipes.TABLES)], ids=str)
+@pytest.mark.parametrize("numbers", [(), *(table.numbers for table in recipes.TABLES)], ids=str)
 def test_commands_for_coco_run_one_after_the_other(parse, capsys, numbers):
     """Options and configs exist, none is missing; models and data come from the commands before, or from the Hub."""
-    reproduce_paper.main(["--world", "coco", *(["--table", *map(str, numbers)] if numbers else [])])
+    reproduce.main(["--world", "coco", *(["--table", *map(str, numbers)] if numbers else [])])
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
     options = set()  # that the scripts of these commands have
     splits, models, reports = {}, {}, {}  # by folder: of pairs; the script that trained it; the model that is scored
@@ -155,14 +155,14 @@ def check_scored(values, splits, models):
 
 def test_gap_closed_beside_each_headline_score():
     rows = [
-        {"row": _recipes.GENERATED, "accuracy": 0.5, "CIDEr": None, "other": 1.0},
+        {"row": recipes.GENERATED, "accuracy": 0.5, "CIDEr": None, "other": 1.0},
         {"row": "GMAIL", "accuracy": 0.8, "CIDEr": None, "other": 2.0},
-        {"row": _recipes.REAL, "accuracy": 0.9, "CIDEr": None, "other": 3.0},
+        {"row": recipes.REAL, "accuracy": 0.9, "CIDEr": None, "other": 3.0},
     ]
-    gaps = reproduce_paper.with_gaps(rows, ("accuracy", "CIDEr"))
+    gaps = reproduce.with_gaps(rows, ("accuracy", "CIDEr"))
     assert [row["accuracy_gap_closed"] for row in gaps] == pytest.approx([0.0, 0.75, 1.0])
     assert [row["CIDEr_gap_closed"] for row in gaps] == [None] * 3 and "other_gap_closed" not in gaps[0]
-    table = reproduce_paper.to_markdown(gaps, gaps, ("accuracy", "CIDEr"))
+    table = reproduce.to_markdown(gaps, gaps, ("accuracy", "CIDEr"))
     assert "| accuracy | gap closed | CIDEr | gap closed | other |" in table
     assert "| GMAIL | 0.800 ± 0.800 | 0.750 ± 0.750 | – | – | 2.000 ± 2.000 |" in table
 
@@ -174,7 +174,7 @@ def test_a_run_is_run_once_and_told_its_seed(runs, commands, tmp_path):
     )
     assert runs.run("new", "train_clipcap.py")[1] == {"score": 1} and len(commands) == 1
     command = commands[0]
-    assert command[0].endswith("_training_free.py") and command[1] == "coral"
+    assert command[0].endswith("training_free.py") and command[1] == "coral"
     assert command[3].endswith("train_clipcap.py") and command[command.index("--seed") + 1] == "3"
     assert command[command.index("--dataset_name") + 1] == command[2] == str(tmp_path / "pairs")
 
@@ -204,17 +204,17 @@ def test_a_script_runs_in_a_process_that_has_the_imports_and_has_one_thread(tmp_
         "print(__name__, sys.argv[1:], beside.NAME, seen, torch.get_num_threads(), os.getpid())"
     )
     for _ in range(2):
-        _processes.call(tmp_path / "log", _processes.run_script, str(script), "--flag", "1")
+        processes.call(tmp_path / "log", processes.run_script, str(script), "--flag", "1")
         name, first, second, beside, seen, threads, pid = (tmp_path / "log").read_text().split()
         assert (name, first, second, beside, threads) == ("__main__", "['--flag',", "'1']", "beside", "1")
         assert int(pid) != os.getpid()
         assert seen == str(sys.platform == "linux")
-    assert not {name for name in _processes.ENVIRONMENT if name.startswith("MALLOC")} & set(os.environ)
+    assert not {name for name in processes.ENVIRONMENT if name.startswith("MALLOC")} & set(os.environ)
 
 
 @pytest.mark.parametrize("failure", ["raise ValueError('what went wrong')", "import sys; sys.exit('what went wrong')"])
 def test_failed_run_shows_the_end_of_its_log(runs, tmp_path, monkeypatch, failure):
-    monkeypatch.setattr(_runs, "EXAMPLES", tmp_path)
+    monkeypatch.setattr(runs_module, "EXAMPLES", tmp_path)
     (tmp_path / "train_gmail.py").write_text(failure)
     with pytest.raises(RuntimeError, match="broken.log(.|\n)*what went wrong"):
         runs.run("broken", "train_gmail.py")
@@ -223,7 +223,7 @@ def test_failed_run_shows_the_end_of_its_log(runs, tmp_path, monkeypatch, failur
 def test_the_better_generator_makes_the_training_pairs_alone(tmp_path, monkeypatch):
     datasets.DatasetDict(train=make_pairs(4), validation=make_pairs(2)).save_to_disk(tmp_path / "pairs")
     monkeypatch.setattr(digits, "generate_pairs", lambda scenes, seed, **sampling: scenes)
-    _runs.generate(tmp_path / "near", "validation", 3, tmp_path / "pairs", 0, _runs.NEAR)
+    runs_module.generate(tmp_path / "near", "validation", 3, tmp_path / "pairs", 0, runs_module.NEAR)
     made = datasets.load_from_disk(tmp_path / "near")
     assert [row["image_id"] for row in made["train"]] == [f"digits-train-{row:06d}" for row in range(3)]
     assert made["validation"]["caption"][:] == make_pairs(2)["caption"][:]
@@ -234,18 +234,18 @@ def test_meteor_is_that_of_the_captions_that_a_run_wrote(tmp_path):
     lines = [{"caption": "a red three", "references": ["a red three"]}, {"caption": "b", "references": ["c d"]}]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     expected = caption_metrics(["a red three", "b"], [["a red three"], ["c d"]], ["METEOR"])["METEOR"]
-    row = _recipes.captioned("row", (tmp_path, {"eval_exact_match": 0.5}))
+    row = recipes.captioned("row", (tmp_path, {"eval_exact_match": 0.5}))
     assert row["METEOR"] == expected and row["exact_match"] == 0.5 and row["CIDEr"] is None
 
 
 def test_rows_differ_in_what_they_claim_and_in_nothing_else(runs, commands, monkeypatch):
     """The baselines and the upper bound take the steps of GMAIL, on other images or through another branch."""
-    monkeypatch.setattr(_recipes, "captioned", lambda name, run: {"row": name})
-    rows = [row["row"] for row in _recipes.captioning(runs)]
-    assert rows[0] == _recipes.GENERATED and rows[-1] == _recipes.REAL
+    monkeypatch.setattr(recipes, "captioned", lambda name, run: {"row": name})
+    rows = [row["row"] for row in recipes.captioning(runs)]
+    assert rows[0] == recipes.GENERATED and rows[-1] == recipes.REAL
     by_name = {command[command.index("--output_dir") + 1].rpartition("clipcap-")[2]: command for command in commands}
     plain, generated, real = (
-        set(by_name[_runs.slug(name)]) for name in (_runs.PAPER, _recipes.GENERATED, _recipes.REAL)
+        set(by_name[runs_module.slug(name)]) for name in (runs_module.PAPER, recipes.GENERATED, recipes.REAL)
     )
     outputs = {argument for command in commands for argument in command if "clipcap-" in argument}
     assert generated - plain - outputs == {"--modality", "real"}
@@ -254,7 +254,7 @@ def test_rows_differ_in_what_they_claim_and_in_nothing_else(runs, commands, monk
 
 def test_mixed_pairs_hold_both_kinds_by_turns(tmp_path):
     datasets.DatasetDict(train=make_pairs(4)).save_to_disk(tmp_path / "pairs")
-    runs = _runs.Runs(tmp_path, seed=0, split="validation", num_pairs=4, num_test=4)
+    runs = runs_module.Runs(tmp_path, seed=0, split="validation", num_pairs=4, num_test=4)
     rows = datasets.load_from_disk(runs.pairs("mixed"))["train"]
     for index, row in enumerate(rows):
         expected = row[("generated_image", "real_image")[index % 2]]

@@ -1,4 +1,4 @@
-"""Runs of the examples for one seed: each is a command that is printed, run once, and found again."""
+"""Runs of the training commands for one seed: each is a command that is printed, run once, and found again."""
 
 import json
 import shutil
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _processes import call, run_script
+from processes import call, run_script
 
-EXAMPLES = Path(__file__).parent
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CONFIGS = EXAMPLES / "configs"
 # Ways to align the gen branch, as options of train_gmail.py; the first is the paper's.
 VARIANTS = {
@@ -121,7 +121,11 @@ class Runs:
         pairs = pairs or self.pairs()
         with self._lock(name):
             if not (output / "eval_results.json").exists():
-                command = [str(EXAMPLES / "_training_free.py"), training_free, str(pairs)] if training_free else []
+                command = (
+                    [str(Path(__file__).with_name("training_free.py")), training_free, str(pairs)]
+                    if training_free
+                    else []
+                )
                 command += [str(EXAMPLES / script), "--dataset_name", str(pairs), "--eval_split", self.split]
                 command += ["--output_dir", str(output), "--seed", str(self.seed), *options]
                 command += ["--save_strategy", "no", "--eval_strategy", "no"]

@@ -1,11 +1,11 @@
 """
 The tables and figures of the paper (Mo & Yun, ICML 2025) at small scale: each is made from data to scores.
 
-    python examples/reproduce_paper.py --table 9            # one table on the digits world, three seeds
-    python examples/reproduce_paper.py                      # all of them: within an hour on two cores
-    python examples/reproduce_paper.py --figure 2 3 --seeds 0
-    python examples/reproduce_paper.py --table 1 --split validation --seeds 0    # choose settings here
-    python examples/reproduce_paper.py --world coco --table 1                    # the commands for COCO
+    python benchmarks/paper/reproduce.py --table 9            # one table on the digits world, three seeds
+    python benchmarks/paper/reproduce.py                      # all of them: within an hour on two cores
+    python benchmarks/paper/reproduce.py --figure 2 3 --seeds 0
+    python benchmarks/paper/reproduce.py --table 1 --split validation --seeds 0    # choose settings here
+    python benchmarks/paper/reproduce.py --world coco --table 1                    # the commands for COCO
 
 Each row is a run of an example script, printed as it starts; the rows of a table take the same number of steps on the
 same number of images with the same captions, and are scored on the same real images through the real branch:
@@ -29,8 +29,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from _recipes import FIGURES, GENERATED, REAL, TABLES, coco_commands
-from _runs import FEWER_STEPS, Runs
+from recipes import FIGURES, GENERATED, REAL, TABLES, coco_commands
+from runs import FEWER_STEPS, Runs
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """Run an example on generated embeddings that a training-free map has moved onto the real ones.
 
-    python examples/_training_free.py coral PAIRS examples/train_gmail.py [ARGUMENT ...]
+    python benchmarks/paper/training_free.py coral PAIRS examples/train_gmail.py [ARGUMENT ...]
 
 The map (`mean_shift` or `coral`, see gmail_hf.metrics) is fitted on the train split of PAIRS, f_r(generated)
 against f_r(real); the example then reads mapped embeddings wherever it caches those of generated images.
