@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runs import ALONE, PAPER, Runs
@@ -112,35 +112,13 @@ def zero_shot(runs: Runs) -> list[dict]:
 
 def zero_shot_digits(runs: Runs, folder: str) -> float:
     """Accuracy of left and right digit, each class an ensemble of all captions that name it in that place."""
-    import numpy as np
-    import torch
-    from datasets import load_from_disk
-    from transformers import CLIPProcessor
+    from gmail_hf.digits.benchmark import BENCHMARK
+    from gmail_hf.evaluation import Settings, evaluate_zero_shot, load_model, open_source
 
-    from gmail_hf import GmailCLIPModel, embed_images
-    from gmail_hf.digits.scenes import COLOR_NAMES, DIGIT_NAMES, caption_of
-    from gmail_hf.metrics import class_embeddings, zero_shot_accuracy
-
-    scenes = load_from_disk(runs.pairs())[runs.split]
+    scenes = open_source(replace(BENCHMARK, split=runs.split), str(runs.pairs()))
     with ALONE:
-        model, processor = GmailCLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
-        images = embed_images(model, processor, scenes["real_image"], "real")
-    colors = [(left, right) for left in COLOR_NAMES for right in COLOR_NAMES if left != right]
-    accuracies = []
-    for side in range(2):
-        prompts = [
-            caption_of([digit, other][:: 1 - 2 * side], list(pair))
-            for digit in range(len(DIGIT_NAMES))
-            for other in range(len(DIGIT_NAMES))
-            for pair in colors
-        ]
-        with ALONE, torch.no_grad():
-            inputs = processor(text=prompts, padding=True, return_tensors="pt")
-            embeds = model.embed_text(inputs["input_ids"], inputs["attention_mask"]).numpy()
-        classes = class_embeddings(embeds.reshape(len(DIGIT_NAMES), -1, embeds.shape[1]))
-        labels = np.array(scenes["digits"])[:, side]
-        accuracies.append(zero_shot_accuracy(images, classes, labels)["top1"])
-    return sum(accuracies) / 2
+        loaded = load_model(folder)
+        return evaluate_zero_shot(loaded.model, loaded.processor, scenes, Settings()).scores["top1"]
 
 
 def alignment_ablation(runs: Runs) -> list[dict]:
