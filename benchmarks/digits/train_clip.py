@@ -78,7 +78,7 @@ def caption_ids(captions: list[str]) -> torch.Tensor:
 
 
 def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.Tensor:
-    """Image-text contrast in both directions, where another copy of one's own caption is no negative.
+    """Image-text contrast in both directions, where another copy of the same caption is not a negative.
 
     Args:
         logits: scaled similarities, `(n, n)`, image i with caption j.

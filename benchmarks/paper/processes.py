@@ -1,4 +1,4 @@
-"""Scripts in processes of their own that need not import torch and transformers again, which takes seconds."""
+"""Scripts in separate processes that inherit imported libraries: importing torch and transformers takes seconds."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = ["gmail_hf", "gmail_hf.digits", "gmail_hf.metrics.caption_scores", "transformers.models.clip", "peft"]
-# One thread each. glibc returns what a training step frees and faults it in again at the next; so told, it keeps it.
+# One thread each. These settings make glibc keep the memory that a training step frees for the next step.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
@@ -25,7 +25,7 @@ STARTS = threading.Lock()
 
 def call(log: Path, function: Callable, *arguments: Any) -> None:
     """
-    Call a function in a process of one thread, all that it prints in `log`, and wait for its end.
+    Call a function in a process of one thread, write its output to `log`, and wait for its end.
 
     Raises:
         RuntimeError: it failed; the message has the end of the log.
@@ -42,7 +42,7 @@ def call(log: Path, function: Callable, *arguments: Any) -> None:
 
 
 def _context() -> BaseContext:
-    """Processes forked from one that has imported the libraries, or fresh ones where that is not safe."""
+    """Processes forked from one that has imported the libraries, or fresh ones where forking is not safe."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -52,7 +52,7 @@ def _context() -> BaseContext:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """What is read when a process starts; the user's own settings win."""
+    """`ENVIRONMENT` for a process that starts; the user's own settings take precedence."""
     added = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -1,4 +1,4 @@
-"""One recipe a table or figure of the paper: its rows on the digits world, and what the paper reports."""
+"""One recipe per table or figure of the paper: its rows on the digits world, and the numbers of the paper."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ class Table:
     A recipe.
 
     Args:
-        numbers: of the paper's tables that it stands for.
+        numbers: of the paper's tables.
         title: what is measured here.
         rows: from the runs of one seed to dicts of scores, `row` first.
-        headline: the scores that gap closed is told for.
-        paper: what the paper reports, a Markdown table; empty where it has no counterpart in its own notation.
-        note: lines on what differs from the paper.
+        headline: the scores for which the gap closed is reported.
+        paper: the numbers of the paper, a Markdown table; empty if they cannot be compared.
+        note: lines on the differences from the paper.
     """
 
     numbers: tuple[int, ...]
@@ -48,7 +48,7 @@ def captioned(name: str, run: tuple[Path, dict]) -> dict:
 
 
 def meteor(folder: Path) -> float | None:
-    """Of a run's captions. Its process takes ten seconds to start, so one serves all runs."""
+    """METEOR of a run's captions. Its process takes ten seconds to start, so one process serves all runs."""
     from gmail_hf.metrics.caption_scores import caption_metrics
 
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -234,7 +234,7 @@ def embed(runs: Runs, folder: str, side: str, modality: str) -> tuple:
 
 
 def grid(runs: Runs, path: Path) -> Path:
-    """Figure 2: real images, each beside five that the generator made of its caption."""
+    """Figure 2: real images, each with five generated from its caption."""
     from datasets import load_from_disk
 
     from gmail_hf.digits import generate_pairs
@@ -399,9 +399,9 @@ TABLES = (
 
 def coco_commands(table: Table) -> list[str]:
     """
-    What to run for a table on COCO, line by line, with the paper's settings; needs the Hub and GPUs.
+    The commands for a table on COCO with the paper's settings; they need the Hub and GPUs.
 
-    Lines that begin with # tell what the reader brings, or does by hand.
+    Lines that begin with # describe data to provide and manual steps.
     """
     launch, config, pairs = "accelerate launch examples", "--config examples/configs", "--dataset_name coco-sd2"
 

@@ -1,5 +1,5 @@
 """
-The tables and figures of the paper (Mo & Yun, ICML 2025) at small scale: each is made from data to scores.
+The tables and figures of the paper (Mo & Yun, ICML 2025) at small scale, from data to scores.
 
     python benchmarks/paper/reproduce.py --table 9            # one table on the digits world, three seeds
     python benchmarks/paper/reproduce.py                      # all of them: within an hour on two cores
@@ -7,17 +7,17 @@ The tables and figures of the paper (Mo & Yun, ICML 2025) at small scale: each i
     python benchmarks/paper/reproduce.py --table 1 --split validation --seeds 0    # choose settings here
     python benchmarks/paper/reproduce.py --world coco --table 1                    # the commands for COCO
 
-Each row is a run of an example script, printed as it starts; the rows of a table take the same number of steps on the
-same number of images with the same captions, and are scored on the same real images through the real branch:
+Each row is a run of a command, printed as it starts. The rows of a table take the same number of steps on the same
+number of images with the same captions, and are scored on the same real images through the real branch:
 
-    no fine-tuning            the model as it was, where there is one
-    generated taken for real  f_r(generated), what people do today
+    no fine-tuning            the model before the run, if there is one
+    generated taken for real  f_r(generated), the common practice
     mean shift, CORAL         the same, moved onto f_r(real) by a map that needs no training; pooled embeddings only
     GMAIL                     f_g(generated)
     real                      f_r(real), the upper bound
 
 Gap closed = (row - generated taken for real) / (real - generated taken for real), as the paper's Table 9 can be read.
-Finished runs in --work_dir are not run again. It writes NAME.json and NAME.md, and the figures beside them.
+Finished runs in --work_dir are reused. The output is NAME.json, NAME.md and the figures.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_pairs", type=int, default=2000, help="training pairs")
     parser.add_argument("--num_test", type=int, default=1000, help="real images that are scored")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="concurrent runs, one thread each")
     args = parser.parse_args(argv)
     if args.table is None and args.figure is None:
         args.table, args.figure = list(range(1, 18)), list(FIGURES)
@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> dict:
     if args.world == "coco":
         printed: set[str] = set()
         for table in tables:
-            # Each command once: a second training into the same folder is refused.
-            above = ["# It begins with commands from above."] if printed else []
+            # Each command once: a second training run into the same folder is refused.
+            above = ["# This table also needs commands from above."] if printed else []
             lines = [line for line in coco_commands(table) if line not in printed]
             printed.update(lines)
             print("\n".join([f"# {table.heading}", *above, *lines, ""]))
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> dict:
     sizes = (args.split, args.num_pairs, args.num_test)
     runs = [Runs(folder / f"seed{seed}", seed, *sizes, slots) for seed in args.seeds]
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    # A thread for each table, which waits for its runs; how many of these go on at a time is up to `slots`.
+    # A thread for each table, which waits for its runs; `slots` limits the number of concurrent runs.
     with ThreadPoolExecutor(max_workers=len(runs) * (len(tables) + len(FIGURES))) as pool:
         rows = {(table.title, one.seed): pool.submit(table.rows, one) for one in runs for table in tables}
         figures = {
@@ -108,8 +108,8 @@ def main(argv: list[str] | None = None) -> dict:
         f"{args.num_test} real {args.split} images. Gap closed = (row − generated taken for real) / (real − generated "
         "taken for real), seed by seed.",
         "",
-        f"Of {made + found} runs of the training scripts, {found} were found finished from earlier calls; the time "
-        "below is that of the others.",
+        f"Of {made + found} training runs, {found} were reused from earlier calls; the time below is that of the "
+        "others.",
         "",
     ]
     (args.output_dir / f"{args.name}.md").write_text("\n".join([*heading, *sections, *provenance(result), ""]))
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def with_gaps(rows: list[dict], headline: tuple[str, ...]) -> list[dict]:
-    """Add `NAME_gap_closed` beside each headline score; None where there is no gap, or no score."""
+    """Add `NAME_gap_closed` for each headline score; None without a gap or a score."""
     from gmail_hf.metrics import gap_closed
 
     by_name = {row["row"]: row for row in rows}

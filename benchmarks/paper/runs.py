@@ -1,4 +1,4 @@
-"""Runs of the training commands for one seed: each is a command that is printed, run once, and found again."""
+"""Runs of the training commands for one seed: each is a command that is printed, run once, and reused."""
 
 import json
 import shutil
@@ -59,11 +59,11 @@ class Runs:
     The data and the runs of one seed on the digits world.
 
     Args:
-        folder: where they are kept.
+        folder: where data and runs are kept.
         seed: draws the scenes, the generator's noise, the adapters and the batches.
-        split: the real images that are scored are of this split.
-        num_pairs, num_test: how many pairs are trained on, how many real images scored.
-        slots: as many runs as it has go on at a time.
+        split: of the real images that are scored.
+        num_pairs, num_test: number of training pairs and of scored real images.
+        slots: limits the number of concurrent runs.
     """
 
     folder: Path

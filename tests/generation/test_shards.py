@@ -78,7 +78,7 @@ def test_disk_full_in_the_middle(make_args, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(shards.os, "fsync", full)
-        with pytest.raises(OSError, match=r"train-00002.*No space left.*finished shards are whole") as error:
+        with pytest.raises(OSError, match=r"train-00002.*No space left.*finished shards are complete") as error:
             synthesize(make_args())
     assert error.value.errno == errno.ENOSPC
     data = Path(make_args().output_dir, "data")

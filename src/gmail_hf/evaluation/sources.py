@@ -23,7 +23,7 @@ SHAREGPT4V_FILE, SHAREGPT4V_ROWS = "share-captioner_coco_lcs_sam_1246k_1107.json
 @dataclass(frozen=True)
 class Source:
     """
-    Data that were found and whose columns fit.
+    The data of a benchmark, found and with the right columns.
 
     Args:
         name (`str`): a Hub id, a folder, a parquet file, or the name of bundled data.
@@ -31,10 +31,10 @@ class Source:
             data the version of gmail-hf.
         split (`str`): the split.
         layout (`str`): a key of `LAYOUTS`.
-        limit (`int` or None): how many of its rows are read, from the first on; all for None.
+        limit (`int` or None): number of rows that are read, the first ones; all for None.
         columns (`tuple[str, ...]`): those of the first row.
-        read (`Callable`): `read()` gives these rows, with images undecoded.
-        lines (`Callable`): `lines(file)` gives the lines of a text file of the data set, without empty ones.
+        read (`Callable`): `read()` iterates over these rows, with images undecoded.
+        lines (`Callable`): `lines(file)` returns the lines of a text file of the data set, without empty ones.
         questions ([`ZeroShotQuestions`], *optional*): the benchmark's.
     """
 
@@ -59,19 +59,20 @@ class Source:
 
 def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | None = None) -> Source:
     """
-    Find the data of a benchmark and read one row of it, before anything is computed.
+    Find the data of a benchmark and read one row, before anything is computed.
 
     Args:
         benchmark: see `get_benchmark`.
-        dataset: a folder, a parquet file or a Hub id to take in place of the benchmark's own data. Where a benchmark
-            has captions, pairs (`real_image`, `caption`, `image_id`, `generated_image`) do as well. A data set with
-            one split is taken whole.
-        limit: read the first so many rows.
+        dataset: a folder, a parquet file or a Hub id to use in place of the benchmark's own data. For a benchmark with
+            captions it may hold pairs (`real_image`, `caption`, `image_id`, `generated_image`). The only split of a
+            data set is used whatever its name.
+        limit: number of rows to read, the first ones; all by default.
 
     Raises:
-        FileNotFoundError: `dataset` looks like a path, and nothing is there.
-        ConnectionError: the data cannot be had from the Hub.
-        ValueError: the data are empty, lack the split or columns, or lie on no Hub.
+        FileNotFoundError: `dataset` looks like a path that does not exist.
+        ConnectionError: the data cannot be read from the Hub.
+        ValueError: the data are empty or lack the split or columns; the benchmark is not on the Hub and needs
+            `dataset`.
     """
     name = dataset or benchmark.dataset
     wanted = f"{benchmark.name} takes {LAYOUTS[benchmark.layout].description}"
@@ -128,7 +129,7 @@ def tasks_of(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
 
 def captions_of(row: dict[str, Any], source: Source) -> tuple[Any, list[str]]:
     """
-    An image's id and its captions, of a row of the layouts `captions`, `sharegpt4v` and `pairs`.
+    An image's id and its captions, from a row of the layouts `captions`, `sharegpt4v` and `pairs`.
 
     Raises:
         ValueError: there is no caption.
@@ -161,8 +162,8 @@ def read_image(cell: Any, where: str) -> PILImage.Image:
 
 def fingerprint(path: str | os.PathLike) -> str:
     """
-    A hash of the names, sizes and times of the files at a path: of local data and models, which have no commit. A card
-    may change, such as by getting scores.
+    A hash of the names, sizes and times of the files at a path, for local data and models, which have no commit. The
+    card is left out: it may change when scores are added.
     """
     digest = hashlib.blake2b(digest_size=8)
     files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if file.is_file())
@@ -211,7 +212,7 @@ def _local_rows(path: Path, benchmark: Benchmark) -> tuple[str, Callable]:
 def _hub_rows(name: str, benchmark: Benchmark) -> tuple[str, str, Callable, Callable]:
     try:
         about = HfApi().dataset_info(name)
-    except Exception as error:  # those of the HTTP client are another package's in each version of huggingface_hub
+    except Exception as error:  # the HTTP client and its errors differ between versions of huggingface_hub
         raise ConnectionError(
             f"'{name}' cannot be reached on the Hub ({type(error).__name__}: {str(error).splitlines()[0]}). Check the "
             f"name, your connection and `hf auth login`, or bring the data: --dataset {benchmark.name}=FOLDER."
@@ -236,7 +237,7 @@ def _webdataset(shards: str, split: str) -> datasets.IterableDataset:
 
 
 def _configured(name: str, benchmark: Benchmark, revision: str | None) -> tuple[str, Callable]:
-    """Rows of all configurations of a data set, one after the other; each row tells its own as `config_name`."""
+    """Rows of all configurations of a data set in turn; `config_name` of a row is its configuration."""
     configs = datasets.get_dataset_config_names(name, revision=revision)
     splits = [datasets.load_dataset(name, config, revision=revision, streaming=True) for config in configs]
     split = _choose(splits[0], benchmark, name)

@@ -16,7 +16,7 @@ CLASS = "{c}"  # in a template
 
 def evaluate_zero_shot(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
     """
-    Accuracy of the class whose prompts lie nearest to an image.
+    Accuracy of classifying images by the nearest class, each class an ensemble of prompts.
 
     Args:
         model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device.
@@ -28,8 +28,8 @@ def evaluate_zero_shot(model: Any, processor: Any, source: Source, settings: Set
         `top1` and `mean_per_class`, each the mean over the questions.
 
     Raises:
-        ValueError: no classes, a template without a place for the class, a label that is no class, an image that is
-            unreadable or whose embedding is not finite.
+        ValueError: there are no classes; a template has no {c} for the class; a label is not the number of a class; an
+            image is unreadable or its embedding is not finite.
     """
     asked = source.questions or class_question(source)
     labels: list[np.ndarray] = []  # for each image, (questions,)
@@ -68,7 +68,7 @@ def class_question(source: Source) -> ZeroShotQuestions:
 
 
 def _class_embeds(model: Any, processor: Any, prompts: list[list[str]], settings: Settings) -> np.ndarray:
-    """One embedding a class, `(classes, dim)`; so many classes at a time as fill a batch."""
+    """One embedding per class, `(classes, dim)`; a batch holds as many whole classes as fit."""
     count = max(1, settings.batch_size // len(prompts[0]))
     embeds = []
     starts = range(0, len(prompts), count)

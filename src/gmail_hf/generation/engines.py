@@ -88,9 +88,9 @@ def synthesize(
     """
     Make the pairs that `args` describe, or what is missing of them.
 
-    Every process that runs this on one folder makes shards that nobody else is making until none is left: the ranks
-    of `accelerate launch` and `torchrun`, the tasks of a Slurm array, a process started by hand beside them. They
-    need a shared file system and no network between them. A process that was killed leaves its shard to the others.
+    Any number of processes can run this on one folder: the ranks of `accelerate launch` and `torchrun`, the tasks of a
+    Slurm array, a process started by hand. Each takes shards that no other process is making until none is left. They
+    need a shared file system, but no network. The shard of a process that was killed is made by another one.
 
     Args:
         args ([`SynthesisArguments`]): the run.
@@ -114,7 +114,7 @@ def synthesize(
             _write_sheet(folder)
         return folder
     if rank == 0 and len(pending) < len(shards):
-        logger.warning(f"{len(shards) - len(pending)} of {len(shards)} shards are finished; going on with the others.")
+        logger.warning(f"{len(shards) - len(pending)} of {len(shards)} shards are finished; making the others.")
     if args.ray_workers:
         args = replace(args, output_dir=os.path.abspath(args.output_dir))  # workers may have another current folder
         _run_on_ray(partial(resolve, args), job, args.ray_workers)
@@ -146,7 +146,7 @@ def _run_here(worker: ShardWorker, rank: int, world_size: int) -> None:
 
 
 def _run_on_ray(resolve: Callable[[], Job], job: Job, num_workers: int) -> None:
-    """Ray hands shards to whichever worker is free, and those of a lost node to another."""
+    """Ray gives shards to free workers, and those of a lost node to another one."""
     try:
         import ray.data
     except ImportError as error:

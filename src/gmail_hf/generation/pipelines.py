@@ -1,4 +1,4 @@
-"""Any text-to-image pipeline of diffusers by id: what it takes is checked before its weights are loaded."""
+"""Any text-to-image pipeline of diffusers: its arguments are checked before its weights are loaded."""
 
 import hashlib
 import inspect
@@ -72,7 +72,7 @@ def describe_generator(args: SynthesisArguments, path: str | None = None) -> Gen
         path: the pipeline's folder, if `args.generator` only names it.
 
     Raises:
-        OSError: there is no such pipeline.
+        OSError: the pipeline does not exist.
         ValueError: it is not a text-to-image pipeline of diffusers; an option that it does not take; an unknown
             scheduler, or one that its own cannot be exchanged for.
     """
@@ -136,7 +136,7 @@ def device_of_process() -> torch.device:
 
 
 def native_size(pipeline: Any) -> int:
-    """Height and width, pixels, of the images that a pipeline makes when it is not told; 512 if it does not say."""
+    """Default height and width, in pixels, of a pipeline's images; 512 if it has none."""
     unet = getattr(pipeline, "unet", None)
     latents = getattr(pipeline, "default_sample_size", None) or (unet.config.sample_size if unet is not None else None)
     return latents * pipeline.vae_scale_factor if isinstance(latents, int) else 512
@@ -157,7 +157,7 @@ def _check_scheduler(name: str, own: str | None) -> None:
 
 
 def _digest(folder: Path) -> str:
-    """Tells two local pipelines apart: names, sizes, and both ends of every file, not all the gigabytes between."""
+    """A hash of the names, sizes and both ends of all files of a local pipeline, which reads megabytes at most."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(folder.rglob("*")):
         if path.suffix not in (".json", ".safetensors", ".txt", ".model"):

@@ -34,13 +34,13 @@ def prepare_pairs(
         The prepared pairs, memory-mapped. An image that cannot be read stays as it is, for the trainer to skip.
 
     Raises:
-        FileExistsError: `output_dir` is there.
+        FileExistsError: `output_dir` exists.
         OSError: the disk has too little room.
         ValueError: a data set that [`check_pairs`] refuses; a processor that gives images of unequal sizes.
     """
     check_pairs(pairs, "pairs")
     if Path(output_dir).exists():
-        raise FileExistsError(f"'{output_dir}' is there already: choose another --output_dir.")
+        raise FileExistsError(f"'{output_dir}' exists already: choose another --output_dir.")
     image_processor = image_processor_of(processor)
     features, pairs = pairs.features, undecoded(pairs)
     sizes = {
@@ -57,7 +57,7 @@ def prepare_pairs(
 
     folder = Path(output_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Else `map` would write into the source's folder, among other results that are not ours to delete.
+    # By default `map` writes into the source's folder, among the user's own results.
     with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as temporary:
         pairs.map(
             prepare,

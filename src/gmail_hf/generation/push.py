@@ -1,4 +1,4 @@
-"""Finished shards to a data set repository of the Hub, and later those that came since."""
+"""Upload finished shards to a data set repository on the Hub; repeated calls upload what is new."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from ..publishing.marker import card_of_others
 from .engines import CONTACT_SHEET
 from .shards import MANIFEST, ShardFolder, differences, open_folder, splits_of
 
-# Shards of one commit: a push that is interrupted goes on after the last one.
+# Per commit; an interrupted push continues after the last commit.
 SHARDS_PER_COMMIT = 50
 
 logger = logging.get_logger(__name__)
@@ -23,14 +23,14 @@ def push_dataset(
     folder: str | os.PathLike, repo_id: str, private: bool | None = None, captions_license: str | None = None
 ) -> str:
     """
-    Upload the finished shards that the repository lacks, of each split with its manifest and contact sheet, then the
-    card, unless somebody edited that.
+    Upload the finished shards that the repository lacks, each split's manifest and contact sheet, and the card, unless
+    the card was edited by hand.
 
     Args:
         folder: what [`synthesize`] made, finished or not.
-        repo_id: `org/name`; made if it is not there.
+        repo_id: `org/name`, created if it does not exist.
         private: make it private.
-        captions_license: licence of the captions, an identifier of the Hub; by default what the run was told.
+        captions_license: licence of the captions, an identifier of the Hub; by default the one given to the run.
 
     Returns:
         The repository's address.
@@ -83,7 +83,7 @@ def _upload(api: HfApi, repo_id: str, shards: ShardFolder, there: set[str]) -> t
     for start in range(0, len(missing), SHARDS_PER_COMMIT):
         chunk = missing[start : start + SHARDS_PER_COMMIT]
         operations = [_add(_name_in_repo(shards, shard), shards.shard_path(shard)) for shard in chunk]
-        # The manifest goes first, so that even a repository of one commit tells what its shards are.
+        # The manifest is in the first commit, so that an interrupted upload already describes its shards.
         api.create_commit(
             repo_id,
             operations if manifest.name in there or start else about + operations,
@@ -94,7 +94,7 @@ def _upload(api: HfApi, repo_id: str, shards: ShardFolder, there: set[str]) -> t
 
 
 def count_rows(shards: ShardFolder) -> dict[str, int]:
-    """What the card tells of a split's finished shards, counted in their columns."""
+    """Counts of a split's finished shards for the card."""
     images, captions = set(), set()
     counts = {"shards": 0, "rows": 0, "truncated": 0, "nsfw": 0, "unchecked": 0}
     for shard in sorted(shards.finished()):

@@ -54,9 +54,9 @@ def generate_shard(
     """
     Make the images of one shard.
 
-    Every image has a random generator of its own, seeded by [`row_seed`], and the batches are cut from `rows` alone,
-    so the result does not depend on which process made the shard, when, or what it made before. A batch that does not
-    fit into memory is halved for the rest of the shard; the column `batch_size` tells.
+    Each image has its own random generator, seeded by [`row_seed`], and batches depend on `rows` alone, so the result
+    does not depend on which process makes the shard, when, or what it made before. If a batch does not fit into
+    memory, the rest of the shard is made in batches of half the size; the column `batch_size` records it.
 
     Args:
         pipeline: a text-to-image pipeline of diffusers.

@@ -1,4 +1,4 @@
-"""A folder of shards: what is finished, who may write what, and the settings that all of it was made with."""
+"""A folder of shards: finished shards, locks, and the settings that all shards were made with."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from .arguments import SPLIT_NAME
 
 MANIFEST = "manifest.json"
-# Small row groups let readers, the Hub's viewer among them, fetch few images at a time.
+# Small row groups let readers such as the Hub's viewer fetch a few images only.
 ROW_GROUP_SIZE = 100
 
 
@@ -29,7 +29,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 
 def file_of(name: str, split: str) -> str:
-    """What a split calls its file: `manifest.json` is that of `train`, `manifest-test.json` that of `test`."""
+    """The file of a split: `manifest.json` for `train`, `manifest-test.json` for `test`."""
     stem, suffix = os.path.splitext(name)
     return name if split == "train" else f"{stem}-{split}{suffix}"
 
@@ -46,11 +46,11 @@ class ShardFolder:
     """
     The shards `data/train-00000-of-00006.parquet` of one split of a folder, and its `manifest.json`.
 
-    Other splits may lie beside it; each has a manifest of its own, see [`file_of`].
+    The folder may hold several splits, each with its own manifest, see [`file_of`].
 
-    A shard is written beside its name and renamed, so a file that is there is finished. Whoever makes a shard holds
-    a file lock on it: the operating system drops the lock of a process that dies, however it dies, on this machine
-    or, where the file system's locks span machines (NFS, Lustre, GPFS), on another one.
+    A shard is written to a temporary file and renamed, so a shard that exists is complete. The process that makes a
+    shard holds a file lock on it. The operating system releases the lock when the process dies, also that of another
+    machine if the file system's locks span machines (NFS, Lustre, GPFS).
 
     Args:
         path: the folder.
@@ -75,11 +75,11 @@ class ShardFolder:
         return self.path / "data" / f"{self.split}-{shard:05d}-of-{self.num_shards:05d}.parquet"
 
     def file(self, name: str) -> Path:
-        """What this split has by a name such as `manifest.json`."""
+        """The path of this split's `manifest.json` or another file by name."""
         return self.path / file_of(name, self.split)
 
     def finished(self) -> set[int]:
-        """Shards that are there; one listing of the folder, however many."""
+        """The finished shards, from one listing of the folder."""
         names = set(os.listdir(self.path / "data")) if (self.path / "data").is_dir() else set()
         return {shard for shard in range(self.num_shards) if self.shard_path(shard).name in names}
 
@@ -93,7 +93,7 @@ class ShardFolder:
 
         Raises:
             FileExistsError: the folder holds shards of other settings, and the message shows what differs; or it holds
-                what does not go into one data set with this split.
+                files that cannot be loaded as one data set with this split.
         """
         for name in ("data", ".locks"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ class ShardFolder:
                     lines = "\n  ".join(differences(theirs, settings))
                     raise FileExistsError(
                         f"'{self.split}' in '{self.path}' was made with other settings (there -> now):\n  {lines}\n"
-                        "Give the settings of before to go on with it, or choose another --output_dir."
+                        "Repeat the earlier settings to resume it, or choose another --output_dir."
                     )
                 return
             self._check_others(settings)
@@ -115,7 +115,7 @@ class ShardFolder:
             replace_file(manifest, (json.dumps(content, indent=2) + "\n").encode())
 
     def _check_others(self, settings: dict[str, Any]) -> None:
-        """Refuse to begin a split beside what is no split, or one of other columns: nothing could load them."""
+        """Refuse a folder with files of no split, or with a split of other columns: they could not be loaded."""
         others = splits_of(os.listdir(self.path))
         if any(name.partition("-")[0] not in others for name in os.listdir(self.path / "data")):
             raise FileExistsError(f"'{self.path}/data' holds files without a {MANIFEST}: choose another --output_dir.")
@@ -128,7 +128,7 @@ class ShardFolder:
                 )
 
     def lock(self, shard: int) -> FileLock | None:
-        """The lock of an unfinished shard, held until released; None if another process makes the shard."""
+        """The lock of an unfinished shard, held until released; None if another process is making the shard."""
         lock = FileLock(self.path / ".locks" / f"{self.split}-{shard:05d}.lock", timeout=0)
         try:
             lock.acquire()
@@ -138,7 +138,7 @@ class ShardFolder:
 
     def write(self, shard: int, table: pa.Table) -> None:
         """
-        Write a shard so that it is there as a whole or not at all.
+        Write a shard atomically.
 
         Raises:
             OSError: it cannot be written, because the disk is full for instance. Finished shards are as before.
@@ -150,13 +150,13 @@ class ShardFolder:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{self.shard_path(shard)} could not be written ({error.strerror}). The finished shards are whole: "
-                "give it room and run the same command again",
+                f"{self.shard_path(shard)} could not be written ({error.strerror}). The finished shards are complete: "
+                "free some space and run the same command again",
             ) from error
 
 
 def replace_file(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write beside and rename, so that nobody, even after a power cut, finds half a file."""
+    """Write a temporary file and rename it: a reader never finds half a file, even after a power failure."""
     partial = path.with_name(f"{path.name}.part")
     try:
         with open(partial, "wb") as file:
@@ -183,7 +183,7 @@ def read_manifest(folder: str | os.PathLike, split: str = "train") -> dict[str, 
 
 
 def open_folder(folder: str | os.PathLike) -> list[tuple[ShardFolder, dict[str, Any]]]:
-    """The splits of a folder that is there already, each with its manifest; errors as in [`read_manifest`]."""
+    """The splits of an existing folder, each with its manifest; errors as in [`read_manifest`]."""
     opened = []
     for split in splits_of(path.name for path in Path(folder).glob("*")) or ["train"]:
         manifest = read_manifest(folder, split)

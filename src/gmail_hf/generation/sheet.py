@@ -1,4 +1,4 @@
-"""A contact sheet: each real image beside up to five generated from its captions, as in the paper's Figures 2, 4-9."""
+"""A contact sheet: real images and up to five images generated from the captions of each (Figures 2, 4-9)."""
 
 import os
 import textwrap
@@ -14,7 +14,8 @@ REAL_COLOR, GENERATED_COLOR, INK = "#2a6fbb", "#d9662b", "#202020"
 
 def write_contact_sheet(shard: str | os.PathLike, path: str | os.PathLike) -> None:
     """
-    Draw the first images of a shard as PNG: a line an image id, the real image framed blue, generated ones orange.
+    Draw the first images of a shard as PNG: one line per image id, with the real image framed blue and generated ones
+    orange.
 
     Args:
         shard: a parquet shard.

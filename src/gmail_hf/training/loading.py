@@ -34,8 +34,8 @@ def load_pairs(
         max_samples: keep this many pairs, the first ones.
 
     Raises:
-        FileNotFoundError: `name` looks like a path, and nothing is there.
-        ValueError: an unknown split, or a column that is not there.
+        FileNotFoundError: `name` looks like a path that does not exist.
+        ValueError: an unknown split, or a missing column.
     """
     dataset = _load(name, split, config_name, revision)
     if isinstance(dataset, DatasetDict):
@@ -72,7 +72,7 @@ def _load(name: str, split: str, config_name: str | None, revision: str | None) 
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             dataset = load_from_disk(name)
             return dataset if isinstance(dataset, DatasetDict) else DatasetDict(train=dataset)
-        # The names of files and folders tell the splits, as in a repository of the Hub.
+        # Splits follow from the names of files and folders, as in a repository on the Hub.
         return load_dataset("parquet" if any(path.rglob("*.parquet")) else "imagefolder", data_dir=name)
     if name.endswith(".parquet"):
         return load_dataset("parquet", data_files=name)
@@ -86,7 +86,7 @@ def _load(name: str, split: str, config_name: str | None, revision: str | None) 
 
 def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None = None) -> str | None:
     """
-    Refuse to mix two runs in one folder, and find the checkpoint to go on from.
+    Refuse to mix two runs in one folder, and find the checkpoint to resume from.
 
     Args:
         output_dir: where the run will write.
@@ -98,7 +98,7 @@ def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str 
 
     Raises:
         FileExistsError: a new run, but `output_dir` holds another one.
-        FileNotFoundError: there is no such checkpoint, or none that was written to its end.
+        FileNotFoundError: the checkpoint does not exist or is incomplete.
     """
     folder = Path(output_dir)
     checkpoints = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[1].isdigit()]
@@ -107,7 +107,7 @@ def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str 
     if resume.lower() in ("", "false"):
         if checkpoints or any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
             raise FileExistsError(
-                f"'{folder}' holds another run. Go on with it by --resume_from_checkpoint true, or choose another "
+                f"'{folder}' holds another run. Resume it with --resume_from_checkpoint true, or choose another "
                 f"--output_dir."
             )
         return None
@@ -117,27 +117,27 @@ def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str 
             raise FileNotFoundError(f"'{folder}' holds no checkpoint to resume from.")
         return str(whole[-1])
     if not Path(resume, TRAINER_STATE_NAME).exists():
-        raise FileNotFoundError(f"'{resume}' is no checkpoint of a run: it has no trainer_state.json.")
+        raise FileNotFoundError(f"'{resume}' is not a complete checkpoint: it has no trainer_state.json.")
     return resume
 
 
 def check_free_disk(path: str | os.PathLike, needed: int) -> None:
     """
-    Refuse to start what would fill the disk.
+    Refuse to start a run that would fill the disk.
 
     Args:
-        path: a file or folder to be, on the disk in question.
+        path: a file or folder that the run will write.
         needed: bytes.
 
     Raises:
-        OSError: less than that is free.
+        OSError: the disk has less free space.
     """
     existing = next(parent for parent in [Path(path).absolute(), *Path(path).absolute().parents] if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(
-            f"{needed / 1e9:.1f} GB are needed at '{path}', {free / 1e9:.1f} GB are free. Free some, choose another "
-            f"folder, or keep fewer checkpoints (--save_total_limit)."
+            f"{needed / 1e9:.1f} GB are needed at '{path}', {free / 1e9:.1f} GB are free. Free some space, choose "
+            f"another folder, or keep fewer checkpoints (--save_total_limit)."
         )
 
 

@@ -18,18 +18,18 @@ DEFAULT_QUESTION = "Provide a one-sentence caption for the provided image."
 
 class Conversations:
     """
-    Rows for [`LlavaCollator`], made from a data set when they are asked for.
+    Rows for [`LlavaCollator`], made from a data set on access.
 
     A conversation is a row's cell of `messages_column`, if the data set has that column; otherwise the result of each
     of the functions `ask`; otherwise the row's caption as the answer to `question`.
 
     Args:
         rows (`datasets.Dataset`): the data set; a column `modality` names the branch of a row's images.
-        image_column: of its images, one or a list of them a row.
-        name: what errors call it.
-        messages_column: of conversations in the format of transformers' chat templates.
-        caption_column: of captions.
-        question: what captions answer.
+        image_column: column with an image or a list of images.
+        name: of the data set, for errors.
+        messages_column: column with conversations in the format of transformers' chat templates.
+        caption_column: column with captions.
+        question: the question that captions answer.
         ask: by name, functions from a row of the data set to a conversation about its one image. Each row of the data
             set becomes as many rows here, with the name as their `kind`.
 
@@ -84,14 +84,14 @@ class Conversations:
             answer = [{"type": "text", "text": row[self.text_columns[0]]}]
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         images = row[self.image_column]
-        if images is None:  # nothing is missing where none is shown
+        if images is None:  # a conversation without images needs none
             images = [None] * count_images(messages)
         example = {"messages": messages, "images": images if isinstance(images, list) else [images], "kind": kind}
         return {**example, "modality": row["modality"]} if self.has_modality else example
 
     def check(self, processor: LlavaProcessor, modalities: Sequence[str], sample: int = 8) -> None:
         """
-        Read all texts once, and a sample of the images, before hours of work start.
+        Read all texts once, and a sample of the images, before a long run.
 
         Args:
             processor: the model's.
@@ -99,12 +99,12 @@ class Conversations:
             sample: how many rows' images to read.
 
         Raises:
-            ValueError: a text is missing or no conversation with an assistant's turn; it shows other images than its
-                row has; a modality is unknown; none of the sampled images can be read.
+            ValueError: a text is missing or is not a conversation with an assistant's turn; it shows another number of
+                images than its row has; a modality is unknown; none of the sampled images can be read.
         """
         token = processor.image_token
         if token in self.question:
-            raise ValueError(f"The question holds '{token}', which stands for an image: leave it out.")
+            raise ValueError(f"The question contains '{token}', the placeholder of an image: leave it out.")
         texts = self.rows.select_columns(self.text_columns)
         for index, (row, images) in enumerate(zip(texts, self._image_counts(), strict=True)):
             for column in self.text_columns:
@@ -120,7 +120,7 @@ class Conversations:
         self._check_images(sample)
 
     def _check_cell(self, column: str, cell: Any, token: str, modalities: Sequence[str]) -> int | None:
-        """How many images a text shows; None of a cell that is no text of a conversation."""
+        """Number of images that a text shows; None for a cell that is not text."""
         if self.has_modality and column == "modality":
             if cell is not None and cell not in modalities:
                 raise ValueError(f"unknown modality '{cell}'; the model's branches are {list(modalities)}")
@@ -132,11 +132,11 @@ class Conversations:
             if not isinstance(cell, str):
                 raise ValueError(f"it holds {type(cell).__name__}, not text; leave the row out")
             if token in cell:
-                raise ValueError(f"it holds '{token}', which stands for an image; take that out")
+                raise ValueError(f"it contains '{token}', the placeholder of an image; remove it")
         return 1
 
     def _image_counts(self) -> Iterator[int | None]:
-        """How many images each row has, without reading them; None where the cell is empty."""
+        """Number of images of each row, without reading them; None where the cell is empty."""
         images = self.rows.select_columns(self.image_column).with_format("arrow")
         for batch in images.iter(1000):
             cells = batch.column(self.image_column)
@@ -162,7 +162,7 @@ class Conversations:
 
 
 def count_images(messages: Sequence[dict[str, Any]], image_token: str = IMAGE_TOKEN) -> int:
-    """How many images a conversation shows, by items of the type `image` or by `image_token` in a text."""
+    """Number of images that a conversation shows: items of the type `image`, and `image_token` in texts."""
     contents = [message["content"] for message in messages]
     texts = [content for content in contents if isinstance(content, str)]
     items = [item for content in contents if not isinstance(content, str) for item in content]

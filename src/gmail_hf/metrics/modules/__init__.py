@@ -1,9 +1,9 @@
 """
 The scores as modules of the `evaluate` library: one folder each, for `evaluate.load(metric_path(name))`.
 
-Each hands what it was given to the function of `gmail_hf.metrics`, and works without a model of ours. `evaluate`
-passes embeddings through files and lists: with tens of thousands of rows the functions themselves are several times
-faster. In `evaluate.combine`, add inputs that not all modules share by `add_batch`; its `compute` passes them to all.
+Each calls the function of the same meaning in `gmail_hf.metrics` and needs no model of this package. `evaluate` passes
+embeddings through files and lists: for tens of thousands of rows, calling the functions is several times faster. In
+`evaluate.combine`, use `add_batch` for inputs that not all modules share; its `compute` passes all inputs to each one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def metric_path(name: str) -> str:
         name: one of `METRICS`.
 
     Raises:
-        ValueError: there is no such module.
+        ValueError: `name` is none of them.
     """
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; there are {list(METRICS)}")
