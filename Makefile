@@ -9,7 +9,7 @@ BIN := .venv/bin
 
 # From a fresh clone: generate images, align, and show what it changed on held-out real images.
 demo: .venv/installed
-	$(BIN)/python examples/demo.py --output_dir outputs/demo
+	$(BIN)/gmail-hf demo --output_dir outputs/demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -62,7 +62,7 @@ def bare_and_synthesize(
     def arguments() -> SynthesisArguments:
         return SynthesisArguments(
             output_dir=f"{folder}/{batch_size}-{next(names)}",
-            dataset_name="digits",
+            dataset="digits",
             generator=generator,
             num_captions=num_images,
             batch_size=batch_size,
@@ -96,7 +96,7 @@ def finished_run(num_rows: int, generator: str, folder: str) -> float:
     path = f"{folder}/captions-{num_rows}.parquet"
     captions = [f"a photograph of thing {row % 7919} beside thing {row % 104729}" for row in range(num_rows)]
     Dataset.from_dict({"caption": captions, "image_id": list(range(num_rows))}).to_parquet(path)
-    args = SynthesisArguments(output_dir=f"{folder}/finished-{num_rows}", dataset_name=path, generator=generator)
+    args = SynthesisArguments(output_dir=f"{folder}/finished-{num_rows}", dataset=path, generator=generator)
     job = make_job(args)  # also builds the cache that datasets keeps of the parquet file
     job.open()
     for shard in job.shards:

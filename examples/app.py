@@ -8,19 +8,21 @@ The embedded default, after `accelerate launch examples/train_gmail.py` has writ
 
 Any model, with pairs of its own to click on:
 
-    python examples/app.py --model org/gmail-coco --dataset_name org/coco-sd2 --split validation
+    python examples/app.py --model org/gmail-coco --dataset org/coco-sd2 --split validation
 
 A plain CLIP is welcome as `--model`; its two branches are the same, and the page says so. Where gmail-digits is
 missing, the page shows the CLIP that comes along. The page loads nothing from other servers; gradio's own variables
 (GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_SHARE) tell it where to listen.
 """
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _common import parse_args
+from gmail_hf.commands.cli import run
+from gmail_hf.commands.common import PAIRS, REVISION
+from gmail_hf.commands.options import parse
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,12 +49,12 @@ CSS = """
 
 @dataclass
 class AppArguments:
+    _argument_group_name = "page"
+
     model: str = field(default=DEFAULT_MODEL, metadata={"help": "A GmailCLIPModel or a CLIP, by Hub id or folder."})
-    revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
-    dataset_name: str = field(
-        default="digits", metadata={"help": "Pairs to click on, from wherever train_gmail.py takes them."}
-    )
-    split: str = field(default="test", metadata={"help": "Their split."})
+    model_revision: str | None = field(default=None, metadata={"help": REVISION})
+    dataset: str = field(default="digits", metadata={"help": PAIRS})
+    split: str = field(default="test", metadata={"help": "Split of --dataset."})
 
 
 def load(name: str, revision: str | None = None) -> tuple["GmailCLIPModel", Any, str]:
@@ -63,19 +65,11 @@ def load(name: str, revision: str | None = None) -> tuple["GmailCLIPModel", Any,
     was not trained yet.
     """
     import torch
-    from transformers import AutoConfig, AutoProcessor
 
-    from gmail_hf import GmailCLIPModel
-    from gmail_hf.digits import clip_path
+    from gmail_hf.commands.common import load_two_branches
 
     missing = name == DEFAULT_MODEL and not Path(name).is_dir()
-    source = clip_path() if missing else name
-    hub = {"revision": revision} if revision and not missing else {}
-    if AutoConfig.from_pretrained(source, **hub).model_type == "gmail_clip":
-        model = GmailCLIPModel.from_pretrained(source, **hub)
-    else:
-        model = GmailCLIPModel.from_clip(source, **hub)
-    processor = AutoProcessor.from_pretrained(source, **hub)
+    model, processor = load_two_branches("digits" if missing else name, None if missing else revision)
     if missing:
         note = (
             f"**Not trained yet: both branches are still the same CLIP, so every score shows twice.** There is no "
@@ -85,7 +79,7 @@ def load(name: str, revision: str | None = None) -> tuple["GmailCLIPModel", Any,
     elif model.is_base("gen"):
         note = (
             f"**`{name}` is not aligned: both branches are the same CLIP, so every score shows twice.** Align it by "
-            f"`accelerate launch examples/train_gmail.py --model_name_or_path {name} --dataset_name ...`."
+            f"`accelerate launch examples/train_gmail.py --model {name} --dataset ...`."
         )
     else:
         note = f"Model: `{name}`."
@@ -249,11 +243,11 @@ def launch(page: Any, **options: Any) -> tuple[Any, str, str]:
     return page.launch(theme=theme, css=CSS, ssr_mode=False, footer_links=[], max_file_size="20mb", **options)
 
 
-def main(argv: list[str] | None = None) -> None:
-    (args,) = parse_args(sys.argv[1:] if argv is None else argv, (AppArguments,), __doc__)
-    page = build(*load(args.model, args.revision), examples(args.dataset_name, args.split))
+def main(argv: Sequence[str]) -> None:
+    (args,) = parse(argv, "app", __doc__, (AppArguments,))
+    page = build(*load(args.model, args.model_revision), examples(args.dataset, args.split))
     launch(page)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -67,13 +67,13 @@ def planned_card(config_file: str | os.PathLike) -> ModelCard:
     args["processes"] = PAPER_BATCH // args["per_device_train_batch_size"]
     config = GmailConfig(lora_rank=values["lora_rank"]).to_dict()
     generator = source(DEFAULT_GENERATOR, licensed=False)
-    organisation = values["dataset_name"].split("/")[0]
+    organisation = values["dataset"].split("/")[0]
     return render_card(
         f"{organisation}/{values['output_dir']}",
         config,
         args,
-        source(values["model_name_or_path"], licensed=False),
-        {"train_dataset": {**source(values["dataset_name"], licensed=False), "generators": [generator]}},
+        source(values["model"], licensed=False),
+        {"train_dataset": {**source(values["dataset"], licensed=False), "generators": [generator]}},
         plan={
             "config": Path(config_file).name,
             "comment": " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#")),

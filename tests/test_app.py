@@ -106,7 +106,7 @@ def server(tmp_path, model, processor):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--model", tmp_path / "model", "--dataset_name", tmp_path / "pairs", "--split", "train"]
+    options = ["--model", tmp_path / "model", "--dataset", tmp_path / "pairs", "--split", "train"]
     environment = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",

@@ -1,6 +1,6 @@
 """benchmarks/paper/reproduce.py: its arithmetic by hand, runs that are not run twice, the maps of its baselines."""
 
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -29,6 +29,14 @@ TASKS = {
     "train_gmail": {"retrieval", "zero_shot"},
     "train_clipcap": {"captioning"},
     "train_llava": {"captioning", "vqa"},
+}
+# The command that each script runs.
+COMMANDS = {
+    "train_gmail": "train",
+    "train_clipcap": "caption",
+    "train_llava": "vlm",
+    "evaluate_gmail": "evaluate",
+    "generate_dataset": "generate",
 }
 # How the folder of a run of stage 2 must end, by the branch and the images that it is trained on.
 ENDS = {
@@ -77,19 +85,14 @@ def parse(monkeypatch):
     scripts = {}
 
     def load(name):
-        # Under a name of its own: other tests import the script too, and drop it.
-        spec = importlib.util.spec_from_file_location(f"printed_{name}", runs_module.EXAMPLES / f"{name}.py")
-        script = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, script)  # the dataclasses of the script look their module up
-        spec.loader.exec_module(script)
-        parse_args = script.parse_args
+        command = importlib.import_module(f"gmail_hf.commands.{COMMANDS[name]}")
+        parse = command.parse
 
         def stop(*args, **kwargs):
-            parsed = parse_args(*args, **kwargs)
-            raise Parsed(*parsed) if isinstance(parsed, tuple) else Parsed(parsed)
+            raise Parsed(*parse(*args, **kwargs))
 
-        script.parse_args = stop
-        return script
+        monkeypatch.setattr(command, "parse", stop)
+        return command
 
     def parsed(name, argv):
         if name not in scripts:
@@ -118,16 +121,16 @@ def test_commands_for_coco_run_one_after_the_other(parse, capsys, numbers):
         options.update(values)
         output = values["output_dir"]
         if script == "generate_dataset":
-            assert re.fullmatch(r"org/\w+-captions", values["dataset_name"]), line
-            splits.setdefault(output, set()).add(values["dataset_split"])
+            assert re.fullmatch(r"org/\w+-captions", values["dataset"]), line
+            splits.setdefault(output, set()).add(values["split"])
         elif script == "evaluate_gmail":
             check_scored(values, splits, models)
             assert reports.setdefault(output, values["model"]) == values["model"], line
         else:
             assert trains and output not in models, line  # a second run into a folder is refused
-            assert {values["train_split"], values["eval_split"]} - {None} <= splits.get(values["dataset_name"], set())
-            for option in ("model", "gmail", "llava", "text_model"):
-                name = values.get(f"{option}_name_or_path") or "of/nobody"
+            assert {values["split"], values["eval_split"]} - {None} <= splits.get(values["dataset"], set())
+            for option in ("model", "llava", "text_model"):
+                name = values.get(option) or "of/nobody"
                 assert name in models or ("/" in name and not name.startswith("org/")), line
             # All processes wait for the one that converts the data, which the first to read them does.
             assert values["ddp_timeout"] == 24 * 60 * 60 or "--config" not in argv, line
@@ -176,7 +179,7 @@ def test_a_run_is_run_once_and_told_its_seed(runs, commands, tmp_path):
     command = commands[0]
     assert command[0].endswith("training_free.py") and command[1] == "coral"
     assert command[3].endswith("train_clipcap.py") and command[command.index("--seed") + 1] == "3"
-    assert command[command.index("--dataset_name") + 1] == command[2] == str(tmp_path / "pairs")
+    assert command[command.index("--dataset") + 1] == command[2] == str(tmp_path / "pairs")
 
 
 def test_a_run_that_was_cut_short_begins_anew(runs, commands, tmp_path):

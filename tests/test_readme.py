@@ -13,6 +13,7 @@ from PIL import ImageFilter
 from transformers import AutoProcessor
 
 from gmail_hf import GmailCLIPModel, GmailLlavaForConditionalGeneration
+from gmail_hf.commands import cli
 from gmail_hf.digits import clip_path, llama_path, load_digits
 from gmail_hf.vlm import build_processor
 
@@ -125,12 +126,12 @@ def test_page_runs(page, namespace, tmp_path, monkeypatch):
 
 
 def commands() -> dict[str, set[str]]:
-    """The options that README and site give to each script."""
+    """The options that README and site give to each command and script."""
     found: dict[str, set[str]] = {}
     for page in [README, *PAGES]:
         for block in SHELL.findall(page.read_text()):
             for line in block.replace("\\\n", " ").splitlines():
-                script = re.search(r"examples/\w+\.py|-m gmail_hf[.\w]+", line)
+                script = re.search(r"examples/\w+\.py|-m gmail_hf[.\w]+|^gmail-hf \w+", line)
                 if script:
                     options = re.findall(r"--(\w+)", line[script.end() :].split("#")[0])
                     found.setdefault(script[0], set()).update(options)
@@ -141,7 +142,9 @@ def commands() -> dict[str, set[str]]:
 def test_commands_name_options_that_exist(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit) as exit:
-        if script.startswith("-m"):
+        if script.startswith("gmail-hf"):
+            cli.main([*script.split()[1:], "--help"])
+        elif script.startswith("-m"):
             runpy.run_module(script.removeprefix("-m "), run_name="__main__")
         else:
             runpy.run_path(str(ROOT / script), run_name="__main__")

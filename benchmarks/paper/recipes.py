@@ -403,18 +403,18 @@ def coco_commands(table: Table) -> list[str]:
 
     Lines that begin with # describe data to provide and manual steps.
     """
-    launch, config, pairs = "accelerate launch examples", "--config examples/configs", "--dataset_name coco-sd2"
+    launch, config, pairs = "accelerate launch examples", "--config examples/configs", "--dataset coco-sd2"
 
     def generate(name: str, split: str = "train") -> str:
-        captions = f"--dataset_name org/{name}-captions --dataset_split {split} --real_image_column image"
+        captions = f"--dataset org/{name}-captions --split {split} --real_image_column image"
         return f"{launch}/generate_dataset.py {captions} --output_dir {name}-sd2"
 
     def align(name: str) -> str:
-        return f"{launch}/train_gmail.py {config}/{name}.yaml --dataset_name {name}-sd2 --output_dir gmail-{name}"
+        return f"{launch}/train_gmail.py {config}/{name}.yaml --dataset {name}-sd2 --output_dir gmail-{name}"
 
     def adapt(name: str) -> list[str]:
         """From captions to CLIP's text side."""
-        text = f"--stage text --model_name_or_path gmail-{name} --dataset_name {name}-sd2"
+        text = f"--stage text --model gmail-{name} --dataset {name}-sd2"
         text = f"{launch}/train_gmail.py {text} --output_dir gmail-{name}-text"
         return [generate(name), align(name), text]
 
@@ -426,7 +426,7 @@ def coco_commands(table: Table) -> list[str]:
     both = [generate("coco"), generate("coco", "validation")]
     captioners = [*both, align("coco")]
     for name, options in {"": (), "-taken-for-real": TAKEN_FOR_REAL, "-real": ON_REAL}.items():
-        words = " ".join(("--model_name_or_path gmail-coco", pairs, *options, f"--output_dir clipcap-coco{name}"))
+        words = " ".join(("--model gmail-coco", pairs, *options, f"--output_dir clipcap-coco{name}"))
         captioners.append(f"{launch}/train_clipcap.py {config}/clipcap_coco.yaml {words}")
         captioners.append(score(f"clipcap-coco{name}", "coco"))
     long_captions = [
@@ -436,8 +436,8 @@ def coco_commands(table: Table) -> list[str]:
     classes = score("gmail-coco-text", "dtd,cars,sun397,food101,aircraft,pets,caltech101,imagenet")
     scales = [[*adapt(name), score(f"gmail-{name}-text", "flickr30k")] for name in ("coco", "cc3m", "cc12m")]
     tower = f"{launch}/train_gmail.py {config}/coco_llava.yaml {pairs} --output_dir gmail-coco-336"
-    llama = f"{launch}/train_llava.py {config}/llama3_8b.yaml --gmail_name_or_path gmail-coco {pairs}"
-    llava = f"{launch}/train_llava.py {config}/llava_1.5_7b.yaml --gmail_name_or_path gmail-coco-336 {pairs}"
+    llama = f"{launch}/train_llava.py {config}/llama3_8b.yaml --model gmail-coco {pairs}"
+    llava = f"{launch}/train_llava.py {config}/llava_1.5_7b.yaml --model gmail-coco-336 {pairs}"
     answers = {name: score(name, "scienceqa,mmmu", " --dtype bfloat16") for name in ("llama3-coco", "llava-coco")}
     ablations = [
         "# One branch: --train_real --generated_modality real in stage 1, then the captioner with --modality real.",

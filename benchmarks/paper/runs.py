@@ -12,7 +12,6 @@ from typing import Any
 from processes import call, run_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CONFIGS = EXAMPLES / "configs"
 # Ways to align the gen branch, as options of train_gmail.py; the first is the paper's.
 VARIANTS = {
     "GMAIL (Eq. 1)": [],
@@ -126,7 +125,7 @@ class Runs:
                     if training_free
                     else []
                 )
-                command += [str(EXAMPLES / script), "--dataset_name", str(pairs), "--eval_split", self.split]
+                command += [str(EXAMPLES / script), "--dataset", str(pairs), "--eval_split", self.split]
                 command += ["--output_dir", str(output), "--seed", str(self.seed), *options]
                 command += ["--save_strategy", "no", "--eval_strategy", "no"]
                 command += ["--report_to", "none", "--disable_tqdm", "true"]
@@ -147,14 +146,14 @@ class Runs:
     def aligned(self, variant: str = PAPER, pairs: str = "pairs", *options: str) -> str:
         """The folder of a model after stage 1."""
         name = f"stage1-{slug(variant)}" + ("" if pairs == "pairs" else f"-{pairs}") + "".join(map(slug, options))
-        config = ("--config", str(CONFIGS / "digits.yaml"), *FEWER_STEPS["stage 1"])
+        config = ("--config", "digits", *FEWER_STEPS["stage 1"])
         output, _ = self.run(name, "train_gmail.py", *config, *VARIANTS[variant], *options, pairs=self.pairs(pairs))
         return str(output)
 
     def text(self, name: str, *options: str, model: str | None = None, training_free: str | None = None):
         """A text encoder after stage 2: `(folder, scores)`."""
-        options = ("--config", str(CONFIGS / "digits_text.yaml"), *options)
-        options = (*options, "--model_name_or_path", model or self.aligned())
+        options = ("--config", "digits_text", *options)
+        options = (*options, "--model", model or self.aligned())
         return self.run(f"text-{slug(name)}", "train_gmail.py", *options, training_free=training_free)
 
     def clipcap(
@@ -168,8 +167,8 @@ class Runs:
         """A captioner after stage 2: `(folder, scores)`."""
         # METEOR is left to the recipes.
         scores = ("--caption_metrics", "BLEU@4", "CIDEr", "ROUGE-L")
-        options = ("--config", str(CONFIGS / "clipcap_digits.yaml"), *scores, *options)
-        options = (*options, "--model_name_or_path", model or self.aligned())
+        options = ("--config", "clipcap_digits", *scores, *options)
+        options = (*options, "--model", model or self.aligned())
         return self.run(
             f"clipcap-{slug(name)}",
             "train_clipcap.py",
@@ -180,16 +179,16 @@ class Runs:
 
     def llama(self, name: str, *options: str, model: str | None = None):
         """A projector to the frozen language model after stage 2: `(folder, scores)`."""
-        options = ("--config", str(CONFIGS / "llava_digits.yaml"), *FEWER_STEPS["questions"], *options)
-        options = (*options, "--gmail_name_or_path", model or self.aligned(), "--max_eval_samples", "400")
+        options = ("--config", "llava_digits", *FEWER_STEPS["questions"], *options)
+        options = (*options, "--model", model or self.aligned(), "--max_eval_samples", "400")
         return self.run(f"llama-{slug(name)}", "train_llava.py", *options)
 
     def llava(self, name: str, *options: str, model: str | None = None):
         """A LLaVA, projector and LoRA, after stage 2: `(folder, scores)`."""
-        options = ("--train", "projector+lora", "--llava_name_or_path", self._llava_base(), *options)
+        options = ("--train", "projector+lora", "--llava", self._llava_base(), *options)
         options = (*FEWER_STEPS["questions"], *options, "--max_eval_samples", "400")
-        options = ("--config", str(CONFIGS / "llava_digits.yaml"), *options)
-        options = (*options, "--gmail_name_or_path", model or self.aligned())
+        options = ("--config", "llava_digits", *options)
+        options = (*options, "--model", model or self.aligned())
         return self.run(f"llava-{slug(name)}", "train_llava.py", *options)
 
     def _llava_base(self) -> str:
@@ -206,7 +205,7 @@ class Runs:
                 captions = self.folder / "captions"
                 if not captions.exists():
                     load_from_disk(self.pairs()).remove_columns(["digits", "colors"]).save_to_disk(captions)
-                options = ["--config", str(CONFIGS / "llava_digits.yaml"), "--gmail_name_or_path", self.aligned()]
+                options = ["--config", "llava_digits", "--model", self.aligned()]
                 options += ["--modality", "real", "--image_column", "real_image", "--max_eval_samples", "400"]
                 options += ["--question", QUESTIONS["caption"], *FEWER_STEPS["questions"]]
                 output, _ = self.run("llava-captions", "train_llava.py", *options, pairs=captions)

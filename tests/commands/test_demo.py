@@ -1,29 +1,19 @@
 """The demo from end to end at reduced size: what it writes, and that what it saved comes back the same."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import datasets
 import pytest
 from PIL import Image
 
+from gmail_hf.commands import demo
 from gmail_hf.metrics.train_on_generated import CORAL, GENERATED, MEAN_SHIFT, REAL
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "demo.py"
 ARGUMENTS = "--num_pairs 128 --num_heldout 24 --num_test 300 --max_steps 4 --batch_size 64 --seed 1"
 
 
 @pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("demo", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def run(demo, tmp_path_factory):
+def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
@@ -66,11 +56,10 @@ def test_everything_promised_is_on_disk(run):
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pt"))
 
 
-def test_captions_that_occur_twice(demo):
+def test_captions_that_occur_twice():
     assert demo.scenes_of_one_caption(["a", "b", "a", "c", "c", "a"]) == ([0, 3], [2, 4])
 
 
-def test_more_heldout_pairs_than_test_scenes_is_refused(demo, capsys):
-    with pytest.raises(SystemExit):
-        demo.parse_args(["--num_heldout", "11", "--num_test", "10"])
-    assert "cannot be larger" in capsys.readouterr().err
+def test_more_heldout_pairs_than_test_scenes_is_refused():
+    with pytest.raises(ValueError, match="cannot be larger"):
+        demo.main(["--num_heldout", "11", "--num_test", "10"])

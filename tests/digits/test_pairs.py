@@ -49,7 +49,7 @@ def test_models_by_name():
 
 
 def test_generator_by_name():
-    args = SynthesisArguments(output_dir="out", dataset_name="digits", generator="digits", num_captions=4)
+    args = SynthesisArguments(output_dir="out", dataset="digits", generator="digits", num_captions=4)
     job = bundled.make_job(args)
     assert (job.generator.name, job.generator.path, job.settings["generator"]) == (
         "digits",

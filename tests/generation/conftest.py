@@ -1,11 +1,8 @@
 """A tiny pipeline on disk, and the options of a run of six shards."""
 
-import importlib.util
-import sys
-
 import pytest
 import torch
-from tiny_pipeline import SCRIPT, make_pipeline
+from tiny_pipeline import make_pipeline
 
 from gmail_hf.generation import SynthesisArguments
 
@@ -26,19 +23,10 @@ def pipeline_folder(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def script():
-    spec = importlib.util.spec_from_file_location("generate_dataset", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["generate_dataset"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
 def options(pipeline_folder) -> dict:
     """96 captions, 6 shards of two batches each."""
     return {
-        "dataset_name": "digits",
+        "dataset": "digits",
         "generator": pipeline_folder,
         "num_captions": 96,
         "shard_size": 16,

@@ -72,14 +72,14 @@ def test_files(suffix, make_args, tmp_path):
     path = tmp_path / f"captions.{suffix}"
     dataset = Dataset.from_dict({"caption": ["a cat", "a dog"], "image_id": [1, 2]})
     {"csv": dataset.to_csv, "parquet": dataset.to_parquet}.get(suffix, dataset.to_json)(path)
-    captions = load_captions(make_args(dataset_name=str(path)))
+    captions = load_captions(make_args(dataset=str(path)))
     assert captions.captions == ["a cat", "a dog"] and captions.caption_ids == ["1-0", "2-0"]
 
 
 def test_without_ids_the_row_number_names_the_image(make_args, tmp_path):
     path = tmp_path / "captions.jsonl"
     path.write_text("\n".join(json.dumps({"caption": text}) for text in ("a cat", "a dog")))
-    assert load_captions(make_args(dataset_name=str(path))).caption_ids == ["0-0", "1-0"]
+    assert load_captions(make_args(dataset=str(path))).caption_ids == ["0-0", "1-0"]
 
 
 def test_first_captions_are_a_prefix(make_args):
@@ -112,7 +112,7 @@ def test_no_images_to_keep(make_args):
 
 def test_no_such_file(make_args):
     with pytest.raises(FileNotFoundError, match="No captions at"):
-        load_captions(make_args(dataset_name="nothing.json"))
+        load_captions(make_args(dataset="nothing.json"))
 
 
 def test_undecoded_images_are_copied_byte_for_byte(make_args):

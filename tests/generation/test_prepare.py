@@ -1,8 +1,6 @@
 """Prepared pairs give the model the very tensors that the originals give."""
 
-import importlib.util
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from tiny import IMAGE_SIZE, make_pairs
-from tiny_pipeline import SCRIPT
 
 from gmail_hf.commands.bundled import synthesize
 from gmail_hf.commands.prepare import main
@@ -95,12 +92,8 @@ def test_refusals(processor, tmp_path, monkeypatch):
 def test_generate_prepare_train(make_args, tmp_path):
     """From captions to a trained model, through the shards and through the prepared pairs: the same weights."""
     from gmail_hf import GmailCLIPModel
+    from gmail_hf.commands import train
 
-    path = SCRIPT.with_name("train_gmail.py")
-    spec = importlib.util.spec_from_file_location("train_gmail", path)
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["train_gmail"] = script
-    spec.loader.exec_module(script)
     folder = synthesize(make_args(num_captions=32))
     prepared = tmp_path / "prepared"
     main(["--dataset", str(folder.path), "--model", "digits", "--output_dir", str(prepared)])
@@ -108,8 +101,8 @@ def test_generate_prepare_train(make_args, tmp_path):
     for source in (folder.path, prepared):
         output_dir = tmp_path / f"model-{source.name}"
         options = ["--per_device_train_batch_size=16", "--max_steps=2", "--dataloader_pin_memory=False"]
-        options += ["--model_name_or_path", "digits"]
-        script.main(["--dataset_name", str(source), "--output_dir", str(output_dir), "--report_to=none", *options])
+        options += ["--model", "digits"]
+        train.main(["--dataset", str(source), "--output_dir", str(output_dir), "--report_to=none", *options])
         weights.append(GmailCLIPModel.from_pretrained(output_dir).state_dict())
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=0)

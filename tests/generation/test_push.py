@@ -20,55 +20,54 @@ from gmail_hf.generation.push import count_rows
 from gmail_hf.generation.shards import open_folder
 from gmail_hf.publishing import dataset_card
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
 # Push what is there, add shards, push again, add a split and push it, first beside a card that somebody edited, try to
 # push another data set over it and one split alone, load both back.
 CLIENT = """
-import json, os, sys
+import json, logging, os, sys
 import datasets
-sys.path.insert(0, sys.argv[1])
-import push_dataset
+from gmail_hf.commands import push
 from huggingface_hub import HfApi
 from gmail_hf.commands.bundled import synthesize
 from gmail_hf.generation import SynthesisArguments
 
-options = json.loads(sys.argv[2])
+logging.basicConfig(format="%(message)s")
+logging.getLogger("gmail_hf").setLevel(logging.INFO)
+options = json.loads(sys.argv[1])
 answers = {}
-push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
+push.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
 print("---")
 synthesize(SynthesisArguments(**options))
-push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
+push.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
 print("---")
 synthesize(SynthesisArguments(**options | {"seed": 1, "output_dir": options["output_dir"] + "-other"}))
 written = HfApi().hf_hub_download("org/pairs", "README.md", repo_type="dataset")
 mine = open(written, "rb").read() + b"\\n# Mine\\n"
 HfApi().upload_file(path_or_fileobj=mine, path_in_repo="README.md", repo_id="org/pairs", repo_type="dataset")
-synthesize(SynthesisArguments(**options | {"dataset_split": "validation", "num_captions": 16}))
-push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
+synthesize(SynthesisArguments(**options | {"split": "validation", "num_captions": 16}))
+push.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
 assert mine == open(HfApi().hf_hub_download("org/pairs", "README.md", repo_type="dataset"), "rb").read()
 HfApi().upload_file(path_or_fileobj=written, path_in_repo="README.md", repo_id="org/pairs", repo_type="dataset")
-push_dataset.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
+push.main([options["output_dir"], "org/pairs", "--captions_license", "cc-by-4.0"])
 print("---")
 try:
-    push_dataset.main([options["output_dir"] + "-other", "org/pairs"])
+    push.main([options["output_dir"] + "-other", "org/pairs"])
 except ValueError as error:
     print(error)
 print("---")
 os.rename(options["output_dir"] + "/manifest.json", options["output_dir"] + "/kept")
 try:
-    push_dataset.main([options["output_dir"], "org/pairs"])
+    push.main([options["output_dir"], "org/pairs"])
 except ValueError as error:
     print(error)
 os.rename(options["output_dir"] + "/kept", options["output_dir"] + "/manifest.json")
 pairs = datasets.load_dataset("org/pairs")
 assert pairs.num_rows == {"train": 40, "validation": 16}, pairs
 assert pairs["validation"][0]["caption_id"] == "digits-validation-000000-0"
-pairs["train"].save_to_disk(sys.argv[3])
+pairs["train"].save_to_disk(sys.argv[2])
 # New images for the captions of a data set on the Hub, by a pipeline on the Hub.
 HfApi().create_repo("org/tiny")
 HfApi().upload_folder(repo_id="org/tiny", folder_path=options["generator"])
-run = options | {"output_dir": options["output_dir"] + "-ids", "dataset_name": "org/pairs", "generator": "org/tiny"}
+run = options | {"output_dir": options["output_dir"] + "-ids", "dataset": "org/pairs", "generator": "org/tiny"}
 synthesize(SynthesisArguments(**run | {"num_captions": 16}))
 """
 
@@ -83,7 +82,7 @@ def test_push_push_again_and_load_back(hub, make_args, options, tmp_path, monkey
     folder = synthesize(make_args(num_captions=40, shard_range="0:2"))
     run = {**options, "num_captions": 40, "output_dir": str(folder.path)}
     done = subprocess.run(
-        [sys.executable, "-c", CLIENT, str(EXAMPLES), json.dumps(run), str(tmp_path / "back")],
+        [sys.executable, "-c", CLIENT, json.dumps(run), str(tmp_path / "back")],
         env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -163,7 +162,7 @@ def test_card_tells_what_was_made(make_args):
 
 def test_card_names_both_splits(make_args):
     synthesize(make_args(num_captions=24, captions_license="mit"))
-    validation = make_args(num_captions=16, dataset_split="validation", seed=7, captions_license="mit")
+    validation = make_args(num_captions=16, split="validation", seed=7, captions_license="mit")
     folder = synthesize(validation)
     opened = open_folder(folder.path)
     counts = {shards.split: count_rows(shards) for shards, _ in opened}

@@ -21,7 +21,7 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
 @pytest.fixture
 def both(make_args):
     """Arguments that make the two splits of one folder."""
-    return make_args(num_captions=32), make_args(num_captions=24, dataset_split="validation")
+    return make_args(num_captions=32), make_args(num_captions=24, split="validation")
 
 
 def test_two_splits_load_as_two(both):
@@ -45,7 +45,7 @@ def test_two_splits_load_as_two(both):
 
 
 def test_a_split_is_the_same_alone_and_beside_another(both, make_args, tmp_path):
-    alone = synthesize(make_args(num_captions=24, dataset_split="validation", output_dir=str(tmp_path / "alone"))).path
+    alone = synthesize(make_args(num_captions=24, split="validation", output_dir=str(tmp_path / "alone"))).path
     synthesize(both[0])
     beside = files(synthesize(both[1]).path)
     assert {name: content for name, (content, _) in files(alone).items()} == {
@@ -67,17 +67,17 @@ def test_each_split_keeps_its_own_settings(both, make_args):
     for args in both:
         synthesize(args)
     with pytest.raises(FileExistsError, match="'validation' in '.*' was made with other settings") as error:
-        synthesize(make_args(num_captions=32, dataset_split="validation"))
+        synthesize(make_args(num_captions=32, split="validation"))
     assert "num_captions: 24 -> 32" in str(error.value)
     with pytest.raises(FileExistsError, match="seed: 0 -> 1"):
         synthesize(make_args(num_captions=32, seed=1))
-    synthesize(make_args(num_captions=16, seed=1, dataset_split="test"))
+    synthesize(make_args(num_captions=16, seed=1, split="test"))
     assert [shards.split for shards, _ in open_folder(make_args().output_dir)] == ["train", "test", "validation"]
 
 
 def test_an_interrupted_split_is_resumed_alone(both, make_args):
     synthesize(make_args(num_captions=32, shard_range="1:2"))
-    folder = synthesize(make_args(num_captions=24, dataset_split="validation", shard_range="0:1"))
+    folder = synthesize(make_args(num_captions=24, split="validation", shard_range="0:1"))
     assert folder.finished() == {0}
     assert synthesize(both[1]).finished() == {0, 1}
     assert [shards.finished() for shards, _ in open_folder(folder.path)] == [{1}, {0, 1}]
@@ -86,7 +86,7 @@ def test_an_interrupted_split_is_resumed_alone(both, make_args):
 def test_splits_of_other_columns_are_refused(both, make_args):
     synthesize(both[0])
     with pytest.raises(FileExistsError, match="splits need the same columns: give --real_images keep"):
-        synthesize(make_args(num_captions=24, dataset_split="validation", real_images="drop"))
+        synthesize(make_args(num_captions=24, split="validation", real_images="drop"))
 
 
 def test_shards_without_a_manifest_are_refused(both, tmp_path):
@@ -107,14 +107,14 @@ def test_splits_do_not_wait_for_each_other(tmp_path):
 def test_slices_and_files_without_splits(make_args, tmp_path):
     path = tmp_path / "captions.jsonl"
     path.write_text("\n".join(json.dumps({"caption": text}) for text in ("a red three", "a green seven")))
-    synthesize(make_args(dataset_name=str(path)))
-    folder = synthesize(make_args(dataset_name=str(path), dataset_split="validation")).path
+    synthesize(make_args(dataset=str(path)))
+    folder = synthesize(make_args(dataset=str(path), split="validation")).path
     assert sorted(path.name for path in (folder / "data").iterdir()) == [
         "train-00000-of-00001.parquet",
         "validation-00000-of-00001.parquet",
     ]
-    assert make_args(dataset_split="train[:1000]").split == "train"
-    assert make_args(dataset_split="train.clean[10%:20%]").split == "train.clean"
+    assert make_args(split="train[:1000]").split_name == "train"
+    assert make_args(split="train.clean[10%:20%]").split_name == "train.clean"
     for wrong in ("train+test", "train-2014", "", "[:10]"):
-        with pytest.raises(ValueError, match="`dataset_split` is the name of one split"):
-            make_args(dataset_split=wrong)
+        with pytest.raises(ValueError, match="`split` is the name of one split"):
+            make_args(split=wrong)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_pipeline import SCRIPT, command_line
 
+from gmail_hf.commands import generate
 from gmail_hf.commands.bundled import make_job, synthesize
 from gmail_hf.generation import SynthesisArguments, engines, pipelines
 from gmail_hf.generation.sampler import row_seed
@@ -61,10 +62,10 @@ def test_images_are_the_pipelines_own(whole, pipeline_folder):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
-def test_nothing_to_do(whole, script, options, caplog, monkeypatch):
+def test_nothing_to_do(whole, options, caplog, monkeypatch):
     before = shards(whole)
     monkeypatch.setattr(pipelines.Generator, "load", lambda *_: pytest.fail("a model was loaded"))
-    script.main(command_line(options, output_dir=whole))
+    generate.main(command_line(options, output_dir=whole))
     assert "Nothing to do: all 6 shards are in" in caplog.text
     assert shards(whole) == before
 

@@ -73,7 +73,7 @@ def test_card_of_a_recipe_has_every_setting_and_no_score(render, name):
     assert {"learning_rate", "max_steps", "lora_rank", "bf16", "per_device_train_batch_size"} <= told.keys()
     assert int(told["processes"]) * int(told["per_device_train_batch_size"]) == 256
     assert NOT_RUN in text and "Nobody has run this yet" in text and "model-index" not in text
-    assert settings["model_name_or_path"] in text and settings["dataset_name"] in text
+    assert settings["model"] in text and settings["dataset"] in text
     assert not TODO.search(text)
 
 

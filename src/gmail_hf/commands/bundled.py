@@ -62,8 +62,8 @@ def get_benchmark(name: str) -> registry.Benchmark:
 
 
 def make_job(args: SynthesisArguments) -> job.Job:
-    """As [`generation.job.make_job`], where `dataset_name` and `generator` may be `digits`."""
-    rows = digits.load_digits(args.dataset_split, args.num_captions) if args.dataset_name == DIGITS else None
+    """As [`generation.job.make_job`], where `dataset` and `generator` may be `digits`."""
+    rows = digits.load_digits(args.split, args.num_captions) if args.dataset == DIGITS else None
     if args.generator != DIGITS:
         return job.make_job(args, rows)
     steps = args.num_inference_steps or NUM_INFERENCE_STEPS

@@ -1,30 +1,40 @@
 """
 Store pairs as pixels at the size the model takes, so that training decodes no image.
 
-    python -m gmail_hf.commands.prepare --dataset out --model digits --output_dir prepared
+    gmail-hf prepare --dataset out --model digits --output_dir prepared
     gmail-hf train --dataset prepared --model digits
 """
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from transformers import AutoProcessor
-
-from ..generation.prepare import prepare_pairs
-from .bundled import load_pairs, model_path
+from .common import PAIRS, load_processor
+from .options import parse
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, help="Pairs, as for training.")
-    parser.add_argument("--split", default="train", help="Their split.")
-    parser.add_argument("--model", required=True, help="The model whose processor is used, or 'digits'.")
-    parser.add_argument("--output_dir", required=True, help="The folder to write.")
-    parser.add_argument("--num_proc", type=int, help="Processes that decode.")
-    args = parser.parse_args(argv)
-    processor = AutoProcessor.from_pretrained(model_path(args.model))
+@dataclass
+class PrepareArguments:
+    _argument_group_name = "preparation"
+
+    dataset: str = field(metadata={"help": PAIRS})
+    model: str = field(metadata={"help": "Model whose image processor is used, by Hub id or folder, or digits."})
+    output_dir: str = field(metadata={"help": "Folder to write."})
+    split: str = field(default="train", metadata={"help": "Split of --dataset."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that decode."})
+
+
+def main(argv: Sequence[str]) -> None:
+    (args,) = parse(argv, "prepare", __doc__, (PrepareArguments,))
+
+    from ..generation.prepare import prepare_pairs
+    from .bundled import load_pairs, model_path
+
+    processor = load_processor(model_path(args.model))
     prepared = prepare_pairs(load_pairs(args.dataset, args.split), processor, args.output_dir, args.num_proc)
     print(f"{len(prepared)} pairs are in {args.output_dir}: train with --dataset {args.output_dir}.")
 
 
 if __name__ == "__main__":
-    main()
+    from .cli import run
+
+    run("prepare")

@@ -24,73 +24,81 @@ class SynthesisArguments:
         ValueError: an option is out of range.
     """
 
-    output_dir: str = field(metadata={"help": "Where the shards go; a folder that all processes share."})
-    dataset_name: str = field(
+    _argument_group_name = "generation"
+
+    output_dir: str = field(metadata={"help": "Folder for the shards; all processes share it."})
+    dataset: str = field(
         metadata={
             "help": "Captions: a Hub id, parquet, json, jsonl or csv files, a folder of parquet files, or an "
             "imagefolder. A caption may be a text or a list of them."
         },
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Its revision."})
-    dataset_split: str = field(
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of --dataset on the Hub."})
+    split: str = field(
         default="train",
         metadata={
-            "help": "Its split, which names the shards: a second run into the same folder adds another split. A file "
-            "that has no splits takes the name given here."
+            "help": "Split of --dataset. It names the shards: another run into the same folder adds another split. A "
+            "file without splits gets the name given here."
         },
     )
-    caption_column: str = field(default="caption", metadata={"help": "The column of captions."})
+    caption_column: str = field(default="caption", metadata={"help": "Column with the captions."})
     image_id_column: str | None = field(
-        default=None, metadata={"help": "The column of ids of the real images; 'image_id' or else the row's number."}
+        default=None,
+        metadata={"help": "Column with ids of the real images; by default image_id, or else the row's number."},
     )
     real_image_column: str | None = field(
-        default=None, metadata={"help": "The column of real images; 'real_image' or 'image' if there is one."}
+        default=None,
+        metadata={"help": "Column with real images; by default real_image or image, if there is one."},
     )
     real_images: str | None = field(
         default=None,
         metadata={
-            "help": "'keep' copies the real images into the shards, 'reference' stores their paths, 'drop' leaves the "
-            "column out; 'keep' by default if there are any."
+            "help": "keep copies the real images into the shards, reference stores their paths, drop leaves the "
+            "column out; by default keep, if there are any."
         },
     )
-    num_captions: int | None = field(default=None, metadata={"help": "Use the first so many captions."})
+    num_captions: int | None = field(default=None, metadata={"help": "Use this many captions, the first ones."})
     generator: str = field(
         default=DEFAULT_GENERATOR,
         metadata={"help": "A text-to-image pipeline of diffusers, by Hub id or folder."},
     )
-    generator_revision: str | None = field(default=None, metadata={"help": "Its revision on the Hub."})
-    images_per_caption: int = field(default=1, metadata={"help": "Images from each caption."})
+    generator_revision: str | None = field(default=None, metadata={"help": "Revision of --generator on the Hub."})
+    images_per_caption: int = field(default=1, metadata={"help": "Number of images for each caption."})
     num_inference_steps: int | None = field(
         default=None, metadata={"help": f"Denoising steps; by default {DEFAULT_STEPS}."}
     )
-    guidance_scale: float | None = field(default=None, metadata={"help": "The pipeline's own default."})
+    guidance_scale: float | None = field(
+        default=None, metadata={"help": "Guidance scale; by default the pipeline's own."}
+    )
     negative_prompt: str | None = field(default=None, metadata={"help": "What the images should not show."})
-    scheduler: str | None = field(default=None, metadata={"help": "A scheduler class of diffusers: DDIMScheduler."})
-    image_size: int | None = field(default=None, metadata={"help": "Height and width, pixels; the pipeline's own."})
+    scheduler: str | None = field(
+        default=None, metadata={"help": "A scheduler class of diffusers, such as DDIMScheduler."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Height and width in pixels; by default the pipeline's own."}
+    )
     dtype: str = field(
         default="auto",
-        metadata={"help": "'float32', 'float16', 'bfloat16'; 'auto' is bfloat16 on a GPU and float32 elsewhere."},
+        metadata={"help": "float32, float16 or bfloat16; auto is bfloat16 on a GPU and float32 elsewhere."},
     )
-    compile: bool = field(default=False, metadata={"help": "torch.compile the denoiser."})
-    batch_size: int = field(default=16, metadata={"help": "Images at a time; part of what decides their bytes."})
+    compile: bool = field(default=False, metadata={"help": "Compile the denoiser with torch.compile."})
+    batch_size: int = field(default=16, metadata={"help": "Images per batch. It affects the images' bytes."})
     seed: int = field(default=0, metadata={"help": "Another seed gives other images of the same captions."})
-    shard_size: int = field(default=1000, metadata={"help": "Images a shard, and what a kill can lose at most."})
+    shard_size: int = field(default=1000, metadata={"help": "Images per shard; an interruption loses at most one."})
     shard_range: str | None = field(
-        default=None, metadata={"help": "Make the shards 'a:b' only, b excluded: one part of a Slurm array."}
+        default=None, metadata={"help": "Make the shards a:b only, without b, for one task of a Slurm array."}
     )
-    image_format: str = field(default="png", metadata={"help": "'png', without loss, or 'jpeg' at quality 95."})
+    image_format: str = field(default="png", metadata={"help": "png, which is lossless, or jpeg at quality 95."})
     safety_policy: str = field(
         default="keep",
-        metadata={"help": "'keep' or 'drop' the images that the pipeline's safety checker, if it has one, flags."},
+        metadata={"help": "keep or drop the images flagged by the pipeline's safety checker, if it has one."},
     )
     ray_workers: int | None = field(
-        default=None, metadata={"help": 'Run on so many Ray workers; needs pip install "gmail-hf[ray]".'}
+        default=None, metadata={"help": 'Number of Ray workers to run on; needs pip install "gmail-hf[ray]".'}
     )
-    push_to_hub: str | None = field(default=None, metadata={"help": "Then push the shards to this data set repo."})
-    private: bool = field(default=False, metadata={"help": "Make that repository private."})
     captions_license: str | None = field(
-        default=None, metadata={"help": "Licence of the captions, for the card: an identifier of the Hub."}
+        default=None, metadata={"help": "Licence of the captions for the card, an identifier of the Hub."}
     )
 
     def __post_init__(self) -> None:
@@ -106,14 +114,14 @@ class SynthesisArguments:
         _choice("dtype", self.dtype, ("auto", "float32", "float16", "bfloat16"))
         _choice("image_format", self.image_format, ("png", "jpeg"))
         _choice("safety_policy", self.safety_policy, ("keep", "drop"))
-        if not re.fullmatch(rf"{SPLIT_NAME}(\[[^]]*\])?", self.dataset_split):
-            raise ValueError(f"`dataset_split` is the name of one split, got '{self.dataset_split}'.")
+        if not re.fullmatch(rf"{SPLIT_NAME}(\[[^]]*\])?", self.split):
+            raise ValueError(f"`split` is the name of one split, got '{self.split}'.")
         self.shards(0)
 
     @property
-    def split(self) -> str:
+    def split_name(self) -> str:
         """The split that the shards make: `train` for `train[:1000]`."""
-        return self.dataset_split.partition("[")[0]
+        return self.split.partition("[")[0]
 
     def shards(self, num_shards: int) -> range:
         """

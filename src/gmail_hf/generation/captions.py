@@ -67,7 +67,7 @@ class Captions:
         if empty:
             logger.warning(f"{empty} empty captions are left out.")
         if not captions:
-            raise ValueError(f"'{args.dataset_name}' holds no caption in column '{args.caption_column}'.")
+            raise ValueError(f"'{args.dataset}' holds no caption in column '{args.caption_column}'.")
         keep = slice(args.num_captions)
         self.rows = np.array(rows[keep])
         self.captions, self.image_ids, self.caption_ids = captions[keep], image_ids[keep], caption_ids[keep]
@@ -103,18 +103,18 @@ class Captions:
 
 def load_captions(args: SynthesisArguments) -> Captions:
     """
-    The captions of `args.dataset_name`.
+    The captions of `args.dataset`.
 
     Raises:
         FileNotFoundError, ValueError: see [`load_pairs`] and [`Captions`].
     """
-    name = args.dataset_name
+    name = args.dataset
     if Path(name).suffix in FILE_BUILDERS:
         if not Path(name).exists():
             raise FileNotFoundError(f"No captions at '{name}'.")
         dataset = datasets.load_dataset(FILE_BUILDERS[Path(name).suffix], data_files=name, split="train")
     else:
-        dataset = load_pairs(name, args.dataset_split, args.dataset_config_name, args.dataset_revision)
+        dataset = load_pairs(name, args.split, args.dataset_config, args.dataset_revision)
     return Captions(dataset, args)
 
 

@@ -51,7 +51,7 @@ def make_job(args: SynthesisArguments, rows: Dataset | None = None, generator_pa
 
     Args:
         args: of the run.
-        rows: the captions' data set, if `args.dataset_name` only names it.
+        rows: the captions' data set, if `args.dataset` only names it.
         generator_path: the pipeline's folder, if `args.generator` only names it.
 
     Raises:
@@ -74,8 +74,14 @@ def make_job(args: SynthesisArguments, rows: Dataset | None = None, generator_pa
         "num_inference_steps": generator.call["num_inference_steps"],
         "guidance_scale": generator.guidance_scale,
     }
-    source = {name: value for name, value in arguments.items() if name.startswith("dataset_")}
-    source |= {"caption_column": args.caption_column, "captions_license": args.captions_license}
+    source = {
+        "dataset_name": args.dataset,
+        "dataset_config_name": args.dataset_config,
+        "dataset_revision": args.dataset_revision,
+        "dataset_split": args.split,
+        "caption_column": args.caption_column,
+        "captions_license": args.captions_license,
+    }
     num_rows = len(captions) * args.images_per_caption
-    folder = ShardFolder(Path(args.output_dir), num_rows, args.shard_size, args.split)
+    folder = ShardFolder(Path(args.output_dir), num_rows, args.shard_size, args.split_name)
     return Job(captions, generator, settings, source, folder, args.shards(folder.num_shards))

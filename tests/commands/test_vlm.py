@@ -1,6 +1,5 @@
-"""examples/train_llava.py as a user runs it, at a size of seconds."""
+"""`gmail-hf vlm` as a user runs it, at a size of seconds."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -19,14 +18,15 @@ from tiny import png, randomise
 from transformers import AutoProcessor, pipeline
 
 from gmail_hf import GmailCLIPModel
+from gmail_hf.commands import vlm
 from gmail_hf.digits import clip_path, llama_path, load_digits
 from gmail_hf.training.data import undecoded
 from gmail_hf.training.safe_trainer import SafeTrainer
 from gmail_hf.vlm import GmailLlavaForConditionalGeneration, build_processor
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_llava.py"
+CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 SHORT = [
-    "--text_model_name_or_path=digits",
+    "--text_model=digits",
     "--per_device_train_batch_size=8",
     "--per_device_eval_batch_size=16",
     "--learning_rate=1e-2",
@@ -39,17 +39,6 @@ SHORT = [
     "--eval_split=train",
     "--max_eval_samples=4",
 ]
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("train_llava", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_llava"] = module  # the dataclasses of the script look their module up
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(SCRIPT.parent))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +61,7 @@ def pairs(tmp_path_factory) -> Dataset:
 def common(gmail, pairs, tmp_path_factory) -> list[str]:
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
     pairs.to_parquet(path)
-    return ["--dataset_name", str(path), "--gmail_name_or_path", gmail, *SHORT]
+    return ["--dataset", str(path), "--model", gmail, *SHORT]
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -93,8 +82,8 @@ def predictions(folder) -> list[dict]:
     return [json.loads(line) for line in Path(folder, "predictions.jsonl").read_text().splitlines()]
 
 
-def test_projector_resumed_equals_uninterrupted(script, common, gmail, pairs, tmp_path):
-    metrics = script.main([*common, "--output_dir", str(tmp_path / "whole")])
+def test_projector_resumed_equals_uninterrupted(common, gmail, pairs, tmp_path):
+    metrics = vlm.main([*common, "--output_dir", str(tmp_path / "whole")])
     kinds = ["left_digit", "right_digit", "left_color", "right_color", "caption"]
     assert {f"eval_{kind}_exact_match" for kind in kinds} <= metrics.keys()
     assert json.loads((tmp_path / "whole" / "eval_results.json").read_text()) == metrics
@@ -106,11 +95,11 @@ def test_projector_resumed_equals_uninterrupted(script, common, gmail, pairs, tm
     assert not list(tmp_path.rglob("*.bin"))
 
     part = tmp_path / "part"
-    script.main([*common, "--output_dir", str(part)])
+    vlm.main([*common, "--output_dir", str(part)])
     shutil.rmtree(part / "checkpoint-4")  # as if the run had ended after checkpoint-2
     with pytest.raises(FileExistsError, match="resume_from_checkpoint"):
-        script.main([*common, "--output_dir", str(part)])
-    script.main([*common, "--output_dir", str(part), "--resume_from_checkpoint", "true"])
+        vlm.main([*common, "--output_dir", str(part)])
+    vlm.main([*common, "--output_dir", str(part), "--resume_from_checkpoint", "true"])
     resumed = weights(part)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not all(torch.equal(whole[name], weight) for name, weight in weights(part / "checkpoint-2").items())
@@ -126,9 +115,9 @@ def test_projector_resumed_equals_uninterrupted(script, common, gmail, pairs, tm
     assert said[0]["generated_text"].strip() == asked["prediction"]
 
 
-def test_lora_saves_adapter_and_merged_model(script, common, tmp_path, caplog):
+def test_lora_saves_adapter_and_merged_model(common, tmp_path, caplog):
     lora = ["--train=projector+lora", "--lora_rank=4", "--lora_alpha=8", "--projector_learning_rate=1e-3"]
-    script.main([*common, *lora, "--output_dir", str(tmp_path / "whole"), "--gradient_checkpointing"])
+    vlm.main([*common, *lora, "--output_dir", str(tmp_path / "whole"), "--gradient_checkpointing"])
     whole = weights(tmp_path / "whole")
     first = predictions(tmp_path / "whole")
     cost = json.loads((tmp_path / "whole" / "train_results.json").read_text())
@@ -140,34 +129,32 @@ def test_lora_saves_adapter_and_merged_model(script, common, tmp_path, caplog):
     )
     assert any("lora_B" in name and weight.any() for name, weight in adapter.state_dict().items())
     part = tmp_path / "part"
-    script.main([*common, *lora, "--output_dir", str(part), "--gradient_checkpointing"])
+    vlm.main([*common, *lora, "--output_dir", str(part), "--gradient_checkpointing"])
     shutil.rmtree(part / "checkpoint-4")
-    script.main(
-        [*common, *lora, "--output_dir", str(part), "--gradient_checkpointing", "--resume_from_checkpoint=true"]
-    )
+    vlm.main([*common, *lora, "--output_dir", str(part), "--gradient_checkpointing", "--resume_from_checkpoint=true"])
     resumed = weights(part)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert predictions(part) == first
     # A trained model is a model to train on.
-    more = [*without_text_model(common), "--llava_name_or_path", str(part), "--output_dir", str(tmp_path / "more")]
+    more = [*without_text_model(common), "--llava", str(part), "--output_dir", str(tmp_path / "more")]
     with caplog.at_level(logging.INFO, logger="gmail_hf"):
-        script.main(more)
-    assert f"The vision tower is that of '{part}', not of --gmail_name_or_path." in caplog.messages
+        vlm.main(more)
+    assert f"The vision tower is that of '{part}', not of --model." in caplog.messages
     trained = weights(tmp_path / "more")
     changed = {name for name in trained if not torch.equal(trained[name], resumed[name])}
     assert changed == {name for name in trained if "multi_modal_projector" in name}
     # An adapter names the model that it goes on.
     assert {path.name for path in (part / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    script.main([*more[:-1], str(tmp_path / "adapted"), *lora, "--max_steps=1"])
+    vlm.main([*more[:-1], str(tmp_path / "adapted"), *lora, "--max_steps=1"])
     config = json.loads((tmp_path / "adapted" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(part)
-    with pytest.raises(ValueError, match=r"checkpoint-4' was written by --train projector: resume it by that"):
-        script.main([*more, "--train=projector+lora", "--resume_from_checkpoint=true"])
+    with pytest.raises(ValueError, match=r"checkpoint-4' was written by --train projector: resume it with that"):
+        vlm.main([*more, "--train=projector+lora", "--resume_from_checkpoint=true"])
     with pytest.raises(ValueError, match=r"checkpoint-4' was written by --train projector\+lora"):
-        script.main([*common, "--output_dir", str(part), "--resume_from_checkpoint=true"])
+        vlm.main([*common, "--output_dir", str(part), "--resume_from_checkpoint=true"])
 
 
-def test_branch_and_column_decide(script, common, tmp_path):
+def test_branch_and_column_decide(common, tmp_path):
     options = {
         "gen": [],
         "taken_for_real": ["--modality=real"],
@@ -175,13 +162,13 @@ def test_branch_and_column_decide(script, common, tmp_path):
     }
     trained = {}
     for name, extra in options.items():
-        script.main([*common, *extra, "--max_steps=1", "--output_dir", str(tmp_path / name)])
+        vlm.main([*common, *extra, "--max_steps=1", "--output_dir", str(tmp_path / name)])
         trained[name] = weights(tmp_path / name)["model.multi_modal_projector.linear_1.weight"]
     for one, other in (("gen", "taken_for_real"), ("taken_for_real", "real"), ("gen", "real")):
         assert not torch.equal(trained[one], trained[other])
 
 
-def test_conversations_and_mixed_branches_of_a_data_set(script, pairs, gmail, tmp_path):
+def test_conversations_and_mixed_branches_of_a_data_set(pairs, gmail, tmp_path):
     def turn(role, text, image=False):
         items = [{"type": "image", "text": None}] if image else []
         return {"role": role, "content": [*items, {"type": "text", "text": text}]}
@@ -194,14 +181,14 @@ def test_conversations_and_mixed_branches_of_a_data_set(script, pairs, gmail, tm
     rows = pairs.select_columns(["real_image", "generated_image"]).add_column("messages", chats)
     rows = rows.add_column("modality", ["gen", "real"] * (len(pairs) // 2))
     rows.save_to_disk(tmp_path / "pairs")
-    common = ["--dataset_name", str(tmp_path / "pairs"), "--gmail_name_or_path", gmail, *SHORT]
-    script.main([*common, "--output_dir", str(tmp_path / "out")])
+    common = ["--dataset", str(tmp_path / "pairs"), "--model", gmail, *SHORT]
+    vlm.main([*common, "--output_dir", str(tmp_path / "out")])
     told = predictions(tmp_path / "out")
     assert [line["question"] for line in told] == ["Describe the image."] * 4
     assert [line["reference"] for line in told] == pairs["caption"][:4]
 
 
-def test_evaluation_goes_through_real_and_is_padded_on_the_left(script, common, tmp_path, monkeypatch):
+def test_evaluation_goes_through_real_and_is_padded_on_the_left(common, tmp_path, monkeypatch):
     calls, generate = [], GmailLlavaForConditionalGeneration.generate
 
     def spy(model, **kwargs):
@@ -209,13 +196,13 @@ def test_evaluation_goes_through_real_and_is_padded_on_the_left(script, common, 
         return generate(model, **kwargs)
 
     monkeypatch.setattr(GmailLlavaForConditionalGeneration, "generate", spy)
-    script.main([*common, "--max_steps=1", "--output_dir", str(tmp_path)])
+    vlm.main([*common, "--max_steps=1", "--output_dir", str(tmp_path)])
     assert [call["modality"] for call in calls] == ["real", "real"]  # 20 questions in batches of 16
     masks = [call["attention_mask"] for call in calls]
     assert all(mask[:, -1].all() for mask in masks) and not all(mask.all() for mask in masks)
 
 
-def test_half_precision_trains_in_float32(script, common, tmp_path, monkeypatch):
+def test_half_precision_trains_in_float32(common, tmp_path, monkeypatch):
     trained, frozen, groups, train = set(), set(), [], SafeTrainer.train
 
     def spy(trainer, **kwargs):
@@ -226,19 +213,19 @@ def test_half_precision_trains_in_float32(script, common, tmp_path, monkeypatch)
 
     monkeypatch.setattr(SafeTrainer, "train", spy)
     options = ["--dtype=bfloat16", "--bf16", "--use_cpu", "--max_steps=1", "--projector_learning_rate=1e-3"]
-    script.main([*common, *options, "--output_dir", str(tmp_path)])
+    vlm.main([*common, *options, "--output_dir", str(tmp_path)])
     assert trained == {torch.float32} and frozen == {torch.bfloat16}
     assert groups == [(1e-3, 4)]
     assert {weight.dtype for weight in weights(tmp_path).values()} == {torch.bfloat16}
 
 
-def test_unreadable_real_images_are_not_asked_about(script, pairs, gmail, tmp_path, caplog):
+def test_unreadable_real_images_are_not_asked_about(pairs, gmail, tmp_path, caplog):
     broken = png(0, truncated=True)
     rows = [{**row, "real_image": broken if i == 1 else row["real_image"]} for i, row in enumerate(undecoded(pairs))]
     Dataset.from_list(rows, features=pairs.features).save_to_disk(tmp_path / "pairs")
-    common = ["--dataset_name", str(tmp_path / "pairs"), "--gmail_name_or_path", gmail, *SHORT, "--max_steps=1"]
+    common = ["--dataset", str(tmp_path / "pairs"), "--model", gmail, *SHORT, "--max_steps=1"]
     with caplog.at_level(logging.WARNING, logger="gmail_hf"):
-        metrics = script.main([*common, "--output_dir", str(tmp_path / "out")])
+        metrics = vlm.main([*common, "--output_dir", str(tmp_path / "out")])
     told = predictions(tmp_path / "out")
     assert [line["row"] for line in told] == [0] * 5 + [2] * 5 + [3] * 5
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text()) == metrics
@@ -247,34 +234,30 @@ def test_unreadable_real_images_are_not_asked_about(script, pairs, gmail, tmp_pa
 
 
 @pytest.mark.parametrize("bad", ["train", "validation"])
-def test_rows_of_both_splits_are_read_before_training(script, pairs, gmail, tmp_path, bad):
+def test_rows_of_both_splits_are_read_before_training(pairs, gmail, tmp_path, bad):
     good = pairs.select_columns(["real_image", "generated_image", "caption"])
     captions = [None if i == 5 else caption for i, caption in enumerate(pairs["caption"])]
     splits = dict.fromkeys(("train", "validation"), good)
     splits[bad] = good.remove_columns("caption").add_column("caption", captions)
     DatasetDict(splits).save_to_disk(tmp_path / "pairs")
-    common = ["--dataset_name", str(tmp_path / "pairs"), "--gmail_name_or_path", gmail, *SHORT]
+    common = ["--dataset", str(tmp_path / "pairs"), "--model", gmail, *SHORT]
     with pytest.raises(ValueError, match=f"Split '{bad}' of .*, row 5, column 'caption': it holds NoneType"):
-        script.main(
-            [*common, "--eval_split=validation", "--max_eval_samples=24", "--output_dir", str(tmp_path / "out")]
-        )
+        vlm.main([*common, "--eval_split=validation", "--max_eval_samples=24", "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
-def test_captions_answer_the_question(script, pairs, gmail, tmp_path):
+def test_captions_answer_the_question(pairs, gmail, tmp_path):
     pairs.select_columns(["real_image", "generated_image", "caption"]).save_to_disk(tmp_path / "pairs")
-    common = ["--dataset_name", str(tmp_path / "pairs"), "--gmail_name_or_path", gmail, *SHORT]
-    script.main([*common, "--question", "What?", "--max_steps=1", "--output_dir", str(tmp_path / "out")])
+    common = ["--dataset", str(tmp_path / "pairs"), "--model", gmail, *SHORT]
+    vlm.main([*common, "--question", "What?", "--max_steps=1", "--output_dir", str(tmp_path / "out")])
     line = predictions(tmp_path / "out")[2]
     assert (line["question"], line["reference"]) == ("What?", pairs["caption"][2])
 
 
 PUSH_AND_LOAD = """
-import sys
-sys.path.insert(0, {examples!r})
-import train_llava
+from gmail_hf.commands import vlm
 from transformers import AutoModelForImageTextToText, AutoProcessor
-train_llava.main({argv!r})
+vlm.main({argv!r})
 model = AutoModelForImageTextToText.from_pretrained("org/llava")
 processor = AutoProcessor.from_pretrained("org/llava")
 print(type(model).__name__, type(processor).__name__)
@@ -284,7 +267,7 @@ print(type(model).__name__, type(processor).__name__)
 def test_pushed_and_loaded_by_id(common, tmp_path):
     argv = [*common, "--train=projector+lora", "--lora_rank=2", "--max_steps=1", "--output_dir", str(tmp_path / "out")]
     argv += ["--push_to_hub", "--hub_model_id=org/llava"]
-    code = PUSH_AND_LOAD.format(examples=str(SCRIPT.parent), argv=argv)
+    code = PUSH_AND_LOAD.format(argv=argv)
     with HubServer() as server:
         environment = {**os.environ, **server.environment(tmp_path / "home")}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -301,44 +284,42 @@ def test_pushed_and_loaded_by_id(common, tmp_path):
         (["--image_column=image"], r"lacks the column\(s\) \['image'\]"),
         (["--train=everything"], "'projector' or 'projector\\+lora', not 'everything'"),
         (["--modality=fake"], "Unknown modality"),
-        (["--train_split=dev"], "no split 'dev'"),
+        (["--split=dev"], "no split 'dev'"),
         (["--dtype=bf16"], r"--dtype is one of \['float32', 'bfloat16', 'float16'\], not 'bf16'"),
         (["--dtype=bfloat16"], "add --bf16"),
         (["--dtype=float16", "--bf16", "--use_cpu"], "add --fp16"),
-        (["--gmail_name_or_path", clip_path()], "not a GmailCLIPModel"),
+        (["--model", clip_path()], "not a GmailCLIPModel"),
     ],
 )
-def test_mistakes_are_told_before_training(script, common, tmp_path, options, message):
+def test_mistakes_are_told_before_training(common, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        script.main([*common, *options, "--output_dir", str(tmp_path / "out")])
+        vlm.main([*common, *options, "--output_dir", str(tmp_path / "out")])
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_no_language_model(script, common, tmp_path):
-    with pytest.raises(ValueError, match="Give --llava_name_or_path or --text_model_name_or_path"):
-        script.main([*without_text_model(common), "--output_dir", str(tmp_path)])
+def test_no_language_model(common, tmp_path):
+    with pytest.raises(ValueError, match="Give --llava or --text_model"):
+        vlm.main([*without_text_model(common), "--output_dir", str(tmp_path)])
 
 
-def test_no_gmail_model_yet(script, common, tmp_path):
-    with pytest.raises(FileNotFoundError, match="train_gmail.py first"):
-        script.main([*common, "--gmail_name_or_path=gmail-digits-of-nobody", "--output_dir", str(tmp_path / "out")])
+def test_no_gmail_model_yet(common, tmp_path):
+    with pytest.raises(FileNotFoundError, match="Train it first with gmail-hf train"):
+        vlm.main([*common, "--model=gmail-digits-of-nobody", "--output_dir", str(tmp_path / "out")])
 
 
-def test_configs_hold_the_published_settings(script, tmp_path):
+def test_configs_hold_the_published_settings(tmp_path):
     def parse(name):
-        from transformers import TrainingArguments
+        return vlm.parse_args(
+            ["--config", str(name), "--bf16=False", "--dtype=float32", "--output_dir", str(tmp_path)]
+        )
 
-        config = str(SCRIPT.parent / "configs" / f"{name}.yaml")
-        argv = ["--config", config, "--bf16=False", "--output_dir", str(tmp_path)]
-        return script.parse_args(argv, (script.ModelArguments, script.DataArguments, TrainingArguments), "")
-
-    model, _, args = parse("llava_1.5_7b")
-    assert (model.llava_name_or_path, model.train) == ("llava-hf/llava-1.5-7b-hf", "projector+lora")
+    model, _, args = parse(CONFIGS / "llava_1.5_7b.yaml")
+    assert (model.llava, model.train) == ("llava-hf/llava-1.5-7b-hf", "projector+lora")
     assert (model.lora_rank, model.lora_alpha, model.projector_learning_rate) == (128, 256, 2e-5)
     assert (args.learning_rate, args.weight_decay, args.get_warmup_steps(1000)) == (2e-4, 0.0, 30)
     assert args.per_device_train_batch_size * 8 == 128
-    model, _, args = parse("llama3_8b")
-    assert (model.text_model_name_or_path, model.train) == ("meta-llama/Meta-Llama-3-8B-Instruct", "projector")
+    model, _, args = parse(CONFIGS / "llama3_8b.yaml")
+    assert (model.text_model, model.train) == ("meta-llama/Meta-Llama-3-8B-Instruct", "projector")
     assert (args.learning_rate, args.per_device_train_batch_size * 8) == (1e-3, 256)
     model, data, _ = parse("llava_digits")
-    assert (model.text_model_name_or_path, data.dataset_name, data.modality) == ("digits", "digits", "gen")
+    assert (model.text_model, data.dataset, data.modality) == ("digits", "digits", "gen")

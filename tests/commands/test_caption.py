@@ -1,9 +1,7 @@
-"""examples/train_clipcap.py as a user runs it, at a size of seconds."""
+"""`gmail-hf caption` as a user runs it, at a size of seconds."""
 
-import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +21,8 @@ from transformers import (
 )
 
 from gmail_hf import GmailCLIPModel
+from gmail_hf.commands import caption, train
+from gmail_hf.commands.common import bytes_of_checkpoints
 from gmail_hf.digits import clip_path, load_digits
 from gmail_hf.metrics import caption_scores as captioning
 from gmail_hf.training import loading
@@ -35,14 +35,6 @@ SHORT = [
     *("--dataloader_pin_memory=False", "--use_cpu=True"),
 ]
 SCORES = {"BLEU@4": 0.5, "METEOR": None}
-
-
-@pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield importlib.import_module("train_clipcap")
-    del sys.modules["train_clipcap"], sys.modules["_common"]
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +59,9 @@ def pairs(tmp_path_factory) -> str:
     for number, scene in enumerate(scenes):
         image = Image().decode_example(scene["real_image"])
         blurred = Image().encode_example(image.filter(ImageFilter.GaussianBlur(1)))
-        for caption in (scene["caption"], scene["caption"].replace(" and ", " beside ")):
+        for text in (scene["caption"], scene["caption"].replace(" and ", " beside ")):
             shared = {"real_image": scene["real_image"], "generated_image": blurred, "image_id": number}
-            rows.append({**shared, "caption": caption})
+            rows.append({**shared, "caption": text})
     path = tmp_path_factory.mktemp("pairs") / "pairs.parquet"
     Dataset.from_list(rows).cast_column("real_image", Image()).cast_column("generated_image", Image()).to_parquet(path)
     return str(path)
@@ -94,11 +86,11 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def run(script, pairs, folders, tmp_path):
+def run(pairs, folders, tmp_path):
     def main(name, *options, model="trained"):
-        models = ["--model_name_or_path", folders[model], "--text_model_name_or_path", folders["text"]]
-        return script.main(
-            [*models, "--dataset_name", pairs, "--output_dir", str(tmp_path / name), *SHORT, *map(str, options)]
+        models = ["--model", folders[model], "--text_model", folders["text"]]
+        return caption.main(
+            [*models, "--dataset", pairs, "--output_dir", str(tmp_path / name), *SHORT, *map(str, options)]
         )
 
     return main
@@ -193,7 +185,7 @@ def test_captions_are_checked_before_training(run, tmp_path, pairs, caption, row
         tmp_path / "pairs.parquet"
     )
     with pytest.raises(ValueError, match=f"Column 'text', row {row}: .* is no caption"):
-        run("out", "--dataset_name", str(tmp_path / "pairs.parquet"), "--caption_column", "text")
+        run("out", "--dataset", str(tmp_path / "pairs.parquet"), "--caption_column", "text")
     assert not (tmp_path / "out").exists()
 
 
@@ -202,17 +194,17 @@ def test_captions_are_cut_to_a_short_context(run, tmp_path, caplog):
     sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 12, "vocab_size": 514}
     GPT2LMHeadModel(GPT2Config(bos_token_id=512, eos_token_id=513, **sizes)).save_pretrained(tmp_path / "text")
     make_tokenizer().save_pretrained(tmp_path / "text")
-    metrics = run("out", "--text_model_name_or_path", str(tmp_path / "text"))
+    metrics = run("out", "--text_model", str(tmp_path / "text"))
     assert "Captions are cut after 9 tokens" in caplog.text and metrics["eval_loss"] > 0
 
 
 @pytest.mark.parametrize("option", ["--save_steps=3", "--save_strategy=epoch", "--save_total_limit=1"])
-def test_disk_is_checked_for_all_checkpoints_of_an_epoch(script, run, tmp_path, monkeypatch, option):
+def test_disk_is_checked_for_all_checkpoints_of_an_epoch(run, tmp_path, monkeypatch, option):
     needed = []
     monkeypatch.setattr(loading, "check_free_disk", lambda path, size: needed.append(size))
     run("out", "--max_steps=-1", "--num_train_epochs=2", option)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    once = script.bytes_of_checkpoints(model, TrainingArguments(str(tmp_path), save_strategy="no", use_cpu=True))
+    once = bytes_of_checkpoints(model, TrainingArguments(str(tmp_path), save_strategy="no", use_cpu=True))
     kept = len(list((tmp_path / "out").glob("checkpoint-*")))
     assert kept == {"--save_steps=3": 3, "--save_strategy=epoch": 2, "--save_total_limit=1": 1}[option]
     assert needed == [once * (kept + 1)]
@@ -235,8 +227,8 @@ def test_frozen_text_model(run, folders, tmp_path):
         (["--image_column", "image"], ValueError, r"lacks the column\(s\) \['image'\]"),
         (["--eval_split", "dev"], ValueError, "no split 'dev'"),
         (["--modality", "fake"], ValueError, r"Unknown modality \['fake'\]"),
-        (["--model_name_or_path", "gmail-nowhere"], FileNotFoundError, "train a GmailCLIPModel by examples"),
-        (["--model_name_or_path", clip_path()], ValueError, "not a GmailCLIPModel"),
+        (["--model", "gmail-nowhere"], FileNotFoundError, "Train it first with gmail-hf train"),
+        (["--model", clip_path()], ValueError, "not a GmailCLIPModel"),
         (["--mapping_type", "linear"], StrictDataclassError, "mapping_type"),
     ],
 )
@@ -246,43 +238,28 @@ def test_mistakes_are_told_before_training(run, tmp_path, options, error, messag
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("gmail_hf"))  # the cache
 
 
-def parsed(script, *argv):
-    kinds = (script.ModelArguments, script.DataArguments, TrainingArguments)
-    return script.parse_args(argv, kinds, "", script.CONFIGS / "clipcap_digits.yaml")
+def test_no_arguments_are_the_bundled_default():
+    model_args, data_args, training_args = caption.parse_args([])
+    assert (model_args.model, model_args.text_model) == ("gmail-digits", "digits")
+    assert (data_args.dataset, data_args.image_column, data_args.modality) == ("digits", "generated_image", "gen")
+    assert model_args.model == train.parse_args([])[2].output_dir
 
 
-def test_no_arguments_are_the_embedded_default(script):
-    model_args, data_args, training_args = parsed(script)
-    assert (model_args.model_name_or_path, model_args.text_model_name_or_path) == ("gmail-digits", "digits")
-    assert (data_args.dataset_name, data_args.image_column, data_args.modality) == ("digits", "generated_image", "gen")
-    # Its model is what examples/train_gmail.py writes by default.
-    assert "output_dir: gmail-digits\n" in (EXAMPLES / "configs" / "digits.yaml").read_text()
-
-
-def test_command_line_wins_over_config(script, tmp_path):
+def test_command_line_wins_over_config(tmp_path):
     config = tmp_path / "config.yaml"
-    config.write_text("learning_rate: 1e-3\nmax_steps: 7\nmodel_name_or_path: org/gmail\n")
-    model_args, _, training_args = parsed(script, "--config", str(config), "--max_steps=9")
-    assert model_args.model_name_or_path == "org/gmail"
+    config.write_text("learning_rate: 1e-3\nmax_steps: 7\nmodel: org/gmail\n")
+    model_args, _, training_args = caption.parse_args(["--config", str(config), "--max_steps=9"])
+    assert model_args.model == "org/gmail"
     assert (training_args.learning_rate, training_args.max_steps) == (1e-3, 9)
     # With a data set of one's own, nothing of the embedded default is left.
-    model_args, _, training_args = parsed(script, "--dataset_name=org/pairs", "--model_name_or_path", "org/gmail")
-    assert model_args.text_model_name_or_path == "openai-community/gpt2" and training_args.max_steps == -1
+    model_args, _, training_args = caption.parse_args(["--dataset=org/pairs", "--model", "org/gmail"])
+    assert model_args.text_model == "openai-community/gpt2" and training_args.max_steps == -1
 
 
-def test_unknown_options(script, tmp_path, capsys):
-    config = tmp_path / "config.yaml"
-    config.write_text("learning_rat: 1e-3\n")
-    with pytest.raises(SystemExit):
-        parsed(script, "--config", str(config))
-    assert "unknown options ['learning_rat']" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="--learnin_rate"):
-        parsed(script, "--learnin_rate", "1")
-
-
-def test_coco_config_holds_the_published_settings(script, tmp_path):
-    config = str(script.CONFIGS / "clipcap_coco.yaml")
-    model_args, data_args, args = parsed(script, "--config", config, "--bf16=False", "--output_dir", str(tmp_path))
+def test_coco_config_holds_the_published_settings(tmp_path):
+    config = str(EXAMPLES / "configs" / "clipcap_coco.yaml")
+    options = ["--config", config, "--bf16=False", "--output_dir", str(tmp_path)]
+    model_args, data_args, args = caption.parse_args(options)
     assert (model_args.mapping_type, model_args.prefix_length, model_args.freeze_text_model) == ("mlp", 10, False)
     assert (args.learning_rate, args.warmup_steps, args.num_train_epochs) == (2e-5, 5000, 10)
     assert args.per_device_train_batch_size * 8 == 40 and data_args.num_beams == 5

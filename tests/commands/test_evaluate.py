@@ -1,26 +1,15 @@
-"""examples/evaluate_gmail.py as a user runs it, at a size of seconds."""
+"""`gmail-hf evaluate` as a user runs it, at a size of seconds."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from benchmark_data import save_clipcap, save_gmail, write_captions, write_classes
 from huggingface_hub import ModelCard
 
+from gmail_hf.commands import evaluate
 from gmail_hf.commands.bundled import BENCHMARKS
 from gmail_hf.evaluation import captioning, runner
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield importlib.import_module("evaluate_gmail")
-    del sys.modules["evaluate_gmail"], sys.modules["_common"]
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +26,22 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate(script, folders, tmp_path, monkeypatch):
+def run_evaluate(folders, tmp_path, monkeypatch):
     scores = dict.fromkeys(captioning.METRICS, 0.5) | {"METEOR": None}
     monkeypatch.setattr(captioning, "caption_metrics", lambda *args: scores)  # Java takes seconds
     monkeypatch.setattr(captioning, "missing_metrics", lambda *args: {"METEOR": "Java is missing; install it"})
 
     def main(benchmarks, *options):
         model = ["--model", folders["gmail"], "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
-        return script.main([*model, "--benchmarks", benchmarks, *map(str, options)])
+        return evaluate.main([*model, "--benchmarks", benchmarks, *map(str, options)])
 
     return main
 
 
-def test_benchmarks_one_after_the_other_and_once(evaluate, folders, tmp_path, monkeypatch, caplog):
+def test_benchmarks_one_after_the_other_and_once(run_evaluate, folders, tmp_path, monkeypatch, caplog):
     options = ["--dataset", f"dtd={folders['dtd']}", f"coco={folders['coco']}", "--captioner", folders["clipcap"]]
     options += ["--batch_size", "2", "--num_beams", "2", "--modality", "real"]
-    results = evaluate("dtd,coco", *options)
+    results = run_evaluate("dtd,coco", *options)
     assert [list(result["tasks"]) for result in results.values()] == [["zero_shot"], ["retrieval", "captioning"]]
     assert "METEOR will be missing: Java is missing; install it." in caplog.text
     out = tmp_path / "out"
@@ -66,14 +55,14 @@ def test_benchmarks_one_after_the_other_and_once(evaluate, folders, tmp_path, mo
     # The same command goes on with what is not finished.
     (out / "coco.json").unlink()
     monkeypatch.setitem(runner.EVALUATORS, "zero_shot", None)
-    again = evaluate("dtd,coco", *options)
+    again = run_evaluate("dtd,coco", *options)
     assert [result["tasks"] for result in again.values()] == [result["tasks"] for result in results.values()]
     with pytest.raises(FileExistsError, match="settings.num_beams: 2 -> 1"):
-        evaluate("dtd,coco", *options, "--num_beams", "1")
+        run_evaluate("dtd,coco", *options, "--num_beams", "1")
 
 
-def test_digits_needs_no_data(evaluate, tmp_path):
-    results = evaluate("digits", "--limit", "12")
+def test_digits_needs_no_data(run_evaluate, tmp_path):
+    results = run_evaluate("digits", "--limit", "12")
     assert list(results["digits"]["tasks"]) == ["retrieval", "zero_shot", "alignment"]
     counts = [next(iter(task["counts"].items())) for task in results["digits"]["tasks"].values()]
     assert counts == [("images", 12), ("images", 12), ("pairs", 12)]
@@ -98,29 +87,29 @@ def test_digits_needs_no_data(evaluate, tmp_path):
         ("digits", ["--limit", "5"], ValueError, "--limit of 10 or more"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_before_any_work(evaluate, folders, tmp_path, benchmarks, options, error, message):
+def test_mistakes_are_told_before_any_work(run_evaluate, folders, tmp_path, benchmarks, options, error, message):
     with pytest.raises(error, match=message):
-        evaluate(benchmarks, *(option.format(**folders) for option in options))
+        run_evaluate(benchmarks, *(option.format(**folders) for option in options))
     assert not (tmp_path / "out").exists()
 
 
-def test_scores_go_into_a_card_and_leave_the_model_the_same(evaluate, folders, caplog):
+def test_scores_go_into_a_card_and_leave_the_model_the_same(run_evaluate, folders, caplog):
     readme = Path(folders["gmail"], "README.md")
     assert "Not run yet." in readme.read_text()
     options = ["--dataset", f"dtd={folders['dtd']}", "--card", folders["gmail"]]
-    result = evaluate("dtd", *options)["dtd"]
+    result = run_evaluate("dtd", *options)["dtd"]
     entries = ModelCard.load(readme).data.eval_results
     assert {entry.metric_type: entry.metric_value for entry in entries}["accuracy"] == pytest.approx(
         result["tasks"]["zero_shot"]["scores"]["top1"], abs=1e-4
     )
     assert "| DTD |" in readme.read_text() and "Not run yet." not in readme.read_text()
     content = readme.read_text()
-    evaluate("dtd", *options)
+    run_evaluate("dtd", *options)
     assert "DTD: zero_shot (finished)" in caplog.text and readme.read_text() == content
 
 
-def test_help_lists_the_benchmarks(script, capsys):
+def test_help_lists_the_benchmarks(capsys):
     with pytest.raises(SystemExit):
-        script.main(["--help"])
+        evaluate.main(["--help"])
     told = " ".join(capsys.readouterr().out.split())
     assert f"The benchmarks are {', '.join(BENCHMARKS)}." in told

@@ -1,0 +1,219 @@
+"""
+Train a ClipCap captioner on generated images, then caption real ones: stages 2 and 3 of GMAIL.
+
+The bundled digits, in minutes and without a download (pip install "gmail-hf[digits,captioning]", and Java for the
+scores): stage 1 first, then a captioner on its gen branch.
+
+    gmail-hf train
+    gmail-hf caption
+
+The baselines: generated images taken for real ones, and training on real images, the upper bound:
+
+    gmail-hf caption --modality real --output_dir clipcap-taken-for-real
+    gmail-hf caption --modality real --image_column real_image --output_dir clipcap-real
+
+Options come from --config, then from the command line, which wins. Without --config and --dataset, --config is
+clipcap_digits. To continue an interrupted run, add --resume_from_checkpoint true.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .common import ATTENTION, REVISION, PairArguments, bytes_of_checkpoints, check_trained, fit, logger, report, start
+from .options import parse
+
+PRINTED, PICTURED = 5, 16  # captions shown after training
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name = "model"
+
+    model: str = field(metadata={"help": "A GmailCLIPModel from gmail-hf train, by Hub id or folder."})
+    model_revision: str | None = field(default=None, metadata={"help": REVISION})
+    text_model: str = field(
+        default="openai-community/gpt2",
+        metadata={"help": "A causal language model, by Hub id or folder, or digits, the bundled one."},
+    )
+    text_model_revision: str | None = field(default=None, metadata={"help": "Revision of --text_model on the Hub."})
+    mapping_type: str = field(default="mlp", metadata={"help": "The mapping network: mlp or transformer."})
+    prefix_length: int = field(default=10, metadata={"help": "Number of token embeddings that an image becomes."})
+    freeze_text_model: bool = field(default=False, metadata={"help": "Train the mapping network alone."})
+    attn_implementation: str | None = field(default=None, metadata={"help": ATTENTION})
+
+
+@dataclass
+class DataArguments(PairArguments):
+    eval_split: str = field(default="validation", metadata={"help": "Split with the real images to caption."})
+    image_column: str = field(default="generated_image", metadata={"help": "Column with the images to train on."})
+    modality: str = field(default="gen", metadata={"help": "Branch for the images of --image_column: real or gen."})
+    image_id_column: str = field(
+        default="image_id", metadata={"help": "Column with image ids; captions of one id are its references."}
+    )
+    num_beams: int = field(default=5, metadata={"help": "Beams of the search for a caption."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest caption in the evaluation; by default the language model's limit."}
+    )
+    caption_metrics: list[str] = field(
+        default_factory=lambda: ["BLEU@4", "METEOR", "CIDEr", "ROUGE-L"],
+        metadata={"help": "Scores of captions; METEOR takes ten seconds to start."},
+    )
+
+
+def parse_args(argv: Sequence[str]):
+    """`(ModelArguments, DataArguments, TrainingArguments)` of a command line; see [`options.parse`]."""
+    from transformers import TrainingArguments
+
+    dataclasses = (ModelArguments, DataArguments, TrainingArguments)
+    return parse(argv, "caption", __doc__, dataclasses, default_config="clipcap_digits")
+
+
+def main(argv: Sequence[str]) -> dict[str, float]:
+    """Train, caption the evaluation split, and return its metrics."""
+    model_args, data_args, training_args = parse_args(argv)
+
+    import torch
+    from accelerate import PartialState
+    from transformers import AutoTokenizer
+
+    from ..captioners import (
+        CaptionCollator,
+        ClipCapForConditionalGeneration,
+        ClipCapProcessor,
+        ClipCapTrainer,
+        captioned_embeds,
+        check_captions,
+    )
+    from ..metrics.caption_scores import missing_metrics
+    from ..models.modeling_clip import GmailCLIPModel
+    from ..training.embeddings import cached_embeds
+    from ..training.loading import check_free_disk
+    from .bundled import text_model_path
+    from .common import load_processor
+
+    checkpoint = start(training_args)
+    for metric, remedy in missing_metrics(data_args.caption_metrics).items():
+        logger.warning(f"{metric} will be missing: {remedy}.")
+    training_args.remove_unused_columns = False  # the collator needs the captions
+
+    def load(split: str, image_column: str, max_samples: int | None):
+        names = {"caption": data_args.caption_column, "image_id": data_args.image_id_column}
+        pairs = data_args.load(split, max_samples, training_args, names)
+        missing = [column for column in (image_column, *names) if column not in pairs.column_names]
+        if missing:
+            raise ValueError(f"Split '{split}' lacks the column(s) {missing}; it has {pairs.column_names}.")
+        check_captions(pairs, data_args.caption_column)
+        return pairs
+
+    train_pairs = load(data_args.split, data_args.image_column, data_args.max_train_samples)
+    eval_pairs = load(data_args.eval_split, data_args.real_image_column, data_args.max_eval_samples)
+
+    name, text_name = model_args.model, text_model_path(model_args.text_model)
+    check_trained(name)
+    model = ClipCapForConditionalGeneration.from_vision_text_pretrained(
+        name,
+        text_name,
+        vision_revision=model_args.model_revision,
+        text_revision=model_args.text_model_revision,
+        dtype=torch.float32,
+        attn_implementation=model_args.attn_implementation,
+        mapping_type=model_args.mapping_type,
+        prefix_length=model_args.prefix_length,
+    )
+    if model_args.freeze_text_model:
+        model.freeze_text_model()
+    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args, len(train_pairs)))
+    gmail = GmailCLIPModel.from_pretrained(name, revision=model_args.model_revision).to(training_args.device)
+    gmail.vision_model.check_modalities([data_args.modality, "real"])
+    image_processor = load_processor(name, model_args.model_revision).image_processor
+    tokenizer = AutoTokenizer.from_pretrained(text_name, revision=model_args.text_model_revision)
+    collator = CaptionCollator(tokenizer)
+    room = model.config.max_caption_length
+    if room is not None and room < collator.max_length:
+        logger.warning(
+            f"Captions are cut after {room} tokens: with the prefix they fill the language model's context."
+        )
+        collator.max_length = room
+
+    def embed(pairs, column: str, encoder: GmailCLIPModel, modality: str):
+        embeds = cached_embeds(
+            pairs,
+            column,
+            encoder,
+            image_processor,
+            modality=modality,
+            batch_size=training_args.per_device_eval_batch_size,
+            barrier=PartialState().wait_for_everyone,
+            rank=training_args.process_index,
+            world_size=training_args.world_size,
+        )
+        return captioned_embeds(pairs, embeds)
+
+    train_dataset = embed(train_pairs, data_args.image_column, gmail, data_args.modality)
+    eval_dataset = embed(eval_pairs, data_args.real_image_column, gmail, "real")
+    del gmail  # the captioner has its image side
+
+    trainer = ClipCapTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collator,
+        processing_class=ClipCapProcessor(image_processor, tokenizer),
+    )
+    training = fit(trainer, checkpoint)
+    trainer.save_model()
+    report(trainer, "train", {**training, **trainer.cost()})
+    metrics = {**trainer.evaluate(), **_caption(trainer, eval_dataset, eval_pairs, data_args)}
+    report(trainer, "eval", metrics)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset=data_args.dataset, tags=["gmail", "clipcap"])
+    logger.info(f"The captioner and its captions are in {training_args.output_dir}.")
+    return metrics
+
+
+def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, float]:
+    """Caption each image once and score it; the main process writes captions.jsonl and captions.png."""
+    from accelerate.utils import gather_object
+
+    from ..captioners import caption_embeds, group_references
+    from ..metrics.caption_scores import caption_metrics, exact_match, plot_captions
+    from ..training.data import decode_image, undecoded
+
+    args = trainer.args
+    rows, references = group_references(dataset["caption"][:], dataset["image_id"][:])
+    mine = range(args.process_index, len(rows), args.world_size)
+    written = caption_embeds(
+        trainer.model,
+        trainer.processing_class.tokenizer,
+        dataset.select([rows[i] for i in mine])["image_embeds"][:],
+        batch_size=args.per_device_eval_batch_size,
+        desc="Captions" if args.should_log else None,
+        num_beams=data_args.num_beams,
+        do_sample=False,
+        **({"max_new_tokens": data_args.max_new_tokens} if data_args.max_new_tokens else {}),
+    )
+    captions = [caption for _, caption in sorted(gather_object(list(zip(mine, written, strict=True))))]
+    scores = caption_metrics(captions, references, data_args.caption_metrics)
+    scores |= {"exact_match": exact_match(captions, references)}
+    if args.should_save:
+        ids = dataset.select(rows)["image_id"][:]
+        with open(Path(args.output_dir, "captions.jsonl"), "w", encoding="utf-8") as file:
+            for image_id, caption, truths in zip(ids, captions, references, strict=True):
+                line = {"image_id": image_id, "caption": caption, "references": truths}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for caption, truths in list(zip(captions, references, strict=True))[:PRINTED]:
+            logger.info(f"  {caption}    (reference: {truths[0]})")
+        all_ids = pairs["image_id"][:]
+        cells = undecoded(pairs.select([all_ids.index(i) for i in ids[:PICTURED]]))[data_args.real_image_column]
+        shown = [decode_image(cell) for cell in cells]
+        plot_captions(Path(args.output_dir, "captions.png"), shown, captions[:PICTURED], references[:PICTURED])
+    return {f"eval_{name}": score for name, score in scores.items() if score is not None}
+
+
+if __name__ == "__main__":
+    from .cli import run
+
+    run("caption")

@@ -1,0 +1,184 @@
+"""What the commands that train share: their pairs, their model, checks before hours of work, and the run itself."""
+
+import logging
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainingArguments
+
+ATTENTION = "Attention implementation: sdpa, eager or flash_attention_2."
+PAIRS = (
+    "Pairs: a Hub id, a folder saved by datasets, parquet files, an imagefolder, or digits, which are bundled and "
+    "generated on first use."
+)
+REVISION = "Revision of --model on the Hub."
+
+logger = logging.getLogger("gmail_hf")
+
+
+@dataclass
+class PairArguments:
+    """The pairs that a command reads."""
+
+    _argument_group_name = "data"
+
+    dataset: str = field(
+        default="digits",
+        metadata={"help": PAIRS},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of --dataset on the Hub."})
+    split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows, the first ones."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows."})
+    real_image_column: str = field(default="real_image", metadata={"help": "Column with the real images."})
+    caption_column: str = field(default="caption", metadata={"help": "Column with the captions."})
+
+    def load(
+        self,
+        split: str,
+        max_samples: int | None,
+        args: "TrainingArguments",
+        columns: dict[str, str] | None = None,
+    ) -> "Dataset":
+        """A split of the pairs, prepared by the main process first; see [`bundled.load_pairs`]."""
+        from .bundled import load_pairs
+
+        with args.main_process_first(desc="loading pairs"):
+            return load_pairs(
+                self.dataset,
+                split,
+                config_name=self.dataset_config,
+                revision=self.dataset_revision,
+                columns=columns,
+                max_samples=max_samples,
+            )
+
+
+def start(args: "TrainingArguments") -> str | None:
+    """
+    Log in the main process alone, seed, and return the checkpoint to continue from, if any.
+
+    Raises:
+        FileExistsError, FileNotFoundError: see [`training.loading.check_output_dir`].
+    """
+    from transformers import set_seed
+
+    from ..training.loading import check_output_dir
+
+    logger.setLevel(logging.INFO if args.should_log else logging.ERROR)
+    set_seed(args.seed)
+    return check_output_dir(args.output_dir, args.resume_from_checkpoint)
+
+
+def check_trained(name: str) -> None:
+    """
+    Refuse a [`GmailCLIPModel`] that is neither a folder nor a Hub id.
+
+    Raises:
+        FileNotFoundError: the message names the command that trains one.
+    """
+    if "/" not in name and not Path(name).exists():
+        raise FileNotFoundError(f"There is no model '{name}'. Train it first with gmail-hf train.")
+
+
+def load_two_branches(
+    name: str, revision: str | None = None, adapters: dict[str, Any] | None = None, **options: Any
+) -> tuple[Any, Any]:
+    """
+    A [`GmailCLIPModel`] and its processor.
+
+    Args:
+        name: a trained model, whole or adapters alone, a CLIP, which gets fresh branches, or `digits`.
+        revision: on the Hub.
+        adapters: fields of [`GmailConfig`] for fresh branches.
+        options: of `from_pretrained`.
+
+    Raises:
+        OSError, ValueError: see [`GmailCLIPModel.from_pretrained`] and [`GmailCLIPModel.from_clip`].
+    """
+    from transformers import AutoConfig
+
+    from ..models.modeling_clip import GmailCLIPModel
+    from .bundled import model_path
+
+    path, hub = model_path(name), {"revision": revision} if revision else {}
+    if AutoConfig.from_pretrained(path, **hub).model_type == "gmail_clip":
+        model = GmailCLIPModel.from_pretrained(path, **hub, **options)
+    else:
+        model = GmailCLIPModel.from_clip(path, **hub, **(adapters or {}), **options)
+    return model, load_processor(path, revision)
+
+
+def load_processor(name: str, revision: str | None = None) -> Any:
+    """The processor of a model; adapters that were saved without one have that of their base."""
+    from transformers import AutoConfig, AutoProcessor
+
+    hub = {"revision": revision} if revision else {}
+    try:
+        return AutoProcessor.from_pretrained(name, **hub)
+    except (OSError, ValueError):
+        config = AutoConfig.from_pretrained(name, **hub)
+        base = getattr(config, "base_model_name_or_path", None)
+        if base is None:
+            raise
+        return AutoProcessor.from_pretrained(base, revision=config.base_model_revision or "main")
+
+
+def bytes_of_checkpoints(model: Any, args: "TrainingArguments", num_examples: int = 1) -> int:
+    """
+    Size of the model with two float32 moments of each trained weight, for each checkpoint that a run keeps.
+
+    Args:
+        model, args: of the run.
+        num_examples: rows of an epoch; without it an epoch counts as one step.
+    """
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    size = model.num_parameters() * model.dtype.itemsize + 2 * trained * 4
+    saves = _num_saves(args, num_examples)
+    return size * (min(saves, args.save_total_limit or saves) + 1)
+
+
+def _num_saves(args: "TrainingArguments", num_examples: int) -> int:
+    batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    epoch = max(1, math.ceil(num_examples / batch))  # steps
+    steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * epoch
+    if args.save_strategy == "no":
+        return 0
+    if args.save_strategy == "epoch":
+        return math.ceil(steps / epoch)
+    return math.ceil(steps / args.save_steps if args.save_steps >= 1 else 1 / args.save_steps)
+
+
+def fit(trainer: Any, checkpoint: str | None) -> dict[str, float]:
+    """
+    Train, leave the trainer's state in the output folder, and return the metrics of training.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the message says how to continue.
+    """
+    try:
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    except KeyboardInterrupt:
+        from transformers.trainer_utils import get_last_checkpoint
+
+        folder = Path(trainer.args.output_dir)
+        last = get_last_checkpoint(folder) if folder.is_dir() else None
+        raise KeyboardInterrupt(
+            f"Run the same command with --resume_from_checkpoint true to continue from {last}."
+            if last
+            else "No checkpoint was saved yet (--save_steps): run the same command to start again."
+        ) from None
+    trainer.save_state()
+    return metrics
+
+
+def report(trainer: Any, split: str, metrics: dict[str, float]) -> None:
+    """Print metrics and write them to `{split}_results.json` in the output folder."""
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)

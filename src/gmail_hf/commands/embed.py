@@ -1,0 +1,270 @@
+"""
+Embed images through one branch: a folder of images, or a column of a data set, to one file.
+
+    gmail-hf embed --model gmail-digits --images photos --output_file photos.parquet
+    gmail-hf embed --model org/gmail-coco --dataset org/coco-sd2 --split train --column generated_image \\
+        --modality gen --output_file generated.safetensors
+
+A .parquet file gets the columns file_name (relative to --images) or row (of the data set, from 0), and embedding, a
+list of float32 of length one. A .safetensors file gets the tensor embedding (images, dimension), and the names as JSON
+in the metadata file_name or the tensor row. --model is a trained GmailCLIPModel, whole or its adapters alone, or any
+CLIP, both of whose branches are that CLIP.
+
+The same command continues an interrupted run. With another model, input or --modality it starts from the beginning,
+and a finished file is not overwritten.
+"""
+
+import glob
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .common import REVISION, load_two_branches, logger
+from .options import parse
+
+FORMATS = (".parquet", ".safetensors")
+ROW_GROUP = 8192  # rows
+HEADER_LIMIT = 90_000_000  # bytes of names; safetensors reads headers up to 100 MB
+METADATA = "gmail_hf"
+
+
+@dataclass
+class EmbeddingArguments:
+    _argument_group_name = "embedding"
+
+    model: str = field(
+        metadata={"help": "A GmailCLIPModel or a CLIP, by Hub id or folder, or digits, the bundled CLIP."}
+    )
+    output_file: str = field(metadata={"help": "File to write, .parquet or .safetensors."})
+    model_revision: str | None = field(default=None, metadata={"help": REVISION})
+    images: str | None = field(default=None, metadata={"help": "Folder of images, searched with its subfolders."})
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "Or a data set: a Hub id, a folder saved by datasets, parquet files, or digits."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of --dataset on the Hub."})
+    split: str = field(default="train", metadata={"help": "Split of --dataset."})
+    column: str | None = field(
+        default=None, metadata={"help": "Column of --dataset with the images; by default the only such column."}
+    )
+    modality: str = field(default="real", metadata={"help": "Branch for the images: real or gen."})
+    batch_size: int = field(default=64, metadata={"help": "Images per forward pass."})
+    on_bad_image: str = field(
+        default="skip", metadata={"help": "What to do with an unreadable image: skip it with a warning, or error."}
+    )
+    dtype: str = field(default="float32", metadata={"help": "Type of the weights: float32, bfloat16 or float16."})
+    device: str | None = field(default=None, metadata={"help": "Device, by default the GPU if there is one."})
+
+    def __post_init__(self) -> None:
+        if (self.images is None) == (self.dataset is None):
+            raise ValueError("Give either --images or --dataset.")
+        if Path(self.output_file).suffix not in FORMATS:
+            raise ValueError(f"--output_file ends in .parquet or .safetensors, got '{self.output_file}'.")
+        if self.on_bad_image not in ("skip", "error"):
+            raise ValueError(f"--on_bad_image is skip or error, not '{self.on_bad_image}'.")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"--dtype is float32, bfloat16 or float16, not '{self.dtype}'.")
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size is at least 1, not {self.batch_size}.")
+
+
+def main(argv: Sequence[str]) -> Path:
+    """Embed what is missing, write the file and return its path."""
+    (args,) = parse(argv, "embed", __doc__, (EmbeddingArguments,))
+
+    import torch
+    from filelock import FileLock, Timeout
+
+    from ..training.embeddings import cache_key
+
+    names, images = _folder(Path(args.images)) if args.images else _column(args)
+    output = Path(args.output_file)
+    if output.suffix == ".safetensors" and names and len(json.dumps(names)) > HEADER_LIMIT:
+        raise ValueError("The file names do not fit into the header of a safetensors file: write a .parquet file.")
+    model, processor = load_two_branches(args.model, args.model_revision, dtype=getattr(torch, args.dtype))
+    if args.modality not in model.config.modalities:
+        raise ValueError(f"'{args.model}' has no branch '{args.modality}'; it has {model.config.modalities}.")
+    model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    column = images.column_names[0]
+    source = {"images": str(Path(args.images).resolve())} if args.images else {"dataset": args.dataset}
+    settings = {
+        "model": args.model,
+        "modality": args.modality,
+        **source,
+        **({} if args.images else {"split": args.split, "column": column}),
+        "dtype": args.dtype,
+        "key": cache_key(images, column, model, processor, args.modality),  # of weights, image processor and images
+    }
+    if output.exists():
+        _check_finished(output, settings)
+        return output
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.{settings['key']}-{args.on_bad_image}.partial")
+    try:
+        with FileLock(f"{partial}.lock", timeout=0):
+            _embed(args, model, processor, images, names, partial)
+            kept = _write(output, partial, model.config.projection_dim, names, settings)
+            for path in output.parent.glob(f".{glob.escape(output.name)}.*.partial*"):  # of other settings too
+                path.unlink()
+    except Timeout:
+        raise ValueError(f"Another process is writing '{output}'.") from None
+    logger.info(f"{kept} embeddings are in {output}; {len(images) - kept} images could not be read.")
+    return output
+
+
+def _folder(folder: Path) -> tuple[list[str], Any]:
+    """File names relative to a folder, and a data set of these images."""
+    from datasets import Dataset, Features, Image
+    from PIL import Image as PILImage
+
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder '{folder}'.")
+    readable = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in readable)
+    names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    if not names:
+        raise ValueError(f"'{folder}' holds no images.")
+    cells = [{"bytes": None, "path": str((folder / name).resolve())} for name in names]
+    return names, Dataset.from_dict({"image": cells}, features=Features({"image": Image(decode=False)}))
+
+
+def _column(args: EmbeddingArguments) -> tuple[None, Any]:
+    from datasets import Image
+
+    from ..training.data import undecoded
+    from .bundled import load_pairs
+
+    dataset = load_pairs(args.dataset, args.split, args.dataset_config, args.dataset_revision)
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    column = args.column or (images[0] if len(images) == 1 else None)
+    if column not in images:
+        raise ValueError(
+            f"Give --column, the column of '{args.dataset}' with the images; its image columns are {images}."
+        )
+    return None, undecoded(dataset.select_columns([column]))
+
+
+def _embed(args: EmbeddingArguments, model: Any, processor: Any, images: Any, names: Any, partial: Path) -> None:
+    """Append to `partial` the float32 embeddings of the images it lacks, row by row; NaN for an unreadable image."""
+    import numpy as np
+    from tqdm.auto import tqdm
+
+    from ..training.embeddings import embed_images
+
+    dim = model.config.projection_dim
+    with open(partial, "ab") as file:
+        # Whole batches only: the next ones are then those of a run without interruption.
+        done = file.tell() // (4 * dim * args.batch_size) * args.batch_size
+        file.truncate(4 * dim * done)
+        if done:
+            logger.info(f"Continuing after {done} of {len(images)} images.")
+        with tqdm(total=len(images), initial=done, desc=f"Embedding by {args.modality}", unit="image") as bar:
+            for start, decoded in _decoded(images, done, args.batch_size):
+                embeds = np.full((len(decoded), dim), np.nan, np.float32)
+                good = [row for row, image in enumerate(decoded) if not isinstance(image, ValueError)]
+                for row in sorted(set(range(len(decoded))) - set(good)):
+                    name = names[start + row] if names else f"row {start + row}"
+                    if args.on_bad_image == "error":
+                        raise ValueError(f"{name}: {decoded[row]}")
+                    logger.warning(f"{name} is skipped: {decoded[row]}.")
+                if good:
+                    batch = [decoded[row] for row in good]
+                    embeds[good] = embed_images(model, processor, batch, args.modality, args.batch_size)
+                    if not np.isfinite(embeds[good]).all():
+                        raise ValueError(f"The model's embeddings are not finite in {args.dtype}.")
+                file.write(embeds.tobytes())
+                file.flush()
+                bar.update(len(decoded))
+
+
+def _decoded(images: Any, start: int, size: int) -> Iterator[tuple[int, list[Any]]]:
+    """Batches from row `start` on, each image decoded or the error it gives; one batch is decoded ahead."""
+    from ..training.data import BadImageError, decode_image
+
+    def decode(cell: Any) -> Any:
+        try:
+            return decode_image(cell)
+        except BadImageError as error:
+            return error
+
+    column = images.column_names[0]
+    with ThreadPoolExecutor() as pool:
+        batch = None
+        for first in range(start, len(images), size):
+            ahead = first, pool.map(decode, images[first : first + size][column])
+            if batch:
+                yield batch[0], list(batch[1])
+            batch = ahead
+        if batch:
+            yield batch[0], list(batch[1])
+
+
+def _write(output: Path, partial: Path, dim: int, names: list[str] | None, settings: dict[str, str]) -> int:
+    """Write the file, whole or not at all, without the rows of unreadable images; returns how many rows it has."""
+    import numpy as np
+
+    embeds = np.memmap(partial, np.float32, "r").reshape(-1, dim)
+    kept = np.flatnonzero(~np.isnan(embeds[:, 0]))
+    if not len(kept):
+        raise ValueError(f"None of the {len(embeds)} images can be read.")
+    labels = [names[row] for row in kept] if names else kept
+    temporary = output.with_name(f".{output.name}.tmp")
+    if output.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        label = pa.field("file_name", pa.string()) if names else pa.field("row", pa.int64())
+        schema = pa.schema([label, ("embedding", pa.list_(pa.float32()))], {METADATA: json.dumps(settings)})
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for start in range(0, len(kept), ROW_GROUP):
+                rows = slice(start, start + ROW_GROUP)
+                values = embeds[kept[rows]]
+                offsets = pa.array(range(0, values.size + 1, dim), pa.int32())
+                column = pa.ListArray.from_arrays(offsets, pa.array(values.ravel()))
+                writer.write_table(pa.table([pa.array(labels[rows], label.type), column], schema=schema))
+    else:
+        from safetensors.numpy import save_file
+
+        metadata = {METADATA: json.dumps(settings)} | ({"file_name": json.dumps(labels)} if names else {})
+        save_file({"embedding": embeds[kept], **({} if names else {"row": kept})}, temporary, metadata)
+        shutil.copymode(partial, temporary)  # safetensors lets nobody else read it
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, output)
+    return len(kept)
+
+
+def _check_finished(output: Path, settings: dict[str, str]) -> None:
+    """
+    Raises:
+        FileExistsError: the file was not written with these settings; the message shows what differs.
+    """
+    import pyarrow.parquet as pq
+    from safetensors import safe_open
+
+    if output.suffix == ".parquet":
+        metadata = {key.decode(): value for key, value in (pq.read_schema(output).metadata or {}).items()}
+    else:
+        with safe_open(output, "np") as file:
+            metadata = file.metadata() or {}
+    there = json.loads(metadata.get(METADATA, "{}"))
+    changed = [f"{key}: {there.get(key)} -> {value}" for key, value in settings.items() if there.get(key) != value]
+    if changed:
+        raise FileExistsError(
+            f"'{output}' was written with other settings (there -> here: {'; '.join(changed)}). Choose another "
+            "--output_file, or delete it."
+        )
+    logger.info(f"{output} is finished.")
+
+
+if __name__ == "__main__":
+    from .cli import run
+
+    run("embed")

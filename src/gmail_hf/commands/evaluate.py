@@ -1,0 +1,142 @@
+"""
+Score a model on the paper's benchmarks or on the bundled digits.
+
+The digits, in minutes and without a download (pip install "gmail-hf[digits,captioning]", and Java for the scores of
+captions), and benchmarks streamed from the Hub:
+
+    gmail-hf evaluate --model gmail-digits --captioner clipcap-digits --benchmarks digits --output_dir digits-scores
+    gmail-hf evaluate --model org/gmail-coco --benchmarks coco,flickr30k,dtd,cars --output_dir coco-scores
+    gmail-hf evaluate --model openai/clip-vit-base-patch32 --benchmarks dtd --limit 500 --output_dir clip-scores
+
+Captions and questions need an image-text-to-text model, such as a ClipCap or a LLaVA:
+
+    gmail-hf evaluate --model llava-coco --benchmarks scienceqa,mmmu,coco --dtype bfloat16 --output_dir llava-scores
+
+--dataset NAME=PLACE reads the data of a benchmark from elsewhere: a folder, a parquet file or another Hub id with the
+same layout, such as a clone of clip-benchmark/wds_vtab-dtd. For coco and flickr30k it may be pairs with generated
+images, on which alignment is measured too.
+
+The benchmarks are {benchmarks}.
+
+The output folder gets NAME.json for each benchmark, and report.md and report.html for all of them. A benchmark that is
+finished is not run again, so the same command continues an interrupted run. --card gmail-digits puts the scores into
+the model card of that folder, as text and as metadata. Options come from --config, then from the command line.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .common import REVISION, logger
+from .options import parse
+
+
+@dataclass
+class EvaluationArguments:
+    _argument_group_name = "evaluation"
+
+    model: str = field(
+        metadata={"help": "A GmailCLIPModel, a CLIP, or an image-text-to-text model, by Hub id or folder."}
+    )
+    benchmarks: str = field(metadata={"help": "Names of benchmarks, separated by commas."})
+    output_dir: str = field(metadata={"help": "Folder for results and report."})
+    model_revision: str | None = field(default=None, metadata={"help": REVISION})
+    captioner: str | None = field(
+        default=None,
+        metadata={"help": "With a CLIP as --model: an image-text-to-text model for captions and questions."},
+    )
+    captioner_revision: str | None = field(default=None, metadata={"help": "Revision of --captioner on the Hub."})
+    modality: str = field(default="real", metadata={"help": "Branch for photographs: real or gen."})
+    dataset: list[str] = field(
+        default_factory=list, metadata={"help": "NAME=PLACE for each benchmark with other data, see above."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Evaluate on this many rows, the first ones."})
+    batch_size: int = field(default=64, metadata={"help": "Images or texts per forward pass."})
+    num_beams: int = field(default=5, metadata={"help": "Beams of the search for a caption."})
+    word_vectors: str | None = field(
+        default=None, metadata={"help": "For WMD of captions: a file in word2vec's format, such as GoogleNews'."}
+    )
+    dtype: str = field(default="float32", metadata={"help": "Type of the weights: float32, bfloat16 or float16."})
+    device: str | None = field(default=None, metadata={"help": "Device, by default the GPU if there is one."})
+    card: str | None = field(
+        default=None, metadata={"help": "A model card, or its folder, to add all scores in the output folder to."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of bootstrap intervals, folds and t-SNE."})
+
+
+def main(argv: Sequence[str]) -> dict[str, dict]:
+    """Run the benchmarks that are not finished; return the content of each one's result file."""
+    from .bundled import BENCHMARKS, get_benchmark
+
+    (args,) = parse(argv, "evaluate", __doc__.replace("{benchmarks}", ", ".join(BENCHMARKS)), (EvaluationArguments,))
+
+    import torch
+
+    from ..evaluation import (
+        Settings,
+        finished,
+        load_model,
+        missing_caption_metrics,
+        open_source,
+        plan,
+        results_in,
+        run,
+        to_html,
+        to_markdown,
+    )
+    from ..publishing.results import add_results, card_file
+
+    benchmarks = [get_benchmark(name.strip()) for name in args.benchmarks.split(",")]
+    places = _places(args.dataset, [benchmark.name for benchmark in benchmarks])
+    if args.dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"--dtype is float32, bfloat16 or float16, not '{args.dtype}'.")
+    for name in ("limit", "batch_size", "num_beams"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} is at least 1, not {getattr(args, name)}.")
+    if args.card:
+        folder = card_file(args.card).parent
+        if Path(args.model).is_dir() and Path(folder, "config.json").exists() and not folder.samefile(args.model):
+            raise ValueError(f"--card is that of another model, '{folder}', than --model '{args.model}'.")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = Settings(args.modality, args.batch_size, args.seed, args.num_beams, args.word_vectors, progress=True)
+
+    sources = [open_source(benchmark, places.get(benchmark.name), args.limit) for benchmark in benchmarks]
+    model = load_model(args.model, args.model_revision, args.dtype, device)
+    captioner = load_model(args.captioner, args.captioner_revision, args.dtype, device) if args.captioner else None
+    if captioner and (captioner.embeds or not model.embeds):
+        raise ValueError("--captioner is an image-text-to-text model, used with a CLIP as --model.")
+    plans = [plan(*pair, model, captioner, settings) for pair in zip(benchmarks, sources, strict=True)]
+    known = [finished(planned, settings, args.output_dir) for planned in plans]
+    if any("captioning" in planned.tasks for planned in plans):
+        for metric, remedy in missing_caption_metrics(settings).items():
+            logger.warning(f"{metric} will be missing: {remedy}.")
+
+    results, folder = {}, Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for planned, result in zip(plans, known, strict=True):
+        name = planned.benchmark.name
+        logger.info(f"{planned.benchmark.title}: {', '.join(planned.tasks)}" + (" (finished)" if result else ""))
+        results[name] = result or run(planned, settings, folder)
+        (folder / "report.md").write_text(to_markdown(results_in(folder)), encoding="utf-8")
+        (folder / "report.html").write_text(to_html(results_in(folder), folder), encoding="utf-8")
+    logger.info(to_markdown(list(results.values())))
+    if args.card:
+        add_results(args.card, folder)
+    logger.info(f"The results are in {folder}; open report.html there.")
+    return results
+
+
+def _places(options: list[str], names: list[str]) -> dict[str, str]:
+    places = {}
+    for option in options:
+        name, _, place = option.partition("=")
+        if name not in names or not place:
+            raise ValueError(f"--dataset takes NAME=PLACE, NAME out of {names}, not '{option}'.")
+        places[name] = place
+    return places
+
+
+if __name__ == "__main__":
+    from .cli import run
+
+    run("evaluate")

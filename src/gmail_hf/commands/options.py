@@ -1,0 +1,222 @@
+"""Options of a command: dataclass fields as flags, from a YAML file and the command line, in groups for `--help`."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+CONFIGS = Path(__file__).with_name("configs")
+# Flags of the first releases; they work for one more, with a warning.
+OLD_SPELLINGS = {
+    "model_name_or_path": "model",
+    "gmail_name_or_path": "model",
+    "revision": "model_revision",
+    "gmail_revision": "model_revision",
+    "llava_name_or_path": "llava",
+    "text_model_name_or_path": "text_model",
+    "dataset_name": "dataset",
+    "dataset_config_name": "dataset_config",
+    "dataset_split": "split",
+    "train_split": "split",
+    "private": "hub_private_repo",
+}
+EPILOG = "--debug shows the traceback of an error."
+METAVARS = {"str": "TEXT", "string_to_bool": "BOOL"}
+
+logger = logging.getLogger("gmail_hf")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as written, each option once, defaults that say something."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.required:
+            return f"{action.help} (required)"
+        says_nothing = action.default is None or action.default is False or action.default in ("", [])
+        return action.help or "" if says_nothing else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        name = getattr(action.type, "__name__", "value")
+        return METAVARS.get(name, name.upper())
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        flag = next(flag for flag in action.option_strings if flag.startswith("--"))
+        return f"{flag} {value}".rstrip()
+
+
+class OptionParser(HfArgumentParser):
+    """
+    `HfArgumentParser` with a group for each dataclass, options of transformers last, and errors that are raised.
+
+    Args:
+        command: the command's name.
+        description: printed by `--help`.
+        dataclass_types: their fields become options; a class attribute `_argument_group_name` names their group.
+    """
+
+    def __init__(self, command: str, description: str | None, dataclass_types: Sequence[type] = ()):
+        super().__init__(
+            dataclass_types,
+            prog=f"gmail-hf {command}",
+            usage="%(prog)s [--OPTION VALUE ...]",
+            description=description,
+            epilog=EPILOG,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def _add_dataclass_arguments(self, dtype: type) -> None:
+        hints = typing.get_type_hints(dtype)
+        groups = {}
+        fields = {field: _declared_by(dtype, field.name) for field in dataclasses.fields(dtype) if field.init}
+        for field, owner in sorted(fields.items(), key=lambda item: item[1].__module__.startswith("transformers.")):
+            title = getattr(owner, "_argument_group_name", f"{owner.__module__.partition('.')[0]}.{owner.__name__}")
+            if title not in groups:
+                groups[title] = self.add_argument_group(title)
+            field.type = hints[field.name]
+            self._parse_dataclass_field(groups[title], field)
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ValueError(message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """
+        Raises:
+            ValueError: an unknown option, with the nearest known one.
+        """
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+            if flag is None:
+                self.error(f"unexpected argument '{unknown[0]}'; see {self.prog} --help")
+            self.error(f"unknown option {flag}; {self._nearest(flag.replace('-', '_').lstrip('_'))}")
+        return namespace, unknown
+
+    def _nearest(self, name: str) -> str:
+        near = difflib.get_close_matches(name, [action.dest for action in self._actions], 1)
+        return f"did you mean --{near[0]}?" if near else f"see {self.prog} --help"
+
+    def renamed(self, name: str) -> str:
+        """The option that an old spelling means, with a warning; any other name is returned unchanged."""
+        known = {action.dest for action in self._actions}
+        new = OLD_SPELLINGS.get(name)
+        if name in known or new not in known:
+            return name
+        logger.warning(f"--{name} is now called --{new}; the old name will be removed in the next release.")
+        return new
+
+    def renamed_words(self, argv: Sequence[str]) -> list[str]:
+        """A command line with today's options for old spellings."""
+        words = []
+        for word in argv:
+            flag, is_given, value = word.partition("=")
+            old = flag.removeprefix("--").replace("-", "_")
+            new = self.renamed(old) if flag.startswith("--") else old
+            words.append(word if new == old else f"--{new}{is_given}{value}")
+        return words
+
+    def words_of(self, config: str | os.PathLike) -> list[str]:
+        """
+        The options of a YAML file as words of a command line.
+
+        Raises:
+            OSError: no such file.
+            ValueError: it is not a mapping of known options.
+        """
+        with open(config_file(config), encoding="utf-8") as file:
+            values = yaml.safe_load(file) or {}
+        if not isinstance(values, dict):
+            self.error(f"{config} holds no 'option: value' lines")
+        known, words = {action.dest for action in self._actions}, []
+        for name, value in values.items():
+            name = self.renamed(str(name))
+            if name not in known:
+                self.error(f"{config} has the unknown option '{name}'; {self._nearest(name)}")
+            if isinstance(value, list):
+                words += [f"--{name}", *map(str, value)] if value else []
+            elif value is not None:
+                words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+        return words
+
+
+def config_file(name: str | os.PathLike) -> Path:
+    """The YAML file of a `--config`: a path, or the name of one that is part of the package."""
+    path = Path(name)
+    if path.parent.parts[-2:] == ("examples", "configs") and path.stem in bundled_configs() and not path.exists():
+        logger.warning(f"{path} is now part of the package: use --config {path.stem}.")
+        path = Path(path.stem)
+    return CONFIGS / f"{path}.yaml" if str(path) in bundled_configs() else path
+
+
+def parse(
+    argv: Sequence[str],
+    command: str,
+    description: str | None,
+    dataclass_types: Sequence[type],
+    default_config: str | None = None,
+    stages: dict[str, dict[str, Any]] | None = None,
+) -> tuple[Any, ...]:
+    """
+    An instance of each dataclass: from `--config`, a YAML file of their fields, and from the command line, which wins.
+
+    Args:
+        argv: the command line without the command's name.
+        command, description, dataclass_types: see [`OptionParser`].
+        default_config: the `--config` where neither `--config` nor `--dataset` is given.
+        stages: for each value of the option `stage`, defaults of other options; file and command line win.
+
+    Raises:
+        SystemExit: `--help`.
+        ValueError: an unknown option or stage, or a value of the wrong type.
+        OSError: there is no file `--config`.
+    """
+    parser = OptionParser(command, description, dataclass_types)
+    parser.add_argument("--config", help=f"YAML file of these options, or one of {', '.join(bundled_configs())}.")
+    words = parser.renamed_words(argv)
+    config = _value(words, "config")
+    if config is None and _value(words, "dataset") is None:
+        config = default_config
+    if config is not None:
+        words = [*parser.words_of(config), *words]
+    if stages is not None:
+        stage = _value(words, "stage") or next(iter(stages))
+        if stage not in stages:
+            parser.error(f"unknown stage '{stage}'; the stages are {list(stages)}")
+        parser.set_defaults(**stages[stage])
+    *parsed, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    return tuple(parsed)
+
+
+def bundled_configs() -> list[str]:
+    """Names of the configurations that are part of the package."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument(f"--{option}", nargs="?")
+    return getattr(first.parse_known_args(words)[0], option)
+
+
+def _declared_by(dtype: type, field: str) -> type:
+    """The class that a dataclass inherits a field from."""
+    return next(
+        owner
+        for owner in reversed(dtype.__mro__)
+        if field in [known.name for known in (dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ())]
+    )

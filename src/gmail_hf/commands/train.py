@@ -1,0 +1,181 @@
+"""
+Train the branches of a GMAIL CLIP on pairs of generated and real images, or its text encoder on generated images.
+
+The bundled digits, in minutes and without a download (pip install "gmail-hf[digits]"), and COCO with the paper's
+settings on 8 GPUs, 32 pairs each:
+
+    gmail-hf train
+    accelerate launch --multi_gpu --num_processes 8 -m gmail_hf.commands.train \\
+        --config coco.yaml --dataset org/coco-sd2 --output_dir gmail-coco
+
+--stage chooses what is trained, by default weights of the losses that can also be given one by one:
+
+    align   the gen branch, by Eq. 1 (the default)
+    text    a LoRA adapter on the text encoder, by image-text contrast on f_g(generated images). Both branches are
+            frozen, and photographs then meet the trained text encoder through the real branch. No real images are
+            needed for training.
+    joint   both at once: Eq. 1 and the image-text contrast
+
+Options come from --config, then from the command line, which wins. Without --config and --dataset, --config is digits.
+All other defaults are the paper's; its batch of 256 is counted per device. To continue an interrupted run, add
+--resume_from_checkpoint true.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .common import (
+    ATTENTION,
+    REVISION,
+    PairArguments,
+    bytes_of_checkpoints,
+    fit,
+    load_two_branches,
+    logger,
+    report,
+    start,
+)
+from .options import parse
+
+# Defaults of other options by stage.
+STAGES = {
+    "align": {},
+    "text": {"align_weight": 0.0, "gen_text_weight": 1.0, "text_lora": True},
+    "joint": {"gen_text_weight": 1.0, "text_lora": True},
+}
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name = "model"
+
+    stage: str = field(default="align", metadata={"help": "What to train: align, text or joint."})
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A CLIP or a GmailCLIPModel, by Hub id or folder, or digits, the bundled CLIP, which is the "
+            "default for the bundled pairs."
+        },
+    )
+    model_revision: str | None = field(default=None, metadata={"help": REVISION})
+    lora_rank: int | None = field(default=None, metadata={"help": "Rank of the LoRA updates; 4 by default."})
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "Scale of the updates times their rank; 8 by default."}
+    )
+    lora_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout on the input of the updates; 0 by default."}
+    )
+    train_real: bool = field(default=False, metadata={"help": "Train the real branch too; the paper freezes it."})
+    text_lora: bool = field(default=False, metadata={"help": "Put a LoRA adapter on the text encoder."})
+    attn_implementation: str | None = field(default=None, metadata={"help": ATTENTION})
+
+
+@dataclass
+class DataArguments(PairArguments):
+    generated_image_column: str = field(
+        default="generated_image", metadata={"help": "Column with the generated images."}
+    )
+    image_id_column: str = field(default="image_id", metadata={"help": "Column with the ids of the real images."})
+
+
+def parse_args(argv: Sequence[str]):
+    """
+    `(ModelArguments, DataArguments, GmailTrainingArguments)` of a command line.
+
+    Raises:
+        ValueError: see [`options.parse`]; pairs of the user's own, and no model for them.
+    """
+    from ..training.trainer import GmailTrainingArguments
+
+    dataclasses = (ModelArguments, DataArguments, GmailTrainingArguments)
+    args = parse(argv, "train", __doc__, dataclasses, default_config="digits", stages=STAGES)
+    model, data, _ = args
+    if model.model is None:
+        if data.dataset != "digits":
+            raise ValueError(
+                f"Which CLIP should be trained on '{data.dataset}'? Name it with --model; the paper's is "
+                "openai/clip-vit-large-patch14."
+            )
+        model.model = "digits"
+    return args
+
+
+def main(argv: Sequence[str]) -> dict[str, float]:
+    """Train and return the metrics of the evaluation split, if there is one."""
+    model_args, data_args, training_args = parse_args(argv)
+
+    import datasets
+    import torch
+
+    from ..training.data import check_pairs
+    from ..training.loading import check_free_disk
+    from ..training.trainer import GmailTrainer
+
+    checkpoint = start(training_args)
+
+    def load(split: str, max_samples: int | None) -> datasets.Dataset:
+        columns = {
+            "real_image": data_args.real_image_column,
+            "generated_image": data_args.generated_image_column,
+            "caption": data_args.caption_column,
+            "image_id": data_args.image_id_column,
+        }
+        dataset = data_args.load(split, max_samples, training_args, columns)
+        name = f"Split '{split}' of '{data_args.dataset}'"
+        check_pairs(dataset, name, training_args.on_bad_image, training_args.loss_config().columns)
+        return dataset
+
+    train_dataset = load(data_args.split, data_args.max_train_samples)
+    eval_dataset = load(data_args.eval_split, data_args.max_eval_samples) if data_args.eval_split else None
+    adapters = {
+        "lora_rank": model_args.lora_rank,
+        "lora_alpha": model_args.lora_alpha,
+        "lora_dropout": model_args.lora_dropout,
+        "trainable_modalities": ["real", "gen"] if model_args.train_real else None,
+        "text_lora": model_args.text_lora or None,
+    }
+    adapters = {name: value for name, value in adapters.items() if value is not None}
+    attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}
+    model, processor = load_two_branches(
+        model_args.model, model_args.model_revision, adapters, dtype=torch.float32, **attention
+    )
+    if model_args.text_lora and not model.config.text_lora:
+        model.add_text_lora()
+    for name, value in adapters.items():
+        if getattr(model.config, name) != value:
+            raise ValueError(
+                f"'{model_args.model}' has adapters with {name}={getattr(model.config, name)}, not {value}. Leave the "
+                "option out, or start from its CLIP."
+            )
+    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args))
+    check_free_disk(datasets.config.HF_DATASETS_CACHE, len(train_dataset) * model.config.projection_dim * 4)
+
+    trainer = GmailTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+    )
+    if eval_dataset is not None and checkpoint is None:
+        report(trainer, "before", trainer.evaluate(metric_key_prefix="before"))
+    training = fit(trainer, checkpoint)
+    trainer.save_model()
+    report(trainer, "train", {**training, **trainer.cost()})
+    metrics = trainer.evaluate() if eval_dataset is not None else {}
+    if metrics:
+        report(trainer, "eval", metrics)
+    if trainer.skipped_pairs:
+        logger.warning(f"{trainer.skipped_pairs} times a pair was skipped because an image could not be read.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset=data_args.dataset)
+    else:
+        trainer.create_model_card(dataset=data_args.dataset)
+    logger.info(f"The model and its adapters are in {training_args.output_dir}.")
+    return metrics
+
+
+if __name__ == "__main__":
+    from .cli import run
+
+    run("train")

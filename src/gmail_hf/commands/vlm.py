@@ -1,0 +1,314 @@
+"""
+Train LLaVA, or a projector to a language model such as Llama 3, on generated images, then ask about real ones.
+
+The bundled digits, in minutes and without a download (pip install "gmail-hf[digits]"): stage 1 first, then a projector
+from its gen branch to the bundled language model.
+
+    gmail-hf train
+    gmail-hf vlm
+
+LLaVA-1.5 with its published settings, on a GMAIL CLIP aligned on LLaVA's own CLIP, ViT-L/14 at 336 px; and Llama 3
+with a new projector (the files are in examples/configs of the repository):
+
+    accelerate launch -m gmail_hf.commands.vlm --config llava_1.5_7b.yaml --model gmail-coco-336 \\
+        --dataset org/coco-sd2 --output_dir llava-coco
+    accelerate launch -m gmail_hf.commands.vlm --config llama3_8b.yaml --model gmail-coco \\
+        --dataset org/coco-sd2 --output_dir llama3-coco
+
+The baselines: --modality real takes generated images for real ones; with --image_column real_image it trains on real
+images, the upper bound. --train chooses between the projector alone and projector+lora, with LoRA on the language
+model; the vision tower stays as stage 1 left it. A data set with a column of conversations in the chat format of
+transformers is trained on these, the bundled digits on questions about the scene, any other on its captions, as
+answers to --question.
+
+Options come from --config, then from the command line, which wins. Without --config and --dataset, --config is
+llava_digits. To continue an interrupted run, add --resume_from_checkpoint true. The output folder holds the whole
+model, for pipeline("image-text-to-text"), and with LoRA its PEFT adapter in adapter/.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .common import ATTENTION, REVISION, PairArguments, bytes_of_checkpoints, check_trained, fit, logger, report, start
+from .options import parse
+
+PRINTED = 5  # answers shown after training
+DTYPES = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}  # and the mixed precision that they train in
+
+
+@dataclass
+class ModelArguments:
+    _argument_group_name = "model"
+
+    model: str = field(
+        default="gmail-digits", metadata={"help": "A GmailCLIPModel from gmail-hf train, by Hub id or folder."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": REVISION})
+    llava: str | None = field(
+        default=None,
+        metadata={
+            "help": "A LLaVA on the same CLIP as --model, or a model that this command wrote, which keeps its own "
+            "vision tower; by Hub id or folder. Its language model replaces --text_model."
+        },
+    )
+    text_model: str | None = field(
+        default=None, metadata={"help": "A language model for a new projector, or digits, the bundled one."}
+    )
+    text_model_revision: str | None = field(
+        default=None, metadata={"help": "Revision of --llava or --text_model on the Hub."}
+    )
+    chat_template: str | None = field(
+        default=None, metadata={"help": "File with a chat template, for a language model without one."}
+    )
+    train: str = field(default="projector", metadata={"help": "What to train: projector or projector+lora."})
+    lora_rank: int = field(default=128, metadata={"help": "Rank of LoRA on the language model."})
+    lora_alpha: float = field(default=256, metadata={"help": "Scale of LoRA times its rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the input of LoRA."})
+    projector_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the projector, if not --learning_rate."}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Type of the frozen weights; bfloat16 needs --bf16, float16 needs --fp16."},
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": ATTENTION})
+
+
+@dataclass
+class DataArguments(PairArguments):
+    eval_split: str = field(default="validation", metadata={"help": "Split with the real images to ask about."})
+    image_column: str = field(
+        default="generated_image", metadata={"help": "Column with the images to train on, one or a list per row."}
+    )
+    modality: str = field(
+        default="gen",
+        metadata={"help": "Branch for the images of --image_column, unless a column modality names it: real or gen."},
+    )
+    messages_column: str = field(default="messages", metadata={"help": "Column with conversations, if there is one."})
+    question: str = field(
+        default="Provide a one-sentence caption for the provided image.",
+        metadata={"help": "Question that captions answer."},
+    )
+    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer in the evaluation."})
+
+
+def parse_args(argv: Sequence[str]):
+    """
+    `(ModelArguments, DataArguments, TrainingArguments)` of a command line.
+
+    Raises:
+        ValueError: see [`options.parse`]; a value that is none of its option's choices.
+    """
+    from transformers import TrainingArguments
+
+    dataclasses = (ModelArguments, DataArguments, TrainingArguments)
+    args = parse(argv, "vlm", __doc__, dataclasses, default_config="llava_digits")
+    model_args, _, training_args = args
+    if model_args.dtype not in DTYPES:
+        raise ValueError(f"--dtype is one of {list(DTYPES)}, not '{model_args.dtype}'.")
+    precision = DTYPES[model_args.dtype]
+    if precision not in (None, training_args.mixed_precision):
+        raise ValueError(f"--dtype {model_args.dtype} trains in mixed precision alone: add --{precision}.")
+    if model_args.train not in ("projector", "projector+lora"):
+        raise ValueError(f"--train is 'projector' or 'projector+lora', not '{model_args.train}'.")
+    if model_args.llava is None and model_args.text_model is None:
+        raise ValueError("Give --llava or --text_model.")
+    return args
+
+
+def main(argv: Sequence[str]) -> dict[str, float]:
+    """Train, ask about the real images of the evaluation split, and return the share of exact answers."""
+    model_args, data_args, training_args = parse_args(argv)
+
+    from ..training.loading import check_free_disk
+    from ..training.safe_trainer import SafeTrainer
+    from ..vlm import Conversations, LlavaCollator, check_processor, language_model_lora
+    from ..vlm.training import optimizer_of
+    from .bundled import conversations
+
+    checkpoint = start(training_args)
+    if checkpoint is not None:
+        written = "projector+lora" if Path(checkpoint, "adapter_config.json").exists() else "projector"
+        if model_args.train != written:
+            raise ValueError(f"'{checkpoint}' was written by --train {written}: resume it with that.")
+    training_args.remove_unused_columns = False  # the collator needs the conversations
+    # The Trainer would push adapters beside the whole model, as if the folder were an adapter.
+    push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False
+
+    def load(split: str, image_column: str, max_samples: int | None) -> Conversations:
+        return conversations(
+            data_args.load(split, max_samples, training_args),
+            image_column,
+            f"Split '{split}' of '{data_args.dataset}'",
+            messages_column=data_args.messages_column,
+            caption_column=data_args.caption_column,
+            question=data_args.question,
+        )
+
+    train_dataset = load(data_args.split, data_args.image_column, data_args.max_train_samples)
+    eval_dataset = load(data_args.eval_split, data_args.real_image_column, data_args.max_eval_samples)
+
+    model, processor = _model_and_processor(model_args)
+    check_processor(processor, model.config)
+    model.model.vision_tower.check_modalities([data_args.modality, "real"])
+    for dataset in (train_dataset, eval_dataset):
+        dataset.check(processor, model.config.vision_config.modalities)
+    max_length = getattr(model.config.text_config, "max_position_embeddings", None)
+    collator = LlavaCollator(processor, data_args.modality, max_length)
+    collator([train_dataset[0], train_dataset[len(train_dataset) - 1]])  # fails now if they cannot be learned
+    if model_args.train == "projector":
+        model.freeze_all_but_projector()
+    else:
+        from peft import get_peft_model
+
+        lora = language_model_lora(model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout)
+        model = get_peft_model(model, lora)
+    dtype = model.dtype
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # small steps would be lost in bfloat16
+    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args))
+
+    trainer = SafeTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        data_collator=collator,
+        processing_class=processor,
+        optimizers=(optimizer_of(model, training_args, model_args.projector_learning_rate), None),
+    )
+    training = fit(trainer, checkpoint)
+    report(trainer, "train", {**training, **trainer.cost()})
+    output_dir = Path(training_args.output_dir)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if model_args.train == "projector+lora":
+        if training_args.should_save:
+            model.save_pretrained(output_dir / "adapter")
+            (output_dir / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+        model = model.merge_and_unload()
+    model = model.to(dtype)
+    if training_args.should_save:
+        model.save_pretrained(output_dir)
+        processor.save_pretrained(output_dir)
+    metrics = _ask(model, processor, eval_dataset, training_args, data_args.max_new_tokens)
+    report(trainer, "eval", metrics)
+    if push_to_hub and training_args.should_save:
+        repo_id = training_args.hub_model_id or output_dir.name
+        for part in (model, processor):
+            part.push_to_hub(repo_id, private=training_args.hub_private_repo, token=training_args.hub_token)
+    logger.info(f"The model and its answers are in {output_dir}.")
+    return metrics
+
+
+def _model_and_processor(args: ModelArguments):
+    import torch
+    from transformers import AutoConfig, AutoProcessor
+
+    from ..vlm import GmailLlavaForConditionalGeneration, build_processor
+    from .bundled import text_model_path
+
+    settings = {"dtype": getattr(torch, args.dtype), "attn_implementation": args.attn_implementation}
+    if args.llava is not None:
+        processor = AutoProcessor.from_pretrained(args.llava, revision=args.text_model_revision)
+        if AutoConfig.from_pretrained(args.llava, revision=args.text_model_revision).model_type == "gmail_llava":
+            logger.info(f"The vision tower is that of '{args.llava}', not of --model.")
+            model = GmailLlavaForConditionalGeneration.from_pretrained(
+                args.llava, revision=args.text_model_revision, **settings
+            )
+            return model, processor
+    check_trained(args.model)
+    if args.llava is not None:
+        model = GmailLlavaForConditionalGeneration.from_llava(
+            args.llava,
+            gmail=args.model,
+            gmail_revision=args.model_revision,
+            revision=args.text_model_revision,
+            **settings,
+        )
+        return model, processor
+    text_model = text_model_path(args.text_model)
+    revisions = {"vision_revision": args.model_revision, "text_revision": args.text_model_revision}
+    template = Path(args.chat_template).read_text(encoding="utf-8") if args.chat_template else None
+    processor = build_processor(args.model, text_model, chat_template=template, **revisions)
+    model = GmailLlavaForConditionalGeneration.from_vision_text_pretrained(
+        args.model, text_model, processor, **revisions, **settings
+    )
+    return model, processor
+
+
+def _ask(model, processor, dataset, training_args, max_new_tokens: int) -> dict[str, float]:
+    """Ask the first question of each conversation; the main process writes predictions.jsonl."""
+    import torch
+    from accelerate.utils import gather_object
+    from tqdm.auto import tqdm
+
+    from ..training.data import BadImageError, decode_image
+    from ..vlm.processing import lacks_bos
+
+    model.eval()
+    answers = []
+    size = training_args.per_device_eval_batch_size
+    mine = range(training_args.process_index, len(dataset), training_args.world_size)
+    for first in tqdm(range(0, len(mine), size), desc="Answers", disable=not training_args.should_log):
+        asked, prompts, images = [], [], []
+        for index in mine[first : first + size]:
+            example = dataset[index]
+            turns = [message["role"] for message in example["messages"]].index("assistant")
+            example["prompt"], example["reference"] = example["messages"][:turns], example["messages"][turns]
+            text = processor.apply_chat_template(example["prompt"], tokenize=False, add_generation_prompt=True)
+            try:
+                images += [decode_image(image) for image in example["images"][: text.count(processor.image_token)]]
+            except BadImageError as error:
+                logger.warning(f"{dataset.name}, row {index // len(dataset.kinds)}, is not asked about: {error}.")
+                continue
+            asked.append((index, example))
+            prompts.append(text)
+        if not asked:
+            continue
+        inputs = processor(
+            images=images or None,
+            text=prompts,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=lacks_bos(processor, prompts[0]),
+            return_tensors="pt",
+        ).to(model.device, model.dtype)
+        with torch.no_grad():
+            output = model.generate(**inputs, modality="real", max_new_tokens=max_new_tokens, do_sample=False)
+        written = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for (index, example), answer in zip(asked, written, strict=True):
+            question, reference = _text(example["prompt"][-1]), _text(example["reference"])
+            answers.append((index, example["kind"], question, answer.strip(), reference))
+    answers = sorted(gather_object(answers))
+    missing = len(dataset) - len(answers)
+    if missing:
+        logger.warning(f"{missing} of {len(dataset)} questions were not asked: scores leave them out.")
+    if training_args.should_save:
+        with open(Path(training_args.output_dir, "predictions.jsonl"), "w", encoding="utf-8") as file:
+            for index, kind, question, answer, reference in answers:
+                row = index // len(dataset.kinds)
+                line = {"row": row, "kind": kind, "question": question, "prediction": answer, "reference": reference}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for _, _, question, answer, reference in answers[:PRINTED]:
+            logger.info(f"  {question} {answer}    (reference: {reference})")
+    metrics = {}
+    for kind in dataset.kinds:
+        exact = [answer == reference for _, name, _, answer, reference in answers if name == kind]
+        if exact:
+            metrics[f"eval_{kind}_exact_match"] = sum(exact) / len(exact)
+    if not metrics:
+        raise ValueError(f"{dataset.name} has no image that can be read; the trained model is saved.")
+    return {**metrics, "eval_exact_match": sum(metrics.values()) / len(metrics)}
+
+
+def _text(message: dict) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(item.get("text") or "" for item in content)
+
+
+if __name__ == "__main__":
+    from .cli import run
+
+    run("vlm")
