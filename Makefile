@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch
 BIN := .venv/bin
 
-.PHONY: demo test docs cards quality style clean
+.PHONY: demo test test-gpu gpu-bundle docs cards quality style clean
 .DELETE_ON_ERROR:
 
 # From a fresh clone: generate images, align, and show what it changed on held-out real images.
@@ -13,6 +13,14 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# On a machine with a CUDA device; elsewhere these tests are skipped.
+test-gpu: .venv/installed
+	$(BIN)/python -m pytest -m gpu
+
+# benchmarks/gpu/wheels: what a GPU machine without a network may lack.
+gpu-bundle: .venv/installed
+	$(BIN)/python benchmarks/gpu/bundle.py
 
 # The site, in outputs/site; look at it by: python -m http.server --directory outputs/site
 docs: .venv/docs

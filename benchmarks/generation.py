@@ -23,9 +23,9 @@ def generate(settings: Settings) -> Iterator[dict[str, Any]]:
         generator = "digits"
         if settings.device == "cuda":
             generator = f"{folder}/sd2"
-            random_stable_diffusion_2().save_pretrained(generator)
+            random_stable_diffusion_2(settings).save_pretrained(generator)
         for batch in settings.choose((16,), (16, 64), (8, 32)):
-            sides = bare_and_synthesize(generator, num_images, batch, folder)
+            sides, _ = bare_and_synthesize(generator, num_images, batch, folder)
             sides["bare"](batch)  # warms up
             speeds = take_turns(sides, settings.choose(2, 3, 3))
             note = f"{'Stable Diffusion v2' if settings.device == 'cuda' else 'digits'}, {num_images} images"
@@ -47,9 +47,9 @@ def generate(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def bare_and_synthesize(
-    generator: str, num_images: int, batch_size: int, folder: str
-) -> dict[str, Callable[..., float]]:
-    """A call for each side that makes the images and returns images/s."""
+    generator: str, num_images: int, batch_size: int, folder: str, **fields: Any
+) -> tuple[dict[str, Callable[..., float]], Any]:
+    """A call for each side that makes the images and returns images/s, and the pipeline that both use."""
     import torch
 
     from gmail_hf.commands.bundled import make_job, synthesize
@@ -58,15 +58,16 @@ def bare_and_synthesize(
     from gmail_hf.generation.sampler import row_seed
 
     names = itertools.count()
+    path = write_captions([f"thing {row}" for row in range(num_images)], folder)
 
     def arguments() -> SynthesisArguments:
         return SynthesisArguments(
             output_dir=f"{folder}/{batch_size}-{next(names)}",
-            dataset="digits",
+            dataset=path,
             generator=generator,
-            num_captions=num_images,
             batch_size=batch_size,
             shard_size=-(-num_images // 2),
+            **fields,
         )
 
     described = make_job(arguments()).generator
@@ -79,23 +80,30 @@ def bare_and_synthesize(
             generators = [torch.Generator().manual_seed(row_seed(0, captions.caption_ids[row], 0)) for row in rows]
             pipeline([captions.captions[row] for row in rows], generator=generators, **described.call)
 
-    return {
+    sides = {
         "bare": lambda count=num_images: count / timed(lambda: bare(count)),
         "synthesize": lambda: num_images / timed(lambda: synthesize(arguments(), pipeline)),
     }
+    return sides, pipeline
+
+
+def write_captions(captions: list[str], folder: str) -> str:
+    """The path of a parquet file of captions."""
+    from datasets import Dataset
+
+    path = f"{folder}/captions-{len(captions)}.parquet"
+    Dataset.from_dict({"caption": captions, "image_id": list(range(len(captions)))}).to_parquet(path)
+    return path
 
 
 def finished_run(num_rows: int, generator: str, folder: str) -> float:
     """Seconds until a run knows that all its rows are finished: captions read, settings compared, shards listed."""
-    from datasets import Dataset
-
     from gmail_hf.generation import SynthesisArguments, synthesize
     from gmail_hf.generation.engines import CONTACT_SHEET
     from gmail_hf.generation.job import make_job
 
-    path = f"{folder}/captions-{num_rows}.parquet"
     captions = [f"a photograph of thing {row % 7919} beside thing {row % 104729}" for row in range(num_rows)]
-    Dataset.from_dict({"caption": captions, "image_id": list(range(num_rows))}).to_parquet(path)
+    path = write_captions(captions, folder)
     args = SynthesisArguments(output_dir=f"{folder}/finished-{num_rows}", dataset=path, generator=generator)
     job = make_job(args)  # also builds the cache that datasets keeps of the parquet file
     job.open()
@@ -105,7 +113,7 @@ def finished_run(num_rows: int, generator: str, folder: str) -> float:
     return timed(lambda: synthesize(args))
 
 
-def random_stable_diffusion_2():
+def random_stable_diffusion_2(settings: Settings) -> Any:
     """Stable Diffusion v2-base's architecture, 0.87 billion parameters of the denoiser, at random weights."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -127,23 +135,25 @@ def random_stable_diffusion_2():
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        cross_attention_dim=1024,
-        attention_head_dim=(5, 10, 20, 20),
-        use_linear_projection=True,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        sample_size=768,
-    )
+    with torch.device(settings.device):  # weights are drawn where they will be
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(320, 640, 1280, 1280),
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            sample_size=768,
+        )
+        text_encoder = CLIPTextModel(text)
     return StableDiffusionPipeline(
         vae=vae,
-        text_encoder=CLIPTextModel(text),
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
         scheduler=PNDMScheduler(

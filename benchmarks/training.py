@@ -50,7 +50,7 @@ def step(settings: Settings) -> Iterator[dict[str, Any]]:
 
     chosen = sizes(settings)
     rounds = chosen.pop("rounds")
-    with _folder():
+    with working_folder():
         sides = {"ours": trainers.gmail_trainer(settings, **chosen)}
         for name, build in (
             (TWO_CLIPS, trainers.two_clips),
@@ -107,7 +107,7 @@ def memory(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def peak(settings: Settings, builder: str, **chosen: Any) -> float:
     imports(settings)
-    with _folder():
+    with working_folder():
         train = getattr(trainers, builder)(settings, **chosen)
         forget_peak(settings)  # of making the model
         train()
@@ -115,7 +115,7 @@ def peak(settings: Settings, builder: str, **chosen: Any) -> float:
 
 
 @contextmanager
-def _folder() -> Iterator[None]:
+def working_folder() -> Iterator[None]:
     """A folder for what is written, gone afterwards; cached embeddings among it."""
     import datasets
     from transformers.utils import logging
