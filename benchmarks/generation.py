@@ -98,9 +98,9 @@ def write_captions(captions: list[str], folder: str) -> str:
 
 def finished_run(num_rows: int, generator: str, folder: str) -> float:
     """Seconds until a run knows that all its rows are finished: captions read, settings compared, shards listed."""
-    from gmail_hf.generation import SynthesisArguments, synthesize
+    from gmail_hf.commands.bundled import make_job, synthesize
+    from gmail_hf.generation import SynthesisArguments
     from gmail_hf.generation.engines import CONTACT_SHEET
-    from gmail_hf.generation.job import make_job
 
     captions = [f"a photograph of thing {row % 7919} beside thing {row % 104729}" for row in range(num_rows)]
     path = write_captions(captions, folder)
