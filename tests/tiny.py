@@ -10,6 +10,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from gmail_hf import GmailCLIPModel, GmailLossConfig
+from gmail_hf.branches.tower import is_adapter_weight
 from gmail_hf.training.losses import gmail_loss
 
 IMAGE_SIZE = 16
@@ -140,3 +141,8 @@ def weights(trainer):
 def assert_equal(actual, expected):
     assert actual.keys() == expected.keys()
     assert not [name for name in expected if not torch.equal(actual[name], expected[name])]
+
+
+def base_dtypes(model):
+    """The dtypes of all weights but the adapters', which are float32 whatever the base's."""
+    return {parameter.dtype for name, parameter in model.named_parameters() if not is_adapter_weight(name)}

@@ -11,9 +11,9 @@ from transformers import (
 )
 
 from .captioners import ClipCapConfig, ClipCapForConditionalGeneration, ClipCapProcessor
+from .models.base import GmailOutput
+from .models.clip import GmailCLIPModel, GmailVisionModel, GmailVisionModelWithProjection
 from .models.configuration_clip import GmailConfig, GmailVisionConfig
-from .models.modeling_clip import GmailCLIPModel, GmailOutput
-from .models.towers import GmailVisionModel, GmailVisionModelWithProjection
 from .training.embeddings import embed_images
 from .training.losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss, token_alignment_loss
 from .training.trainer import GmailTrainer, GmailTrainingArguments

@@ -3,7 +3,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import make_tokenizer, pixels
+from tiny import base_dtypes, make_tokenizer, pixels
 from tiny_captioner import make_captioner
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BertConfig, BloomConfig, CLIPModel, GenerationConfig, T5Config
@@ -278,7 +278,7 @@ def test_precision_and_attention_are_passed_on(gmail_folder, text_folders):
     model = ClipCapForConditionalGeneration.from_vision_text_pretrained(
         gmail_folder, text_folders["llama"], dtype=torch.bfloat16, attn_implementation="eager", prefix_length=2
     )
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert base_dtypes(model) == {torch.bfloat16}
     assert model.text_model.config._attn_implementation == model.vision_model.config._attn_implementation == "eager"
     inputs = batch()
     exact = model.float()(**inputs).loss
@@ -291,7 +291,7 @@ def test_parts_have_the_dtype_of_the_language_model(gmail_folder, text_folders, 
     captioner.save_pretrained(tmp_path / "captioner")
     reloaded = ClipCapForConditionalGeneration.from_pretrained(tmp_path / "captioner")
     for model in (captioner, reloaded):
-        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        assert base_dtypes(model) == {torch.bfloat16}
     assert torch.equal(reloaded(pixels(4)).logits, captioner(pixels(4)).logits)
 
 

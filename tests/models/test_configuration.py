@@ -6,7 +6,7 @@ from tiny import clip_config
 from transformers import CLIPConfig
 
 from gmail_hf import GmailConfig, GmailVisionConfig
-from gmail_hf.models.configuration_clip import ADAPTER_FIELDS
+from gmail_hf.branches.configuration import ADAPTER_FIELDS
 
 CONFIGS = [GmailConfig, GmailVisionConfig]
 
@@ -15,11 +15,11 @@ CONFIGS = [GmailConfig, GmailVisionConfig]
 def test_defaults_are_the_papers(config_class):
     config = config_class()
     assert (config.lora_rank, config.lora_alpha, config.lora_dropout) == (4, 8, 0.0)
-    assert config.lora_targets == ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+    assert config.lora_targets is None  # every linear layer
     assert (config.modalities, config.trainable_modalities) == (["real", "gen"], ["gen"])
     assert config.default_modality == "real"
-    config.lora_targets.append("changed")
-    assert "changed" not in config_class().lora_targets
+    config.modalities.append("changed")
+    assert "changed" not in config_class().modalities
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)
@@ -35,7 +35,6 @@ def test_defaults_are_the_papers(config_class):
         {"lora_dropout": 1.0},
         {"lora_dropout": -0.1},
         {"lora_targets": []},
-        {"lora_targets": ["q_proj", "key"]},
         {"lora_targets": "q_proj"},
         {"modalities": []},
         {"modalities": "gen"},

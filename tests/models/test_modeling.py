@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import clip_config, make_clip, make_model, pixels, randomise, tokens
+from tiny import base_dtypes, clip_config, make_clip, make_model, pixels, randomise, tokens
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -215,7 +215,7 @@ def test_bfloat16_stays_close(clip_folder, tmp_path):
     model = make_model(clip_folder)
     model.save_pretrained(tmp_path)
     half = GmailCLIPModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert base_dtypes(half) == {torch.bfloat16}
     names = ["gen", "real", "gen", "real"]
     expected, actual = model.embed_images(pixels(4), names), half.embed_images(pixels(4).bfloat16(), names)
     assert actual.dtype == torch.bfloat16
@@ -377,7 +377,7 @@ def test_weights_without_a_place_are_refused(clip_folder, tmp_path):
 
 
 def test_plain_clip_is_refused_with_the_remedy(clip_folder):
-    with pytest.raises(ValueError, match="from_clip"):
+    with pytest.raises(ValueError, match="from_base"):
         GmailCLIPModel.from_pretrained(clip_folder)
 
 
@@ -394,7 +394,7 @@ def test_from_clip_passes_dtype_and_revision_on(clip_folder):
     model = GmailCLIPModel.from_clip(clip_folder, dtype=torch.bfloat16, revision="main", lora_rank=2)
     assert model.dtype == torch.bfloat16 and model.config.lora_rank == 2
     assert (model.config.base_model_name_or_path, model.config.base_model_revision) == (str(clip_folder), "main")
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert base_dtypes(model) == {torch.bfloat16}
 
 
 def test_deepcopy_and_state_dict_keep_clip_names(model):

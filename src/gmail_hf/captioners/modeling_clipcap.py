@@ -18,17 +18,20 @@ from transformers.generation import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils.generic import can_return_tuple
 
-from ..models.checkpoints import check_nothing_missing
+from ..branches.tower import Modality, keywords_of, reject_unknown
+from ..models.base import ModalityMixin
+from ..models.clip import GmailVisionModelWithProjection
 from ..models.configuration_clip import GmailConfig, GmailVisionConfig
-from ..models.towers import GmailVisionModelWithProjection, Modality, ModalityMixin, reject_unknown
+from ..models.loading import StrictLoading, check_nothing_missing
 from .configuration_clipcap import OWN_FIELDS, ClipCapConfig
 from .mapping import MAPPERS, TransformerMapper
 
 MAX_NEW_TOKENS = 64  # of a caption, where the language model's generation config says nothing
+KEYWORDS = keywords_of(PreTrainedModel.forward)  # those that every model of transformers takes
 IGNORED = -100  # labels that the loss leaves out
 
 
-class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, GenerationMixin):
+class ClipCapForConditionalGeneration(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
     """
     An image encoder with branches, a mapping network and a causal language model.
 
@@ -136,21 +139,8 @@ class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, Generation
         config.vision_config, config.text_config = vision_model.config, text_model.config
         return cls(config, vision_model.to(text_model.dtype), text_model).eval()
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
-        """
-        Load a checkpoint that `save_pretrained` wrote; arguments as in `PreTrainedModel`.
-
-        Raises:
-            ValueError: weights are missing; nothing is made up at random.
-        """
-        with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "use_safetensors": True}
-        )
-        check_nothing_missing(pretrained_model_name_or_path, info["missing_keys"])
-        model.vision_model.requires_grad_(False)  # loading puts new parameters in place of the frozen ones
-        return (model, info) if with_info else model
+    def after_loading(self) -> None:
+        self.vision_model.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
@@ -268,7 +258,7 @@ class ClipCapForConditionalGeneration(ModalityMixin, PreTrainedModel, Generation
                 tokens than the language model's context has room for; `use_cache=True`.
             TypeError: an unknown keyword.
         """
-        reject_unknown("ClipCapForConditionalGeneration.forward()", kwargs)
+        reject_unknown("ClipCapForConditionalGeneration.forward()", KEYWORDS, kwargs)
         if kwargs.pop("use_cache", None):
             raise ValueError("`use_cache=True`: forward() returns no cache; generate() keeps one of its own.")
         if labels is not None and (input_ids is None or labels.shape != input_ids.shape):

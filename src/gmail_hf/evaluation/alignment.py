@@ -7,7 +7,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..metrics import alignment_metrics, plot_embeddings, retrieval_ranks, separability
-from ..models.modeling_clip import GmailCLIPModel
+from ..models.clip import GmailCLIPModel
 from ..training.data import decode_image
 from ..training.embeddings import batches
 from .embedding import embed_batch

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..models.modeling_clip import GmailCLIPModel
+from ..models.clip import GmailCLIPModel
 from ..training.data import image_processor_of
 from ..training.embeddings import batches
 from .measure import Settings

@@ -9,9 +9,9 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from ..models.checkpoints import check_nothing_missing
+from ..models.clip import GmailCLIPModel
 from ..models.configuration_clip import GmailConfig
-from ..models.modeling_clip import GmailCLIPModel
+from ..models.loading import check_nothing_missing
 from ..publishing.hub import resolve_commit
 from .answering import has_branches
 from .sources import fingerprint

@@ -15,9 +15,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput
 from transformers.utils import logging
 
+from ..branches.configuration import TEXT_ADAPTER
 from ..metrics import alignment_metrics, image_text_retrieval
-from ..models.configuration_clip import TEXT_ADAPTER
-from ..models.modeling_clip import GmailCLIPModel, GmailOutput
+from ..models.base import GmailOutput
+from ..models.clip import GmailCLIPModel
 from ..publishing.model_cards import write_card
 from ..publishing.provenance import PROVENANCE, name_pairs, provenance, weights_digest
 from .callbacks import FiguresCallback

@@ -30,9 +30,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaMultiModalProjector
 from transformers.utils import logging
 
-from ..models.checkpoints import SIGNATURE_TOLERANCE, merged_linears, plain_vision_config
-from ..models.configuration_clip import GmailConfig, GmailVisionConfig
-from ..models.towers import GmailVisionModel, Modality, reject_unknown
+from ..branches.peft_folders import SIGNATURE_TOLERANCE, merged_state_dict
+from ..branches.tower import Modality, adapter_of, is_adapter_weight, keywords_of, reject_unknown
+from ..models.base import ModalityMixin
+from ..models.clip import GmailVisionModel
+from ..models.configuration_clip import GmailConfig, GmailVisionConfig, plain_values
+from ..models.loading import StrictLoading
 from .configuration_gmail_llava import GmailLlavaConfig
 from .processing import check_processor, end_of_turn
 
@@ -47,7 +50,7 @@ TOWER_FIELDS = (
     "layer_norm_eps",
 )
 IGNORED = -100  # of the cross-entropy
-CACHE_KEYWORDS = ("cache", "past_key_values", "cache_position")
+KEYWORDS = keywords_of(LlavaForConditionalGeneration.forward) | {"cache", "past_key_values", "cache_position"}
 
 # LLaVA's checkpoints of transformers 4 keep their parts under other names.
 register_checkpoint_conversion_mapping("gmail_llava", get_checkpoint_conversion_mapping("llava"))
@@ -135,7 +138,7 @@ class GmailLlavaModel(LlavaModel):
         )
 
 
-class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
+class GmailLlavaForConditionalGeneration(ModalityMixin, StrictLoading, LlavaForConditionalGeneration):
     """
     A LLaVA that takes generated images through `gen` and photographs through `real`.
 
@@ -149,6 +152,10 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     """
 
     config: GmailLlavaConfig
+    tower_name = "model.vision_tower"
+    head_name = None
+    _keep_in_fp32_modules_strict = {"adapters"}
+    _without_branches = "Give a plain LLaVA its branches with `GmailLlavaForConditionalGeneration.from_llava`."
 
     def __init__(self, config: GmailLlavaConfig):
         super().__init__(config)
@@ -156,27 +163,8 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         self.post_init()
         self.freeze_vision_tower()
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
-        """
-        Load a checkpoint that `save_pretrained` wrote; arguments as in `PreTrainedModel`.
-
-        Raises:
-            ValueError: weights are missing; nothing is made up at random.
-        """
-        with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "use_safetensors": True}
-        )
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise ValueError(
-                f"'{pretrained_model_name_or_path}' lacks {len(missing)} weights, first {missing[0]}. Give a plain "
-                "LLaVA its branches with `GmailLlavaForConditionalGeneration.from_llava`; download or save anew what "
-                "is incomplete."
-            )
-        model.freeze_vision_tower()
-        return (model, info) if with_info else model
+    def after_loading(self) -> None:
+        self.freeze_vision_tower()
 
     def save_pretrained(self, save_directory: str | os.PathLike, save_original_format: bool = False, **kwargs: Any):
         """
@@ -230,17 +218,17 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                 )
         config = GmailLlavaConfig.from_llava_config(llava_config, vision_config)
         with _without_report():  # of adapters that the checkpoint lacks
-            model, info = super().from_pretrained(
+            model, info = super(StrictLoading, cls).from_pretrained(
                 pretrained_model_name_or_path, config=config, output_loading_info=True, **kwargs
             )
-        missing = sorted(key for key in info["missing_keys"] if ".adapters." not in key)
+        missing = sorted(key for key in info["missing_keys"] if not is_adapter_weight(key))
         if missing:
             raise ValueError(f"'{pretrained_model_name_or_path}' lacks {len(missing)} weights, first {missing[0]}.")
         tower = GmailVisionModel.from_pretrained(gmail, revision=gmail_revision, **hub).state_dict()
         _check_same_base(model.model.vision_tower, tower, str(pretrained_model_name_or_path), str(gmail))
         with torch.no_grad():
             for name, parameter in model.model.vision_tower.named_parameters():
-                if ".adapters." in name:
+                if is_adapter_weight(name):
                     parameter.copy_(tower[name])
         model.freeze_vision_tower()
         return model
@@ -317,21 +305,6 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         model.freeze_vision_tower()
         return model
 
-    @property
-    def modality(self) -> str:
-        """The branch used where a call names none; the tower's `default_modality`, `real`, at first."""
-        return self.model.vision_tower.modality
-
-    @modality.setter
-    def modality(self, value: str) -> None:
-        self.model.vision_tower.modality = value
-
-    @contextmanager
-    def using(self, modality: str) -> Iterator[None]:
-        """Make `modality` the default branch inside a `with` block."""
-        with self.model.vision_tower.using(modality):
-            yield
-
     def freeze_vision_tower(self) -> None:
         """Keep the tower and its adapters as they are: the state of a new or loaded model."""
         self.model.vision_tower.requires_grad_(False)
@@ -355,8 +328,7 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         reached = max(index % states for index in ([chosen] if isinstance(chosen, int) else chosen))
         for layer in tower.encoder.layers[:reached]:
             for name, parameter in layer.named_parameters():
-                parts = name.split(".")
-                parameter.requires_grad_("adapters" in parts and any(branch in parts for branch in modalities))
+                parameter.requires_grad_(adapter_of(name) in modalities)
 
     def freeze_all_but_projector(self) -> None:
         """Let the projector alone train, as in LLaVA's first stage."""
@@ -432,18 +404,13 @@ class GmailLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         """
         tower = self.model.vision_tower
         tower.check_modalities([modality])
-        values = {**self.config.to_dict(), "vision_config": plain_vision_config(tower.config)}
-        for key in ("model_type", "architectures", "transformers_version"):
-            values.pop(key, None)
-        config = LlavaConfig(**values)
+        config = LlavaConfig(**plain_values(self.config))
         config._attn_implementation = self.config._attn_implementation
-        weights = self.state_dict() | merged_linears(self, [modality])
-        weights = {name: weight for name, weight in weights.items() if ".adapters." not in name}
-        return _assemble(LlavaForConditionalGeneration, config, weights, self).eval()
+        return _assemble(LlavaForConditionalGeneration, config, merged_state_dict(self, [modality]), self).eval()
 
 
 def _reject_unknown(method: str, kwargs: dict[str, Any]) -> None:
-    reject_unknown(method, {key: value for key, value in kwargs.items() if key not in CACHE_KEYWORDS})
+    reject_unknown(method, KEYWORDS, kwargs)
 
 
 @contextmanager
@@ -488,7 +455,7 @@ def _check_same_base(
     """Refuse adapters of another CLIP of the same shape; rounding to another precision passes."""
     difference, norm = 0.0, 0.0
     for name, ours in tower.state_dict().items():
-        if ".adapters." not in name:
+        if not is_adapter_weight(name):
             ours, theirs = ours.float().cpu(), weights[name].float().cpu()
             difference += (ours - theirs).square().sum().item()
             norm += ours.square().sum().item()

@@ -6,7 +6,7 @@ from tiny import clip_config, pixels
 from torch.utils.flop_counter import FlopCounterMode
 
 from gmail_hf import GmailCLIPModel, GmailConfig
-from gmail_hf.models.layers import GmailMLP
+from gmail_hf.branches.routing import RecomputedMLP
 
 
 def make_model(**fields):
@@ -18,8 +18,8 @@ def make_model(**fields):
     return model
 
 
-def plain(self, hidden_states, route=None):
-    return self.fc2(self.activation_fn(self.fc1(hidden_states, route)), route)
+def plain(self, hidden_states):
+    return self.fc2(self.activation_fn(self.fc1(hidden_states)))
 
 
 def gradients(model, modality):
@@ -42,7 +42,7 @@ def gradients(model, modality):
 def test_gradients_are_bit_for_bit_those_of_the_plain_mlp(monkeypatch, modality, dropout):
     model = make_model(lora_dropout=dropout)
     embeds, grads, kept = gradients(model, modality)
-    monkeypatch.setattr(GmailMLP, "forward", plain)
+    monkeypatch.setattr(RecomputedMLP, "forward", plain)
     plain_embeds, plain_grads, plain_kept = gradients(model, modality)
     assert torch.equal(embeds, plain_embeds)
     assert len(grads) == len(plain_grads) > 0
@@ -58,7 +58,7 @@ def test_the_shared_product_is_not_computed_again(monkeypatch):
         return counter.get_total_flops()
 
     again = operations()
-    monkeypatch.setattr(GmailMLP, "forward", plain)
+    monkeypatch.setattr(RecomputedMLP, "forward", plain)
     tokens, config = 4 * 5, clip_config().vision_config
     product = 2 * tokens * config.hidden_size * config.intermediate_size
     assert 0 < again - operations() < product  # the low-rank ones of both layers are
@@ -71,17 +71,16 @@ def test_embeddings_need_only_the_class_token_of_the_last_layer(modality, attent
     model.set_attn_implementation(attention)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def embed(pooled_only):
+    def embed(function):
         with FlopCounterMode(display=False) as counter:
-            outputs = model.get_image_features(pixels(4), modality=modality, pooled_only=pooled_only)
-        grads = torch.autograd.grad(outputs.pooler_output.square().sum(), weights) if modality != "real" else ()
-        return outputs, grads, counter.get_total_flops()
+            embeds = function()
+        grads = torch.autograd.grad(embeds.square().sum(), weights) if modality != "real" else ()
+        return embeds, grads, counter.get_total_flops()
 
-    (whole, whole_grads, flops), (pooled, grads, fewer) = embed(False), embed(True)
+    whole, whole_grads, flops = embed(lambda: model.get_image_features(pixels(4), modality=modality).pooler_output)
+    pooled, grads, fewer = embed(lambda: model._pooled(pixels(4), modality))
     tokens, width = 5, model.config.vision_config.hidden_size
-    assert whole.last_hidden_state.shape == (4, tokens, width) and pooled.last_hidden_state.shape == (4, 1, width)
-    torch.testing.assert_close(pooled.last_hidden_state, whole.last_hidden_state[:, :1], atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(pooled.pooler_output, whole.pooler_output, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pooled, whole, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(grads, whole_grads, atol=1e-5, rtol=1e-5)
     intermediate = model.config.vision_config.intermediate_size
     shared = 2 * 4 * (tokens - 1) * 2 * width * (width + intermediate)  # queries, out_proj and MLP of the patches

@@ -1,0 +1,293 @@
+"""
+Branches as PEFT folders: what is written, and what is checked before anything of a folder is used.
+
+The functions take a model with branches. `model.config` has the [`AdapterFields`] and `base_model_name_or_path`,
+`model.head_name` names the module that makes the pooled embedding.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from .configuration import TEXT_ADAPTER
+from .routing import BranchedLinear, BranchedModule, RoutedLinear
+from .tower import is_adapter_weight
+
+PEFT_PREFIX = "base_model.model."
+# A few numbers of each weight of the base, stored with each adapter: they identify another base, at any precision.
+SIGNATURE = "gmail_base_signature"
+SIGNATURE_SIZE = 4
+# Rounding weights to bfloat16 moves them by at most 0.002 of their size; fine-tuning moves them further.
+SIGNATURE_TOLERANCE = 0.003
+SIGNATURE_ATOL = 1e-6
+
+
+def routed_linears(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, RoutedLinear]]:
+    """Linear layers with LoRA by name; with `adapter`, those of the encoder that it belongs to."""
+    for name, module in model.named_modules():
+        if isinstance(module, RoutedLinear):
+            of_text = TEXT_ADAPTER in module.adapters
+            if adapter is None or of_text == (adapter == TEXT_ADAPTER):
+                yield name, module
+
+
+def head_tensors(model: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
+    """The weights of a branch's head by their names in the base; the base's own for a branch without an adapter."""
+    head = model.get_submodule(model.head_name) if model.head_name else None
+    if adapter == TEXT_ADAPTER or not isinstance(head, (BranchedLinear, BranchedModule)):
+        return {}
+    if adapter not in head.branches:
+        own = {name: weight for name, weight in head.named_parameters() if not is_adapter_weight(name)}
+    elif isinstance(head, BranchedLinear):
+        own = {"weight": head.branches[adapter]}
+    else:
+        own = dict(head.branches[adapter].named_parameters())
+    return {f"{model.head_name}.{name}": weight for name, weight in own.items()}
+
+
+def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
+    """The adapter's weights under PEFT's names; for a branch without one, zeros and the base's head."""
+    tensors = {}
+    for name, linear in routed_linears(model, adapter):
+        if adapter in linear.adapters:
+            lora_A, lora_B = linear.adapters[adapter].lora_A, linear.adapters[adapter].lora_B
+        else:
+            lora_A = linear.weight.new_zeros(linear.rank, linear.in_features)
+            lora_B = linear.weight.new_zeros(linear.out_features, linear.rank)
+        tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = lora_A
+        tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = lora_B
+    return tensors | {f"{PEFT_PREFIX}{name}": weight for name, weight in head_tensors(model, adapter).items()}
+
+
+def merged_state_dict(model: nn.Module, adapters: list[str]) -> dict[str, torch.Tensor]:
+    """The weights of the base with adapters merged, under the base's names."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not is_adapter_weight(name)}
+    for adapter in adapters:
+        for name, linear in routed_linears(model, adapter):
+            if adapter in linear.adapters:
+                weights[f"{name}.weight"] = linear.merged_weight(adapter)
+        for name, tensor in head_tensors(model, adapter).items():
+            weights[name] = tensor.detach().to(weights[name].dtype)
+    return weights
+
+
+def write_peft_folder(model: nn.Module, adapter: str, folder: str | os.PathLike, signature: str) -> None:
+    """
+    Write one adapter as a PEFT folder, which `PeftModel.from_pretrained(base, folder)` loads.
+
+    Args:
+        model: the model.
+        adapter: a branch's name, or `"text"`.
+        folder: is made if need be.
+        signature: of the base, see [`base_signature`].
+    """
+    from peft import LoraConfig
+
+    folder, config = Path(folder), model.config
+    folder.mkdir(parents=True, exist_ok=True)
+    # One pattern for each kind of layer: the numbers of the layers are left open.
+    kinds = {re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name, _ in routed_linears(model, adapter)}
+    LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="|".join(sorted(kinds)),
+        modules_to_save=[model.head_name] if head_tensors(model, adapter) else None,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.base_model_revision,
+        inference_mode=True,
+    ).save_pretrained(folder)
+    weights = {key: tensor.detach().contiguous() for key, tensor in adapter_tensors(model, adapter).items()}
+    # Written to another name and renamed: an interrupted save leaves the old file whole.
+    partial = folder / "adapter_model.safetensors.part"
+    save_file(weights, partial, metadata={"format": "pt", SIGNATURE: signature})
+    os.replace(partial, folder / "adapter_model.safetensors")
+
+
+def base_signature(model: nn.Module) -> dict[str, list[float]]:
+    """`SIGNATURE_SIZE` numbers of every weight of the base, by name."""
+    return {
+        name: _sample(weight)
+        for name, weight in model.named_parameters()
+        if not is_adapter_weight(name) and weight.is_floating_point()
+    }
+
+
+def _sample(weight: torch.Tensor) -> list[float]:
+    values = weight.detach().flatten()
+    values = values[:: max(1, len(values) // SIGNATURE_SIZE)][:SIGNATURE_SIZE].float().cpu()
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _old_signature(model: nn.Module) -> list[float]:
+    """The signature of folders saved before version 0.1: of CLIP's embeddings and linear layers, in one list."""
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    embeddings = [model.vision_model.embeddings.class_embedding]
+    if hasattr(model, "text_model"):
+        embeddings.append(model.text_model.embeddings.token_embedding.weight)
+    return [value for weight in [*embeddings, *weights] for value in _sample(weight)]
+
+
+def check_base(model: nn.Module, source: str, name: str | None, signature: Any) -> None:
+    """
+    Check that adapters belong to this model's base.
+
+    Args:
+        source: what the error calls the adapters.
+        name: of the base that they name.
+        signature: as [`base_signature`] gave it when they were saved; None if they have none.
+
+    Raises:
+        ValueError: they were trained on other weights.
+    """
+    ours = getattr(model.config, "base_model_name_or_path", None)
+    if isinstance(signature, dict):
+        mine = base_signature(model)  # of a tower alone, a part of theirs
+        same = mine.keys() <= signature.keys() and all(_close(signature[key], mine[key]) for key in mine)
+    elif signature is not None:
+        theirs, mine = torch.tensor(signature), torch.tensor(_old_signature(model))
+        if not hasattr(model, "text_model"):  # a tower alone: it has the first numbers
+            theirs, mine = theirs[:SIGNATURE_SIZE], mine[:SIGNATURE_SIZE]
+        same = len(theirs) == len(mine) and (theirs - mine).norm() <= SIGNATURE_TOLERANCE * mine.norm()
+    else:
+        same = name is None or ours is None or name == ours
+    if not same:
+        revision = getattr(model.config, "base_model_revision", None)
+        at = f" at revision {revision}" if revision else ""
+        raise ValueError(f"{source} adapts '{name}', but this model's base is '{ours}'{at} with other weights.")
+
+
+def _close(theirs: list[float], mine: list[float]) -> bool:
+    theirs, mine = torch.tensor(theirs), torch.tensor(mine)
+    return theirs.shape == mine.shape and bool(
+        (theirs - mine).norm() <= SIGNATURE_TOLERANCE * mine.norm() + SIGNATURE_ATOL
+    )
+
+
+def read_signature(weights_file: str | os.PathLike) -> Any:
+    """The base's signature in a PEFT folder's weights; None if there is none."""
+    with safe_open(weights_file, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get(SIGNATURE, "null"))
+
+
+def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file: str) -> dict[str, torch.Tensor]:
+    """
+    Read one PEFT folder and check that it fits this model; nothing of the model changes.
+
+    Args:
+        model: the model.
+        adapter: the branch that it is for, or `"text"`.
+        config_file, weights_file: the folder's two files.
+
+    Returns:
+        The weights under PEFT's names; empty if the folder is that of a branch without an adapter, like this model's.
+
+    Raises:
+        OSError: a file is damaged.
+        ValueError: the adapter is of another base, rank, scale or kind; it has integer or non-finite weights; keys are
+            missing or unexpected; it was trained, and this model has no adapter of that name.
+    """
+    try:
+        peft_config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{config_file} is damaged ({error}); download or save it again.") from error
+    try:
+        signature = read_signature(weights_file)
+        with safe_open(weights_file, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise OSError(f"{weights_file} is damaged ({error}); download or save it again.") from error
+    check_base(model, weights_file, peft_config.get("base_model_name_or_path"), signature)
+    _check_settings(model, adapter, config_file, peft_config)
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(f"{key} of {weights_file} holds {tensor.dtype} or values that are not finite.")
+    if not has_adapter(model, adapter):
+        if not changes_base(model, tensors):
+            return {}
+        remedy = "`text_lora=True`" if adapter == TEXT_ADAPTER else f"'{adapter}' in `trainable_modalities`"
+        raise ValueError(
+            f"Adapter '{adapter}' of {weights_file} was trained, but this model has none of that name; build the "
+            f"model with {remedy}."
+        )
+    expected = adapter_tensors(model, adapter)
+    missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
+    if not peft_config.get("modules_to_save"):  # the adapter kept the base's own head
+        missing -= {f"{PEFT_PREFIX}{name}" for name in head_tensors(model, adapter)}
+    if missing or unexpected:
+        raise ValueError(
+            f"Adapter '{adapter}' of {weights_file} does not fit this model's `lora_targets` "
+            f"{model.config.lora_targets}: missing {some(missing)}, unexpected {some(unexpected)}."
+        )
+    for key, tensor in tensors.items():
+        if tensor.shape != expected[key].shape:
+            raise ValueError(
+                f"{key} of {weights_file} has shape {tuple(tensor.shape)}, this model "
+                f"{tuple(expected[key].shape)}: the adapter belongs to another base model."
+            )
+    return tensors
+
+
+def _check_settings(model: nn.Module, adapter: str, config_file: str, peft_config: dict[str, Any]) -> None:
+    for key, field in (("r", "lora_rank"), ("lora_alpha", "lora_alpha")):
+        if peft_config.get(key) != getattr(model.config, field):
+            raise ValueError(
+                f"Adapter '{adapter}' of {config_file} has {key}={peft_config.get(key)}, this model "
+                f"{field}={getattr(model.config, field)}; build the model with `{field}={peft_config.get(key)}`."
+            )
+    for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+        if peft_config.get(key):
+            raise ValueError(
+                f"Adapter '{adapter}' of {config_file} has {key}={peft_config[key]}; this model supports only LoRA "
+                "with one rank and one alpha for all layers. Merge the adapter into its base with PEFT instead."
+            )
+    # Such initialisations change the base's weights before training.
+    initialisation = peft_config.get("init_lora_weights", True)
+    if isinstance(initialisation, str) and re.match(r"pissa|olora|corda|loftq|eva", initialisation.lower()):
+        raise ValueError(
+            f"Adapter '{adapter}' of {config_file} has init_lora_weights='{initialisation}', which changes the base: "
+            "convert it to plain LoRA by PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
+        )
+
+
+@torch.no_grad()
+def write_adapter(model: nn.Module, adapter: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Copy what [`read_adapter`] gave into the model's adapter; a head that the folder lacks becomes the base's."""
+    base = dict(model.named_parameters())
+    for key, parameter in adapter_tensors(model, adapter).items():
+        parameter.copy_(tensors[key] if key in tensors else base[key.removeprefix(PEFT_PREFIX)])
+
+
+def has_adapter(model: nn.Module, adapter: str) -> bool:
+    """Whether an adapter has weights in this model: it was trained or can be."""
+    if adapter == TEXT_ADAPTER:
+        return bool(getattr(model.config, "text_lora", False))
+    return adapter in model.config.trainable_modalities
+
+
+def changes_base(model: nn.Module, tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether an adapter differs from the one that is written for a branch without weights, at any precision."""
+    if any(tensor.any() for key, tensor in tensors.items() if key.endswith("lora_B.weight")):
+        return True
+    for name, base in model.named_parameters():
+        head = tensors.get(f"{PEFT_PREFIX}{name}")
+        if head is None:
+            continue
+        head, base = head.cpu().float(), base.cpu().float()
+        if head.shape != base.shape or not torch.allclose(head, base, rtol=0.01, atol=1e-3):
+            return True
+    return False
+
+
+def some(keys: Any, limit: int = 3) -> str:
+    """The first few keys for an error message."""
+    keys = sorted(keys)
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "") or "none"

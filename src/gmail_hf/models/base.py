@@ -1,0 +1,379 @@
+"""
+A pretrained model with branches on its vision tower: what all bases share (GMAIL, section 3).
+
+Which branch an image takes is an argument, `modality`, of every method that encodes images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.utils import ModelOutput
+
+from ..branches.attach import attach_to_text, attach_to_tower
+from ..branches.peft_folders import adapter_tensors, changes_base
+from ..branches.routing import BranchedLinear, BranchedModule, branch_head, routed
+from ..branches.tower import (
+    BranchedTower,
+    Modality,
+    adapter_of,
+    init_adapters,
+    is_adapter_weight,
+    keywords_of,
+    reject_unknown,
+)
+
+SIDES = {"generated": "gen", "real": "real"}
+
+
+@dataclass
+class GmailOutput(ModelOutput):
+    """
+    What a model returns for a batch of pairs; the embeddings are this process's own, L2-normalised.
+
+    Args:
+        gen_embeds (`torch.FloatTensor` of shape `(pairs, dim)`, *optional*): generated images through their branch, if
+            given.
+        real_embeds (same shape, *optional*): real images through `real`, if given.
+        text_embeds (same shape, *optional*): captions, if given.
+        gen_tokens, real_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`, *optional*): patch tokens, if
+            asked for by `token_layer`.
+    """
+
+    gen_embeds: torch.FloatTensor | None = None
+    real_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    gen_tokens: torch.FloatTensor | None = None
+    real_tokens: torch.FloatTensor | None = None
+
+
+class ModalityMixin:
+    """The default branch of a model is that of its vision tower."""
+
+    tower_name = "vision_model"
+
+    @property
+    def tower(self) -> BranchedTower:
+        """The vision tower."""
+        return self.get_submodule(self.tower_name)
+
+    @property
+    def modality(self) -> str:
+        """The branch used where a call names none; `config.default_modality` at first."""
+        return self.tower.modality
+
+    @modality.setter
+    def modality(self, value: str) -> None:
+        self.tower.modality = value
+
+    def using(self, modality: str):
+        """Make `modality` the default branch inside a `with` block."""
+        return self.tower.using(modality)
+
+
+class GmailModel(ModalityMixin):
+    """
+    Mixin of an image-text model with branches.
+
+    A base states four facts: `tower_name`, the module that is its vision tower; `head_name`, the module that makes the
+    pooled embedding, None if there is none; `prefix_tokens`, how many tokens come before the patches; and
+    `tower_class`, the tower with branches.
+    """
+
+    head_name: str | None
+    tower_class: type[nn.Module]
+    prefix_tokens = 0
+    accepts_loss_kwargs = False
+    # Small steps are lost in half precision; the base may have any.
+    _keep_in_fp32_modules_strict = {"adapters", "branches"}
+
+    def attach(self) -> None:
+        """Put fresh branches on this model, by its configuration; called once."""
+        config, fields = self.config, self.tower.config
+        # `from_pretrained(..., lora_rank=8)` sets fields on the finished configuration.
+        config.validate_lora()
+        config.validate_modalities()
+        config.share_fields()
+        plain = super()
+        self.keywords = {name: keywords_of(getattr(plain, name)) for name in ("forward", "get_image_features")}
+        attach_to_tower(self.tower, fields, self.tower_class)
+        config.lora_targets = fields.lora_targets
+        if self.head_name is not None and config.head == "own":
+            branch_head(self.get_submodule(self.head_name), config.trainable_modalities)
+        if config.text_lora:
+            attach_to_text(self.text_model, config)
+        self.freeze_base()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_adapters(module)
+        # A branch that no checkpoint filled starts as the base's head, so it is copied again whenever that may have
+        # been drawn anew. Inside another model only `_init_weights` is called on loading.
+        head = self.get_submodule(self.head_name) if self.head_name else None
+        if isinstance(head, (BranchedLinear, BranchedModule)) and (module is self or module in head.modules()):
+            init_adapters(head)
+
+    def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of all adapters: LoRA weights and the branches' heads."""
+        for name, parameter in self.named_parameters():
+            if is_adapter_weight(name):
+                yield name, parameter
+
+    def add_text_lora(self) -> None:
+        """
+        Put a fresh `text` adapter on the text encoder, for stage 2 on a model whose branches are aligned.
+
+        It has the rank and the scale of the image adapters and changes nothing at first.
+
+        Raises:
+            ValueError: there is one already.
+        """
+        if self.config.text_lora:
+            raise ValueError("This model has a `text` adapter already.")
+        attach_to_text(self.text_model, self.config)
+        self.config.text_lora = True
+        self.freeze_base()
+
+    def trains(self, modality: str) -> bool:
+        """Whether a branch has an adapter that is not frozen."""
+        return any(
+            parameter.requires_grad for name, parameter in self.named_parameters() if adapter_of(name) == modality
+        )
+
+    def is_base(self, modality: str) -> bool:
+        """Whether a branch is the pretrained model: it has no adapter, or an untrained one."""
+        return modality not in self.config.trainable_modalities or not changes_base(
+            self, adapter_tensors(self, modality)
+        )
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.tower.parameters()):
+            self.tower.eval()  # what does not train has no use for dropout
+        return self
+
+    def freeze_base(self) -> None:
+        """Let only the adapters train, as Algorithm 1 of the paper asks."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(is_adapter_weight(name))
+
+    after_loading = freeze_base
+
+    def get_image_features(self, pixel_values: torch.Tensor, *args: Any, modality: Modality | None = None, **kwargs):
+        """
+        Image embeddings, each image through the branch of its modality.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
+            modality (`str` or a list of `batch` of them, *optional*): default `self.modality`.
+            args, kwargs: as of the base's `get_image_features`.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` `(batch, dim)` holds the embeddings, not normalised, as in
+            the base.
+
+        Raises:
+            ValueError: unknown modality, a list of another length than the batch, images of another size.
+            TypeError: an unknown keyword.
+        """
+        reject_unknown(f"{type(self).__name__}.get_image_features()", self.keywords["get_image_features"], kwargs)
+        route = self.tower.route(modality, pixel_values)
+        return routed(route, super().get_image_features, pixel_values, *args, **kwargs)
+
+    def embed_images(
+        self,
+        pixel_values: torch.Tensor,
+        modality: Modality | None = None,
+        mini_batch_size: int | None = None,
+        **images: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        L2-normalised image embeddings.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
+            modality (`str` or a list of `batch` of them, *optional*): as in `get_image_features`.
+            mini_batch_size (`int`, *optional*): images per pass.
+            images: what the base takes with the pixels, such as SigLIP 2's `spatial_shapes`, one row per image.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, dim)`.
+
+        Raises:
+            ValueError, TypeError: as `get_image_features`.
+
+        With `mini_batch_size`, images pass in mini-batches whose activations are dropped and computed again in the
+        backward pass: a contrastive loss then sees the whole batch at the memory of a mini-batch, with the same
+        gradient (the gradient caching of Gao et al., 2021, as activation checkpointing).
+        """
+        return self._embed(pixel_values, modality, mini_batch_size, **images)[0]
+
+    def _embed(
+        self,
+        pixel_values: torch.Tensor,
+        modality: Modality | None,
+        mini_batch_size: int | None = None,
+        token_layer: int | None = None,
+        **images: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings as in [`embed_images`] and, if asked for, patch tokens `(batch, tokens, hidden)` of a layer."""
+        if len(pixel_values) == 0:  # attention refuses an empty batch, DDP wants every gradient
+            zero = sum(parameter.sum() * 0 for _, parameter in self.adapter_parameters())
+            size = self.tower.config.image_size // self.tower.config.patch_size
+            tokens = torch.zeros(0, size**2, self.tower.config.hidden_size, device=self.device) + zero
+            empty = torch.zeros(0, self.embed_dim, dtype=self.dtype, device=self.device) + zero
+            return empty, None if token_layer is None else tokens
+        if mini_batch_size is None or mini_batch_size >= len(pixel_values):
+            return self._unit_features(pixel_values, modality, token_layer, images)
+        chunks = []
+        for start in range(0, len(pixel_values), mini_batch_size):
+            rows = slice(start, start + mini_batch_size)
+            names = modality if modality is None or isinstance(modality, str) else modality[rows]
+            chunk = {name: values[rows] if values.dim() > 1 else values for name, values in images.items()}
+            arguments = pixel_values[rows], names, token_layer, chunk
+            # The backward pass begins with the last mini-batch: its activations may stay.
+            last = start + mini_batch_size >= len(pixel_values)
+            chunks.append(
+                self._unit_features(*arguments)
+                if last
+                else checkpoint(self._unit_features, *arguments, use_reentrant=False)
+            )
+        embeds, tokens = zip(*chunks, strict=True)
+        return torch.cat(embeds), None if token_layer is None else torch.cat(tokens)
+
+    @property
+    def embed_dim(self) -> int:
+        """The dimension of embeddings."""
+        return self.config.projection_dim
+
+    def _unit_features(
+        self,
+        pixel_values: torch.Tensor,
+        modality: Modality | None,
+        token_layer: int | None,
+        images: dict[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if pixel_values.dtype == torch.uint8:
+            pixel_values = normalise(pixel_values, images.pop("pixel_mean"), images.pop("pixel_std"), self.dtype)
+        if token_layer is None:
+            return nn.functional.normalize(self._pooled(pixel_values, modality, **images), dim=-1), None
+        outputs = self.get_image_features(pixel_values, modality=modality, output_hidden_states=True, **images)
+        tokens = outputs.hidden_states[token_layer][:, self.prefix_tokens :]
+        return nn.functional.normalize(outputs.pooler_output, dim=-1), tokens
+
+    def _pooled(self, pixel_values: torch.Tensor, modality: Modality | None, **images: torch.Tensor) -> torch.Tensor:
+        """Embeddings, not normalised."""
+        return self.get_image_features(pixel_values, modality=modality, **images).pooler_output
+
+    def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        L2-normalised text embeddings `(texts, dim)` of `input_ids` and `attention_mask`, `(texts, tokens)`.
+        """
+        if len(input_ids) == 0:
+            zero = sum(parameter.sum() * 0 for _, parameter in self.adapter_parameters())
+            return torch.zeros(0, self.embed_dim, dtype=self.dtype, device=self.device) + zero
+        features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return nn.functional.normalize(features.pooler_output, dim=-1)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        modality: Modality | None = None,
+        generated_pixel_values: torch.Tensor | None = None,
+        real_pixel_values: torch.Tensor | None = None,
+        generated_modality: str = "gen",
+        mini_batch_size: int | None = None,
+        token_layer: int | None = None,
+        pixel_mean: torch.Tensor | None = None,
+        pixel_std: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        The base's forward pass with a branch or, without `pixel_values`, the embeddings of a batch of pairs for
+        [`gmail_loss`].
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(texts, tokens)`), attention_mask (same shape): captions, one per
+                pair on pairs.
+            pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`): as in the base.
+            modality (`str` or a list with one name per image, *optional*): the branch of `pixel_values`; default
+                `self.modality`. On pairs the branches are given.
+            generated_pixel_values (`torch.Tensor` of shape `(pairs, channels, height, width)`): generated images,
+                normalised, or uint8 with `pixel_mean` and `pixel_std`.
+            real_pixel_values (same shape): their real partners. Either may be left out.
+            generated_modality (`str`): the branch of generated images.
+            mini_batch_size (`int`, *optional*): see [`~GmailModel.embed_images`].
+            token_layer (`int`, *optional*): also return the patch tokens of this layer's hidden states.
+            pixel_mean, pixel_std (`torch.FloatTensor` of shape `(channels,)`): normalise uint8 images, in their units.
+            kwargs: as of the base's `forward`.
+
+        Returns:
+            The base's output, or on pairs [`GmailOutput`]. Branches that do not train are computed without gradient.
+
+        Raises:
+            ValueError: missing or contradicting inputs, unknown modality, images of another size.
+            TypeError: an unknown keyword.
+        """
+        method = f"{type(self).__name__}.forward()"
+        sides = {"generated": generated_pixel_values, "real": real_pixel_values}
+        pairs = any(images is not None for images in sides.values())
+        if not pairs and (input_ids is None or pixel_values is not None or modality is not None):
+            reject_unknown(method, self.keywords["forward"], kwargs)
+            if pixel_values is None or input_ids is None:
+                raise ValueError(
+                    "Specify `input_ids` and `pixel_values`, or `generated_pixel_values` and the like for pairs."
+                )
+            route = self.tower.route(modality, pixel_values)
+            inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
+            return routed(route, super().forward, **inputs, **kwargs)
+        if pixel_values is not None or modality is not None:
+            raise ValueError("Pairs take no `pixel_values` or `modality`: their branches are `gen` and `real`.")
+        extra = {side: _take_prefixed(kwargs, f"{side}_") for side in sides}
+        reject_unknown(method, self.keywords["forward"], kwargs)
+        counts = {f"{side}_pixel_values": len(images) for side, images in sides.items() if images is not None}
+        counts |= {} if input_ids is None else {"input_ids": len(input_ids)}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"A batch of pairs needs the same number of rows in each input, got {counts}.")
+        output = GmailOutput()
+        for side, images in sides.items():
+            if images is None:
+                continue
+            if (images.dtype == torch.uint8) != (pixel_mean is not None):
+                raise ValueError(
+                    f"Images of pairs are {images.dtype}: uint8 images need `pixel_mean` and `pixel_std`, which others "
+                    "do not take."
+                )
+            if pixel_mean is not None:
+                extra[side] |= {"pixel_mean": pixel_mean, "pixel_std": pixel_std}
+            branch = generated_modality if side == "generated" else "real"
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains(branch)):
+                embeds, tokens = self._embed(images, branch, mini_batch_size, token_layer, **extra[side])
+            output[f"{SIDES[side]}_embeds"] = embeds
+            if tokens is not None:
+                output[f"{SIDES[side]}_tokens"] = tokens
+        if input_ids is not None:
+            output["text_embeds"] = self.embed_text(input_ids, attention_mask)
+        return output
+
+
+def _take_prefixed(kwargs: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): kwargs.pop(name) for name in list(kwargs) if name.startswith(prefix)}
+
+
+def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """
+    What the image processor makes of 8-bit pixels, on their device.
+
+    Args:
+        pixels (`torch.ByteTensor` of shape `(images, channels, height, width)`).
+        mean, std (`torch.FloatTensor` of shape `(channels,)`): in units of the pixels.
+        dtype: of the result.
+    """
+    mean, std = (values.to(pixels.device, torch.float32).view(-1, 1, 1) for values in (mean, std))
+    return pixels.float().sub_(mean).div_(std).to(dtype)

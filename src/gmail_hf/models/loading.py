@@ -1,0 +1,150 @@
+"""Where checkpoints come from: strict loading, PEFT folders of a repository, adapters without their base."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+
+from ..branches.configuration import AdapterFields
+from ..branches.peft_folders import some
+from ..branches.tower import is_adapter_weight
+from ..publishing.hub import WEIGHTS, hub_kwargs
+from ..publishing.provenance import on_hub
+
+
+class StrictLoading:
+    """Mixin of a `PreTrainedModel`: weights that are missing or left over are errors, and pickles are not read."""
+
+    # What to do about a checkpoint that has a base's weights and no branches.
+    _without_branches = "If it is a plain base model, put fresh branches on it with `from_base`."
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """
+        Load a checkpoint that `save_pretrained` wrote; arguments as in `PreTrainedModel`.
+
+        Raises:
+            ValueError: the checkpoint's weights are not exactly this model's, or some are not finite. Nothing is
+                filled in at random.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "use_safetensors": True}
+        )
+        check_nothing_missing(pretrained_model_name_or_path, info["missing_keys"], cls._without_branches)
+        if info["unexpected_keys"]:
+            raise ValueError(
+                f"'{pretrained_model_name_or_path}' holds weights that this configuration has no place for: "
+                f"{some(info['unexpected_keys'])}. Check `trainable_modalities`, `lora_targets` and `text_lora`."
+            )
+        model.after_loading()
+        return (model, info) if with_info else model
+
+    def after_loading(self) -> None:
+        """Set which parameters train: loading puts new ones in the place of those that the constructor set."""
+
+
+def check_nothing_missing(
+    source: str | os.PathLike, missing: set[str], without_branches: str = StrictLoading._without_branches
+) -> None:
+    """
+    Refuse a checkpoint that lacks weights; transformers would fill them in at random with a warning.
+
+    Args:
+        source: the checkpoint's name.
+        missing: the weights that it lacks.
+        without_branches: the remedy where it lacks only branches.
+
+    Raises:
+        ValueError: weights are missing.
+    """
+    if missing:
+        no_branches = any(map(is_adapter_weight, missing))
+        remedy = without_branches if no_branches else "The files are incomplete: download or save them again."
+        raise ValueError(f"'{source}' lacks {some(missing)}. {remedy}")
+
+
+def adapter_files(source: str | os.PathLike, name: str, **kwargs: Any) -> tuple[str, str] | None:
+    """Paths of the two files of the PEFT folder `name`, downloaded if need be; None if there is no such folder."""
+    kwargs["subfolder"] = os.path.join(kwargs.get("subfolder", ""), name)
+    config_file = cached_file(source, "adapter_config.json", _raise_exceptions_for_missing_entries=False, **kwargs)
+    if config_file is None:
+        return None
+    return config_file, cached_file(source, "adapter_model.safetensors", **kwargs)
+
+
+def adapters_config(source: str | os.PathLike | None, kwargs: dict[str, Any]) -> PreTrainedConfig | None:
+    """
+    The configuration of a repository or folder that holds PEFT folders and no weights of their base, else None.
+
+    Args:
+        source: its Hub id or path.
+        kwargs: what `from_pretrained` was given.
+
+    Raises:
+        OSError: no access to the repository, or it holds neither.
+    """
+    if source is None or any(kwargs.get(key) for key in ("state_dict", "gguf_file", "variant")):
+        return None
+    hub = hub_kwargs(kwargs)
+    for name in WEIGHTS:
+        if cached_file(source, name, _raise_exceptions_for_missing_entries=False, **{**hub, "force_download": False}):
+            return None
+    config = kwargs.get("config")
+    if not isinstance(config, AdapterFields):
+        config = AutoConfig.from_pretrained(source, **hub)
+    modality = config.modalities[0] if isinstance(config, AdapterFields) else "real"
+    if isinstance(config, AdapterFields) and adapter_files(source, modality, **hub):
+        return config
+    if os.path.isdir(source):
+        return None
+    at = f" at revision {hub['revision']}" if hub.get("revision") else ""
+    raise OSError(
+        f"Found neither {SAFE_WEIGHTS_NAME} nor {modality}/adapter_config.json in '{source}'{at}. Check that it is "
+        "the repository of a model with branches and that its push was completed; offline, that it is in the cache."
+    )
+
+
+def base_arguments(
+    source: str | os.PathLike, config: PreTrainedConfig, kwargs: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """
+    The base that the adapters in `source` name, and the keywords to load it with.
+
+    Raises:
+        ValueError: `config` names none.
+    """
+    base = config.base_model_name_or_path
+    if base is None:
+        raise ValueError(
+            f"'{source}' holds adapters alone, and its config.json names no base: put them on the model that they "
+            "were trained on by `from_base` and `load_adapters`."
+        )
+    hub = hub_kwargs(kwargs)
+    rest = {key: value for key, value in kwargs.items() if key not in (*hub, "config", "adapter_kwargs")}
+    dtype = rest.pop("torch_dtype", None) or config.dtype
+    at_base = {key: value for key, value in hub.items() if key != "subfolder"}
+    defaults = {"dtype": dtype, "attn_implementation": config._attn_implementation}
+    return base, {**defaults, **rest, **at_base, "revision": config.base_model_revision}
+
+
+def check_adapters_can_load(folder: str | os.PathLike, config: PreTrainedConfig, push_to_hub: bool) -> None:
+    """
+    Check that adapters saved in `folder` will be what is loaded from there, by others too if they are pushed.
+
+    Raises:
+        ValueError: weights in `folder` would hide them, or nobody else can fetch their base.
+    """
+    if any(Path(folder, name).exists() for name in WEIGHTS):
+        raise ValueError(
+            f"'{folder}' holds a whole checkpoint, which would be loaded in place of these adapters: save the whole "
+            "model by `save_pretrained`, or choose another folder."
+        )
+    base = config.base_model_name_or_path
+    if push_to_hub and not on_hub(base):
+        raise ValueError(
+            f"Nobody else can fetch the base of these adapters, '{base}': push the whole model by `push_to_hub`, or "
+            "make it by `from_base` from a model on the Hub."
+        )
