@@ -104,7 +104,7 @@ def test_a_cut_push_publishes_nothing(hub, published):
     answers = published[1]
     assert answers["cut"].startswith("RuntimeError: Error while uploading")
     assert answers["after_cut"].startswith("OSError: Found neither model.safetensors nor real/adapter_config.json")
-    assert "was its push completed" in answers["after_cut"]
+    assert "its push was completed" in answers["after_cut"]
     assert answers["after_retry"] is None and len(hub.commits["model", "org/cut"]) == 2
 
 
@@ -221,7 +221,7 @@ def test_adapters_whose_base_is_not_there(clip_folder, tmp_path):
         model.save_adapters(tmp_path, push_to_hub=True, repo_id="org/gmail")
     model.config.base_model_name_or_path = None
     model.save_adapters(tmp_path)
-    with pytest.raises(ValueError, match="names no base.*`from_clip` and `load_adapters`"):
+    with pytest.raises(ValueError, match="names no base.*`from_base` and `load_adapters`"):
         GmailCLIPModel.from_pretrained(tmp_path)
     model.config.base_model_name_or_path = str(tmp_path / "gone")
     model.save_adapters(tmp_path)

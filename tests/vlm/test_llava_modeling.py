@@ -153,7 +153,7 @@ def test_reloaded_equals_saved(llava, llava_processor, tmp_path):
 def test_missing_weights_are_refused(llava, tmp_path, part):
     llava.save_pretrained(tmp_path)
     rename_weights(tmp_path, lambda name: name.replace(part, "gone"))
-    with pytest.raises(ValueError, match="lacks .*weight"):
+    with pytest.raises(ValueError, match="lacks .*(weight|lora)"):
         GmailLlavaForConditionalGeneration.from_pretrained(tmp_path)
 
 

@@ -258,7 +258,9 @@ class GmailModel(ModalityMixin):
         images: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if pixel_values.dtype == torch.uint8:
-            pixel_values = normalise(pixel_values, images.pop("pixel_mean"), images.pop("pixel_std"), self.dtype)
+            images = dict(images)  # a recomputation needs them again
+            mean, std = images.pop("pixel_mean"), images.pop("pixel_std")
+            pixel_values = normalise(pixel_values, mean, std, self.dtype)
         if token_layer is None:
             return nn.functional.normalize(self._pooled(pixel_values, modality, **images), dim=-1), None
         outputs = self.get_image_features(pixel_values, modality=modality, output_hidden_states=True, **images)
@@ -344,10 +346,10 @@ class GmailModel(ModalityMixin):
         for side, images in sides.items():
             if images is None:
                 continue
-            if (images.dtype == torch.uint8) != (pixel_mean is not None):
+            if (images.dtype == torch.uint8) != (pixel_mean is not None and pixel_std is not None):
                 raise ValueError(
-                    f"Images of pairs are {images.dtype}: uint8 images need `pixel_mean` and `pixel_std`, which others "
-                    "do not take."
+                    f"Images of pairs are {images.dtype}: uint8 images need `pixel_mean` and `pixel_std`, which "
+                    "others do not take."
                 )
             if pixel_mean is not None:
                 extra[side] |= {"pixel_mean": pixel_mean, "pixel_std": pixel_std}

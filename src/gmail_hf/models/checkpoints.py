@@ -126,7 +126,7 @@ class GmailCheckpoints(StrictLoading):
                 has other weights than the one that the adapters were trained on.
             OSError: files are missing, or there is no access to them; the same of the base.
         """
-        config = adapters_config(pretrained_model_name_or_path, kwargs)
+        config = adapters_config(pretrained_model_name_or_path, kwargs, cls.config_class)
         if config is None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         with_info = kwargs.pop("output_loading_info", False)

@@ -42,14 +42,13 @@ class _VisionLoading(StrictLoading):
         Raises:
             ValueError: weights are missing; nothing is filled in at random.
         """
-        config = adapters_config(pretrained_model_name_or_path, kwargs)
+        config = adapters_config(pretrained_model_name_or_path, kwargs, GmailConfig)
         if config is None:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         with_info = kwargs.pop("output_loading_info", False)
         base, arguments = base_arguments(pretrained_model_name_or_path, config, kwargs)
-        plain, info = CLIPVisionModelWithProjection.from_pretrained(
-            base, output_loading_info=True, **{**arguments, "use_safetensors": True}
-        )
+        arguments |= {"config": config.vision_config.plain(), "use_safetensors": True}
+        plain, info = CLIPVisionModelWithProjection.from_pretrained(base, output_loading_info=True, **arguments)
         whole = GmailVisionModelWithProjection.adopt(plain, config)
         for name in config.modalities:
             files = adapter_files(pretrained_model_name_or_path, name, **hub_kwargs(kwargs))

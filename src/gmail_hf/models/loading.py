@@ -4,10 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
-from ..branches.configuration import AdapterFields
 from ..branches.peft_folders import some
 from ..branches.tower import is_adapter_weight
 from ..publishing.hub import WEIGHTS, hub_kwargs
@@ -75,13 +74,16 @@ def adapter_files(source: str | os.PathLike, name: str, **kwargs: Any) -> tuple[
     return config_file, cached_file(source, "adapter_model.safetensors", **kwargs)
 
 
-def adapters_config(source: str | os.PathLike | None, kwargs: dict[str, Any]) -> PreTrainedConfig | None:
+def adapters_config(
+    source: str | os.PathLike | None, kwargs: dict[str, Any], config_class: type[PreTrainedConfig]
+) -> PreTrainedConfig | None:
     """
     The configuration of a repository or folder that holds PEFT folders and no weights of their base, else None.
 
     Args:
         source: its Hub id or path.
         kwargs: what `from_pretrained` was given.
+        config_class: of a whole model with branches.
 
     Raises:
         OSError: no access to the repository, or it holds neither.
@@ -93,17 +95,17 @@ def adapters_config(source: str | os.PathLike | None, kwargs: dict[str, Any]) ->
         if cached_file(source, name, _raise_exceptions_for_missing_entries=False, **{**hub, "force_download": False}):
             return None
     config = kwargs.get("config")
-    if not isinstance(config, AdapterFields):
-        config = AutoConfig.from_pretrained(source, **hub)
-    modality = config.modalities[0] if isinstance(config, AdapterFields) else "real"
-    if isinstance(config, AdapterFields) and adapter_files(source, modality, **hub):
+    if not isinstance(config, config_class):
+        config = config_class.from_pretrained(source, **hub)
+    if adapter_files(source, config.modalities[0], **hub):
         return config
     if os.path.isdir(source):
         return None
     at = f" at revision {hub['revision']}" if hub.get("revision") else ""
     raise OSError(
-        f"Found neither {SAFE_WEIGHTS_NAME} nor {modality}/adapter_config.json in '{source}'{at}. Check that it is "
-        "the repository of a model with branches and that its push was completed; offline, that it is in the cache."
+        f"Found neither {SAFE_WEIGHTS_NAME} nor {config.modalities[0]}/adapter_config.json in '{source}'{at}. "
+        "Check that it is the repository of a model with branches and that its push was completed; offline, that it is in "
+        "the cache."
     )
 
 
