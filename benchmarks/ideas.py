@@ -75,19 +75,19 @@ def join_updates(model: Any) -> None:
     from torch.nn.functional import linear
 
     def with_low_rank(projection: Any, lows: dict[str, Any], index: int) -> Callable:
-        def forward(hidden_states: torch.Tensor, route: Any = None) -> torch.Tensor:
+        def forward(hidden_states: torch.Tensor) -> torch.Tensor:
             low = lows["states"].split(projection.rank, dim=-1)[index] * projection.scaling
-            update = linear(low, projection.adapters[route].lora_B)
+            update = linear(low, projection.adapters["gen"].lora_B)
             return linear(hidden_states, projection.weight, projection.bias) + update
 
         return forward
 
     def share(attention: Any, projections: list[Any], lows: dict[str, Any]) -> None:
-        def before(module: Any, args: tuple) -> None:
-            weights = torch.cat([projection.adapters[args[2]].lora_A for projection in projections])
-            lows["states"] = linear(args[0], weights)
+        def before(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            weights = torch.cat([projection.adapters["gen"].lora_A for projection in projections])
+            lows["states"] = linear(kwargs["hidden_states"], weights)
 
-        attention.register_forward_pre_hook(before)
+        attention.register_forward_pre_hook(before, with_kwargs=True)
 
     for layer in model.vision_model.encoder.layers[:-1]:  # of the last one, fewer tokens ask than are asked
         attention, lows = layer.self_attn, {}
@@ -103,6 +103,8 @@ def upper_step(settings: Settings, size: str, batch: int) -> Callable[[], None]:
     from torch.nn.functional import normalize
 
     from gmail_hf import alignment_loss
+    from gmail_hf.branches.routing import routed
+    from gmail_hf.models.clip import class_token
 
     model = subjects.gmail(size, settings, lora_rank=trainers.RANK, lora_alpha=trainers.ALPHA).train()
     freeze_lower(model)
@@ -113,12 +115,16 @@ def upper_step(settings: Settings, size: str, batch: int) -> Callable[[], None]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.01)
 
+    def embed() -> torch.Tensor:
+        hidden = states
+        *layers, last = vision.encoder.layers[-UPPER:]
+        for layer in layers:
+            hidden = layer(hidden, None)
+        return model.visual_projection(vision.post_layernorm(class_token(last, hidden)[:, 0]))
+
     def advance() -> None:
         with subjects.autocast(settings):
-            hidden = states
-            for layer in vision.encoder.layers[-UPPER:]:
-                hidden = layer(hidden, None, "gen", True)
-            features = model.visual_projection(vision.post_layernorm(hidden[:, 0]), "gen")
+            features = routed("gen", embed)
         alignment_loss(normalize(features.float(), dim=-1), partners).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -65,7 +65,7 @@ def planned_card(config_file: str | os.PathLike) -> ModelCard:
     # Whether this machine has a GPU that computes in bfloat16 does not matter here.
     args = GmailTrainingArguments(**{**training, "bf16": False}).to_sanitized_dict() | {"bf16": values["bf16"]}
     args["processes"] = PAPER_BATCH // args["per_device_train_batch_size"]
-    config = GmailConfig(lora_rank=values["lora_rank"]).to_dict()
+    config = GmailConfig(lora_rank=values["lora_rank"]).to_dict() | {"lora_targets": "every linear layer"}
     generator = source(DEFAULT_GENERATOR, licensed=False)
     organisation = values["dataset"].split("/")[0]
     return render_card(

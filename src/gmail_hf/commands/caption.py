@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         check_captions,
     )
     from ..metrics.caption_scores import missing_metrics
-    from ..models.modeling_clip import GmailCLIPModel
+    from ..models.clip import GmailCLIPModel
     from ..training.embeddings import cached_embeds
     from ..training.loading import check_free_disk
     from .bundled import text_model_path

@@ -104,7 +104,7 @@ def load_two_branches(
     """
     from transformers import AutoConfig
 
-    from ..models.modeling_clip import GmailCLIPModel
+    from ..models.clip import GmailCLIPModel
     from .bundled import model_path
 
     path, hub = model_path(name), {"revision": revision} if revision else {}

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> dict:
         to_markdown,
         train_on_generated,
     )
-    from ..models.modeling_clip import GmailCLIPModel
+    from ..models.clip import GmailCLIPModel
     from ..training.embeddings import embed_images
     from ..training.trainer import GmailTrainer, GmailTrainingArguments
 

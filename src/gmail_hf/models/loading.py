@@ -104,8 +104,8 @@ def adapters_config(
     at = f" at revision {hub['revision']}" if hub.get("revision") else ""
     raise OSError(
         f"Found neither {SAFE_WEIGHTS_NAME} nor {config.modalities[0]}/adapter_config.json in '{source}'{at}. "
-        "Check that it is the repository of a model with branches and that its push was completed; offline, that it is in "
-        "the cache."
+        "Check that it is the repository of a model with branches and that its push was completed; offline, that it "
+        "is in the cache."
     )
 
 
