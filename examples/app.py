@@ -16,13 +16,13 @@ missing, the page shows the CLIP that comes along. The page loads nothing from o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmail_hf.commands.cli import run
 from gmail_hf.commands.common import PAIRS, REVISION
-from gmail_hf.commands.options import parse
+from gmail_hf.commands.options import option, parse
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,10 +51,10 @@ CSS = """
 class AppArguments:
     _argument_group_name = "page"
 
-    model: str = field(default=DEFAULT_MODEL, metadata={"help": "A GmailCLIPModel or a CLIP, by Hub id or folder."})
-    model_revision: str | None = field(default=None, metadata={"help": REVISION})
-    dataset: str = field(default="digits", metadata={"help": PAIRS})
-    split: str = field(default="test", metadata={"help": "Split of --dataset."})
+    model: str = option("A GmailCLIPModel or a CLIP, by Hub id or folder.", DEFAULT_MODEL)
+    model_revision: str | None = option(REVISION)
+    dataset: str = option(PAIRS, "digits")
+    split: str = option("Split of --dataset.", "test")
 
 
 def load(name: str, revision: str | None = None) -> tuple["GmailCLIPModel", Any, str]:

@@ -80,7 +80,7 @@ def test_digits_needs_no_data(run_evaluate, tmp_path):
         ("scienceqa", ["--dataset", "scienceqa={dtd}"], ValueError, "lacks the column"),
         ("dtd", ["--dataset", "dtd={dtd}", "--captioner", "{gmail}"], ValueError, "--captioner is an image"),
         ("dtd", ["--dataset", "dtd={dtd}", "--model", "gmail-nowhere"], FileNotFoundError, "no model at"),
-        ("dtd", ["--dataset", "dtd={dtd}", "--dtype", "int8"], ValueError, "--dtype is float32, bfloat16"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--dtype", "int8"], ValueError, "--dtype: invalid choice: 'int8'"),
         ("dtd", ["--dataset", "dtd={dtd}", "--limit", "0"], ValueError, "--limit is at least 1"),
         ("dtd", ["--dataset", "dtd={dtd}", "--card", "{dtd}"], FileNotFoundError, "no card at"),
         ("dtd", ["--dataset", "dtd={dtd}", "--card", "{other}"], ValueError, "--card is that of another model"),

@@ -18,11 +18,12 @@ clipcap_digits. To continue an interrupted run, add --resume_from_checkpoint tru
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from .cli import run
 from .common import ATTENTION, REVISION, PairArguments, bytes_of_checkpoints, check_trained, fit, logger, report, start
-from .options import parse
+from .options import REQUIRED, option, parse
 
 PRINTED, PICTURED = 5, 16  # captions shown after training
 
@@ -31,34 +32,28 @@ PRINTED, PICTURED = 5, 16  # captions shown after training
 class ModelArguments:
     _argument_group_name = "model"
 
-    model: str = field(metadata={"help": "A GmailCLIPModel from gmail-hf train, by Hub id or folder."})
-    model_revision: str | None = field(default=None, metadata={"help": REVISION})
-    text_model: str = field(
-        default="openai-community/gpt2",
-        metadata={"help": "A causal language model, by Hub id or folder, or digits, the bundled one."},
+    model: str = option("A GmailCLIPModel from gmail-hf train, by Hub id or folder.", REQUIRED)
+    model_revision: str | None = option(REVISION)
+    text_model: str = option(
+        "A causal language model, by Hub id or folder, or digits, the bundled one.", "openai-community/gpt2"
     )
-    text_model_revision: str | None = field(default=None, metadata={"help": "Revision of --text_model on the Hub."})
-    mapping_type: str = field(default="mlp", metadata={"help": "The mapping network: mlp or transformer."})
-    prefix_length: int = field(default=10, metadata={"help": "Number of token embeddings that an image becomes."})
-    freeze_text_model: bool = field(default=False, metadata={"help": "Train the mapping network alone."})
-    attn_implementation: str | None = field(default=None, metadata={"help": ATTENTION})
+    text_model_revision: str | None = option("Revision of --text_model on the Hub.")
+    mapping_type: str = option("The mapping network: mlp or transformer.", "mlp")
+    prefix_length: int = option("Number of token embeddings that an image becomes.", 10)
+    freeze_text_model: bool = option("Train the mapping network alone.", False)
+    attn_implementation: str | None = option(ATTENTION)
 
 
 @dataclass
 class DataArguments(PairArguments):
-    eval_split: str = field(default="validation", metadata={"help": "Split with the real images to caption."})
-    image_column: str = field(default="generated_image", metadata={"help": "Column with the images to train on."})
-    modality: str = field(default="gen", metadata={"help": "Branch for the images of --image_column: real or gen."})
-    image_id_column: str = field(
-        default="image_id", metadata={"help": "Column with image ids; captions of one id are its references."}
-    )
-    num_beams: int = field(default=5, metadata={"help": "Beams of the search for a caption."})
-    max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Longest caption in the evaluation; by default the language model's limit."}
-    )
-    caption_metrics: list[str] = field(
-        default_factory=lambda: ["BLEU@4", "METEOR", "CIDEr", "ROUGE-L"],
-        metadata={"help": "Scores of captions; METEOR takes ten seconds to start."},
+    eval_split: str = option("Split with the real images to caption.", "validation")
+    image_column: str = option("Column with the images to train on.", "generated_image")
+    modality: str = option("Branch for the images of --image_column: real or gen.", "gen")
+    image_id_column: str = option("Column with image ids; captions of one id are its references.", "image_id")
+    num_beams: int = option("Beams of the search for a caption.", 5)
+    max_new_tokens: int | None = option("Longest caption in the evaluation; by default the language model's limit.")
+    caption_metrics: list[str] = option(
+        "Scores of captions; METEOR takes ten seconds to start.", ["BLEU@4", "METEOR", "CIDEr", "ROUGE-L"]
     )
 
 
@@ -98,17 +93,16 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         logger.warning(f"{metric} will be missing: {remedy}.")
     training_args.remove_unused_columns = False  # the collator needs the captions
 
-    def load(split: str, image_column: str, max_samples: int | None):
-        names = {"caption": data_args.caption_column, "image_id": data_args.image_id_column}
-        pairs = data_args.load(split, max_samples, training_args, names)
+    names = {"caption": data_args.caption_column, "image_id": data_args.image_id_column}
+    train_pairs, eval_pairs = data_args.load(training_args, names)
+    for pairs, split, image_column in (
+        (train_pairs, data_args.split, data_args.image_column),
+        (eval_pairs, data_args.eval_split, data_args.real_image_column),
+    ):
         missing = [column for column in (image_column, *names) if column not in pairs.column_names]
         if missing:
-            raise ValueError(f"Split '{split}' lacks the column(s) {missing}; it has {pairs.column_names}.")
+            raise ValueError(f"{data_args.title(split)} lacks the column(s) {missing}; it has {pairs.column_names}.")
         check_captions(pairs, data_args.caption_column)
-        return pairs
-
-    train_pairs = load(data_args.split, data_args.image_column, data_args.max_train_samples)
-    eval_pairs = load(data_args.eval_split, data_args.real_image_column, data_args.max_eval_samples)
 
     name, text_name = model_args.model, text_model_path(model_args.text_model)
     check_trained(name)
@@ -214,6 +208,4 @@ def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, flo
 
 
 if __name__ == "__main__":
-    from .cli import run
-
-    run("caption")
+    run(main)

@@ -2,9 +2,11 @@
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .options import option
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -15,6 +17,7 @@ PAIRS = (
     "Pairs: a Hub id, a folder saved by datasets, parquet files, an imagefolder, or digits, which are bundled and "
     "generated on first use."
 )
+DTYPES = ("float32", "bfloat16", "float16")
 REVISION = "Revision of --model on the Hub."
 
 logger = logging.getLogger("gmail_hf")
@@ -26,38 +29,32 @@ class PairArguments:
 
     _argument_group_name = "data"
 
-    dataset: str = field(
-        default="digits",
-        metadata={"help": PAIRS},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of --dataset on the Hub."})
-    split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many rows, the first ones."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many rows."})
-    real_image_column: str = field(default="real_image", metadata={"help": "Column with the real images."})
-    caption_column: str = field(default="caption", metadata={"help": "Column with the captions."})
+    dataset: str = option(PAIRS, "digits")
+    dataset_config: str | None = option("Configuration of a data set on the Hub.")
+    dataset_revision: str | None = option("Revision of --dataset on the Hub.")
+    split: str = option("Split to train on.", "train")
+    eval_split: str | None = option("Split to evaluate on.")
+    max_train_samples: int | None = option("Train on this many rows, the first ones.")
+    max_eval_samples: int | None = option("Evaluate on this many rows.")
+    real_image_column: str = option("Column with the real images.", "real_image")
+    caption_column: str = option("Column with the captions.", "caption")
 
     def load(
-        self,
-        split: str,
-        max_samples: int | None,
-        args: "TrainingArguments",
-        columns: dict[str, str] | None = None,
-    ) -> "Dataset":
-        """A split of the pairs, prepared by the main process first; see [`bundled.load_pairs`]."""
+        self, args: "TrainingArguments", columns: dict[str, str] | None = None
+    ) -> "tuple[Dataset, Dataset | None]":
+        """The pairs to train and to evaluate on, prepared by the main process first; see [`bundled.load_pairs`]."""
         from .bundled import load_pairs
 
+        source = {"config_name": self.dataset_config, "revision": self.dataset_revision, "columns": columns}
         with args.main_process_first(desc="loading pairs"):
-            return load_pairs(
-                self.dataset,
-                split,
-                config_name=self.dataset_config,
-                revision=self.dataset_revision,
-                columns=columns,
-                max_samples=max_samples,
-            )
+            train = load_pairs(self.dataset, self.split, max_samples=self.max_train_samples, **source)
+            if not self.eval_split:
+                return train, None
+            return train, load_pairs(self.dataset, self.eval_split, max_samples=self.max_eval_samples, **source)
+
+    def title(self, split: str) -> str:
+        """What error messages call a split."""
+        return f"Split '{split}' of '{self.dataset}'"
 
 
 def start(args: "TrainingArguments") -> str | None:

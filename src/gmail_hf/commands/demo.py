@@ -21,10 +21,11 @@ were chosen on validation scenes (see benchmarks/README.md), never on the test s
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .options import parse
+from .cli import run
+from .options import option, parse
 
 RESULTS = """# GMAIL on the digits scenes
 
@@ -43,16 +44,16 @@ Settings: {settings}; {seconds} s.
 class DemoArguments:
     _argument_group_name = "demo"
 
-    output_dir: str = field(default="demo", metadata={"help": "Folder for everything that is written."})
-    seed: int = field(default=0, metadata={"help": "Seed of scenes, generator noise, adapters and batches."})
-    num_pairs: int = field(default=2000, metadata={"help": "Training pairs to generate."})
-    num_heldout: int = field(default=400, metadata={"help": "Test pairs to generate, to measure alignment on."})
-    num_test: int = field(default=2000, metadata={"help": "Real test scenes."})
-    guidance_scale: float = field(default=7.5, metadata={"help": "Guidance scale of the generator."})
-    num_inference_steps: int = field(default=7, metadata={"help": "Denoising steps of the generator."})
-    max_steps: int = field(default=250, metadata={"help": "Training steps."})
-    batch_size: int = field(default=128, metadata={"help": "Pairs per training step."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Learning rate."})
+    output_dir: str = option("Folder for everything that is written.", "demo")
+    seed: int = option("Seed of scenes, generator noise, adapters and batches.", 0)
+    num_pairs: int = option("Training pairs to generate.", 2000)
+    num_heldout: int = option("Test pairs to generate, to measure alignment on.", 400)
+    num_test: int = option("Real test scenes.", 2000)
+    guidance_scale: float = option("Guidance scale of the generator.", 7.5)
+    num_inference_steps: int = option("Denoising steps of the generator.", 7)
+    max_steps: int = option("Training steps.", 250)
+    batch_size: int = option("Pairs per training step.", 128)
+    learning_rate: float = option("Learning rate.", 2e-3)
 
     def __post_init__(self) -> None:
         if self.num_heldout > self.num_test:
@@ -231,6 +232,4 @@ def difference_through_pipeline(folder, model, processor, scenes) -> float:
 
 
 if __name__ == "__main__":
-    from .cli import run
-
-    run("demo")
+    run(main)

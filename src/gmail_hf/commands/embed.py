@@ -20,12 +20,13 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .common import REVISION, load_two_branches, logger
-from .options import parse
+from .cli import run
+from .common import DTYPES, REVISION, load_two_branches, logger
+from .options import REQUIRED, option, parse
 
 FORMATS = (".parquet", ".safetensors")
 ROW_GROUP = 8192  # rows
@@ -37,39 +38,26 @@ METADATA = "gmail_hf"
 class EmbeddingArguments:
     _argument_group_name = "embedding"
 
-    model: str = field(
-        metadata={"help": "A GmailCLIPModel or a CLIP, by Hub id or folder, or digits, the bundled CLIP."}
-    )
-    output_file: str = field(metadata={"help": "File to write, .parquet or .safetensors."})
-    model_revision: str | None = field(default=None, metadata={"help": REVISION})
-    images: str | None = field(default=None, metadata={"help": "Folder of images, searched with its subfolders."})
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "Or a data set: a Hub id, a folder saved by datasets, parquet files, or digits."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of --dataset on the Hub."})
-    split: str = field(default="train", metadata={"help": "Split of --dataset."})
-    column: str | None = field(
-        default=None, metadata={"help": "Column of --dataset with the images; by default the only such column."}
-    )
-    modality: str = field(default="real", metadata={"help": "Branch for the images: real or gen."})
-    batch_size: int = field(default=64, metadata={"help": "Images per forward pass."})
-    on_bad_image: str = field(
-        default="skip", metadata={"help": "What to do with an unreadable image: skip it with a warning, or error."}
-    )
-    dtype: str = field(default="float32", metadata={"help": "Type of the weights: float32, bfloat16 or float16."})
-    device: str | None = field(default=None, metadata={"help": "Device, by default the GPU if there is one."})
+    model: str = option("A GmailCLIPModel or a CLIP, by Hub id or folder, or digits, the bundled CLIP.", REQUIRED)
+    output_file: str = option("File to write, .parquet or .safetensors.", REQUIRED)
+    model_revision: str | None = option(REVISION)
+    images: str | None = option("Folder of images, searched with its subfolders.")
+    dataset: str | None = option("Or a data set: a Hub id, a folder saved by datasets, parquet files, or digits.")
+    dataset_config: str | None = option("Configuration of a data set on the Hub.")
+    dataset_revision: str | None = option("Revision of --dataset on the Hub.")
+    split: str = option("Split of --dataset.", "train")
+    column: str | None = option("Column of --dataset with the images; by default the only such column.")
+    modality: str = option("Branch for the images: real or gen.", "real")
+    batch_size: int = option("Images per forward pass.", 64)
+    on_bad_image: str = option("Skip an unreadable image with a warning, or stop.", "skip", choices=("skip", "error"))
+    dtype: str = option("Type of the weights.", "float32", choices=DTYPES)
+    device: str | None = option("Device, by default the GPU if there is one.")
 
     def __post_init__(self) -> None:
         if (self.images is None) == (self.dataset is None):
             raise ValueError("Give either --images or --dataset.")
         if Path(self.output_file).suffix not in FORMATS:
             raise ValueError(f"--output_file ends in .parquet or .safetensors, got '{self.output_file}'.")
-        if self.on_bad_image not in ("skip", "error"):
-            raise ValueError(f"--on_bad_image is skip or error, not '{self.on_bad_image}'.")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"--dtype is float32, bfloat16 or float16, not '{self.dtype}'.")
         if self.batch_size < 1:
             raise ValueError(f"--batch_size is at least 1, not {self.batch_size}.")
 
@@ -265,6 +253,4 @@ def _check_finished(output: Path, settings: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    from .cli import run
-
-    run("embed")
+    run(main)

@@ -24,44 +24,34 @@ the model card of that folder, as text and as metadata. Options come from --conf
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from .common import REVISION, logger
-from .options import parse
+from .cli import run
+from .common import DTYPES, REVISION, logger
+from .options import REQUIRED, option, parse
 
 
 @dataclass
 class EvaluationArguments:
     _argument_group_name = "evaluation"
 
-    model: str = field(
-        metadata={"help": "A GmailCLIPModel, a CLIP, or an image-text-to-text model, by Hub id or folder."}
-    )
-    benchmarks: str = field(metadata={"help": "Names of benchmarks, separated by commas."})
-    output_dir: str = field(metadata={"help": "Folder for results and report."})
-    model_revision: str | None = field(default=None, metadata={"help": REVISION})
-    captioner: str | None = field(
-        default=None,
-        metadata={"help": "With a CLIP as --model: an image-text-to-text model for captions and questions."},
-    )
-    captioner_revision: str | None = field(default=None, metadata={"help": "Revision of --captioner on the Hub."})
-    modality: str = field(default="real", metadata={"help": "Branch for photographs: real or gen."})
-    dataset: list[str] = field(
-        default_factory=list, metadata={"help": "NAME=PLACE for each benchmark with other data, see above."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Evaluate on this many rows, the first ones."})
-    batch_size: int = field(default=64, metadata={"help": "Images or texts per forward pass."})
-    num_beams: int = field(default=5, metadata={"help": "Beams of the search for a caption."})
-    word_vectors: str | None = field(
-        default=None, metadata={"help": "For WMD of captions: a file in word2vec's format, such as GoogleNews'."}
-    )
-    dtype: str = field(default="float32", metadata={"help": "Type of the weights: float32, bfloat16 or float16."})
-    device: str | None = field(default=None, metadata={"help": "Device, by default the GPU if there is one."})
-    card: str | None = field(
-        default=None, metadata={"help": "A model card, or its folder, to add all scores in the output folder to."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of bootstrap intervals, folds and t-SNE."})
+    model: str = option("A GmailCLIPModel, a CLIP, or an image-text-to-text model, by Hub id or folder.", REQUIRED)
+    benchmarks: str = option("Names of benchmarks, separated by commas.", REQUIRED)
+    output_dir: str = option("Folder for results and report.", REQUIRED)
+    model_revision: str | None = option(REVISION)
+    captioner: str | None = option("With a CLIP as --model: an image-text-to-text model for captions and questions.")
+    captioner_revision: str | None = option("Revision of --captioner on the Hub.")
+    modality: str = option("Branch for photographs: real or gen.", "real")
+    dataset: list[str] = option("NAME=PLACE for each benchmark with other data, see above.", [])
+    limit: int | None = option("Evaluate on this many rows, the first ones.")
+    batch_size: int = option("Images or texts per forward pass.", 64)
+    num_beams: int = option("Beams of the search for a caption.", 5)
+    word_vectors: str | None = option("For WMD of captions: a file in word2vec's format, such as GoogleNews'.")
+    dtype: str = option("Type of the weights.", "float32", choices=DTYPES)
+    device: str | None = option("Device, by default the GPU if there is one.")
+    card: str | None = option("A model card, or its folder, to add all scores in the output folder to.")
+    seed: int = option("Seed of bootstrap intervals, folds and t-SNE.", 0)
 
 
 def main(argv: Sequence[str]) -> dict[str, dict]:
@@ -88,8 +78,6 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
 
     benchmarks = [get_benchmark(name.strip()) for name in args.benchmarks.split(",")]
     places = _places(args.dataset, [benchmark.name for benchmark in benchmarks])
-    if args.dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"--dtype is float32, bfloat16 or float16, not '{args.dtype}'.")
     for name in ("limit", "batch_size", "num_beams"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is at least 1, not {getattr(args, name)}.")
@@ -128,15 +116,13 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
 
 def _places(options: list[str], names: list[str]) -> dict[str, str]:
     places = {}
-    for option in options:
-        name, _, place = option.partition("=")
+    for word in options:
+        name, _, place = word.partition("=")
         if name not in names or not place:
-            raise ValueError(f"--dataset takes NAME=PLACE, NAME out of {names}, not '{option}'.")
+            raise ValueError(f"--dataset takes NAME=PLACE, NAME out of {names}, not '{word}'.")
         places[name] = place
     return places
 
 
 if __name__ == "__main__":
-    from .cli import run
-
-    run("evaluate")
+    run(main)

@@ -20,25 +20,21 @@ file, then from the command line, which wins.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from .cli import run
 from .common import logger
-from .options import parse
+from .options import option, parse
 
 
 @dataclass
 class HubArguments:
     _argument_group_name = "upload"
 
-    push_to_hub: str = field(
-        default="false",
-        metadata={"nargs": "?", "const": "true", "help": "Upload the finished shards to --hub_dataset_id."},
-    )
-    hub_dataset_id: str | None = field(
-        default=None, metadata={"help": "Data set repository; by default the name of --output_dir."}
-    )
-    hub_private_repo: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    push_to_hub: str = option("Upload the finished shards to --hub_dataset_id.", "false", nargs="?", const="true")
+    hub_dataset_id: str | None = option("Data set repository; by default the name of --output_dir.")
+    hub_private_repo: bool = option("Make a new repository private.", False)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -75,6 +71,4 @@ def _push_options(hub: HubArguments, output_dir: str) -> tuple[bool, str]:
 
 
 if __name__ == "__main__":
-    from .cli import run
-
-    run("generate")
+    run(main)

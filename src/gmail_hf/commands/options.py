@@ -32,7 +32,15 @@ OLD_SPELLINGS = {
 EPILOG = "--debug shows the traceback of an error."
 METAVARS = {"str": "TEXT", "string_to_bool": "BOOL"}
 
+REQUIRED = dataclasses.MISSING
+
 logger = logging.getLogger("gmail_hf")
+
+
+def option(help: str, default: Any = None, **more: Any) -> Any:
+    """A field of a dataclass of options: its `help`, its default or `REQUIRED`, keywords of `add_argument`."""
+    kind = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**kind, metadata={"help": help, **more})
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -6,21 +6,22 @@ Store pairs as pixels at the size the model takes, so that training decodes no i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from .cli import run
 from .common import PAIRS, load_processor
-from .options import parse
+from .options import REQUIRED, option, parse
 
 
 @dataclass
 class PrepareArguments:
     _argument_group_name = "preparation"
 
-    dataset: str = field(metadata={"help": PAIRS})
-    model: str = field(metadata={"help": "Model whose image processor is used, by Hub id or folder, or digits."})
-    output_dir: str = field(metadata={"help": "Folder to write."})
-    split: str = field(default="train", metadata={"help": "Split of --dataset."})
-    num_proc: int | None = field(default=None, metadata={"help": "Processes that decode."})
+    dataset: str = option(PAIRS, REQUIRED)
+    model: str = option("Model whose image processor is used, by Hub id or folder, or digits.", REQUIRED)
+    output_dir: str = option("Folder to write.", REQUIRED)
+    split: str = option("Split of --dataset.", "train")
+    num_proc: int | None = option("Processes that decode.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,6 +36,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from .cli import run
-
-    run("prepare")
+    run(main)

@@ -9,6 +9,7 @@ It may run while gmail-hf generate is still making shards, and again later: only
 
 from collections.abc import Sequence
 
+from .cli import run
 from .options import OptionParser
 
 
@@ -28,6 +29,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from .cli import run
-
-    run("push")
+    run(main)

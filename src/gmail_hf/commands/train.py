@@ -22,8 +22,9 @@ All other defaults are the paper's; its batch of 256 is counted per device. To c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from .cli import run
 from .common import (
     ATTENTION,
     REVISION,
@@ -35,7 +36,7 @@ from .common import (
     report,
     start,
 )
-from .options import parse
+from .options import option, parse
 
 # Defaults of other options by stage.
 STAGES = {
@@ -49,33 +50,21 @@ STAGES = {
 class ModelArguments:
     _argument_group_name = "model"
 
-    stage: str = field(default="align", metadata={"help": "What to train: align, text or joint."})
-    model: str | None = field(
-        default=None,
-        metadata={
-            "help": "A CLIP or a GmailCLIPModel, by Hub id or folder, or digits, the bundled CLIP, which is the "
-            "default for the bundled pairs."
-        },
-    )
-    model_revision: str | None = field(default=None, metadata={"help": REVISION})
-    lora_rank: int | None = field(default=None, metadata={"help": "Rank of the LoRA updates; 4 by default."})
-    lora_alpha: float | None = field(
-        default=None, metadata={"help": "Scale of the updates times their rank; 8 by default."}
-    )
-    lora_dropout: float | None = field(
-        default=None, metadata={"help": "Dropout on the input of the updates; 0 by default."}
-    )
-    train_real: bool = field(default=False, metadata={"help": "Train the real branch too; the paper freezes it."})
-    text_lora: bool = field(default=False, metadata={"help": "Put a LoRA adapter on the text encoder."})
-    attn_implementation: str | None = field(default=None, metadata={"help": ATTENTION})
+    stage: str = option("What to train: align, text or joint.", "align")
+    model: str | None = option("A CLIP or a GmailCLIPModel, by Hub id or folder, or digits, the bundled CLIP.")
+    model_revision: str | None = option(REVISION)
+    lora_rank: int | None = option("Rank of the LoRA updates; 4 by default.")
+    lora_alpha: float | None = option("Scale of the updates times their rank; 8 by default.")
+    lora_dropout: float | None = option("Dropout on the input of the updates; 0 by default.")
+    train_real: bool = option("Train the real branch too; the paper freezes it.", False)
+    text_lora: bool = option("Put a LoRA adapter on the text encoder.", False)
+    attn_implementation: str | None = option(ATTENTION)
 
 
 @dataclass
 class DataArguments(PairArguments):
-    generated_image_column: str = field(
-        default="generated_image", metadata={"help": "Column with the generated images."}
-    )
-    image_id_column: str = field(default="image_id", metadata={"help": "Column with the ids of the real images."})
+    generated_image_column: str = option("Column with the generated images.", "generated_image")
+    image_id_column: str = option("Column with the ids of the real images.", "image_id")
 
 
 def parse_args(argv: Sequence[str]):
@@ -113,20 +102,17 @@ def main(argv: Sequence[str]) -> dict[str, float]:
 
     checkpoint = start(training_args)
 
-    def load(split: str, max_samples: int | None) -> datasets.Dataset:
-        columns = {
-            "real_image": data_args.real_image_column,
-            "generated_image": data_args.generated_image_column,
-            "caption": data_args.caption_column,
-            "image_id": data_args.image_id_column,
-        }
-        dataset = data_args.load(split, max_samples, training_args, columns)
-        name = f"Split '{split}' of '{data_args.dataset}'"
-        check_pairs(dataset, name, training_args.on_bad_image, training_args.loss_config().columns)
-        return dataset
-
-    train_dataset = load(data_args.split, data_args.max_train_samples)
-    eval_dataset = load(data_args.eval_split, data_args.max_eval_samples) if data_args.eval_split else None
+    columns = {
+        "real_image": data_args.real_image_column,
+        "generated_image": data_args.generated_image_column,
+        "caption": data_args.caption_column,
+        "image_id": data_args.image_id_column,
+    }
+    train_dataset, eval_dataset = data_args.load(training_args, columns)
+    needed = training_args.loss_config().columns
+    for split, dataset in ((data_args.split, train_dataset), (data_args.eval_split, eval_dataset)):
+        if dataset is not None:
+            check_pairs(dataset, data_args.title(split), training_args.on_bad_image, needed)
     adapters = {
         "lora_rank": model_args.lora_rank,
         "lora_alpha": model_args.lora_alpha,
@@ -176,6 +162,4 @@ def main(argv: Sequence[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from .cli import run
-
-    run("train")
+    run(main)

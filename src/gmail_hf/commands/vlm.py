@@ -28,70 +28,62 @@ model, for pipeline("image-text-to-text"), and with LoRA its PEFT adapter in ada
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from .common import ATTENTION, REVISION, PairArguments, bytes_of_checkpoints, check_trained, fit, logger, report, start
-from .options import parse
+from .cli import run
+from .common import (
+    ATTENTION,
+    DTYPES,
+    REVISION,
+    PairArguments,
+    bytes_of_checkpoints,
+    check_trained,
+    fit,
+    logger,
+    report,
+    start,
+)
+from .options import option, parse
 
 PRINTED = 5  # answers shown after training
-DTYPES = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}  # and the mixed precision that they train in
+PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # the mixed precision that weights of a type train in
 
 
 @dataclass
 class ModelArguments:
     _argument_group_name = "model"
 
-    model: str = field(
-        default="gmail-digits", metadata={"help": "A GmailCLIPModel from gmail-hf train, by Hub id or folder."}
+    model: str = option("A GmailCLIPModel from gmail-hf train, by Hub id or folder.", "gmail-digits")
+    model_revision: str | None = option(REVISION)
+    llava: str | None = option(
+        "A LLaVA on the same CLIP as --model, or a model from this command, which keeps its own vision tower; by Hub "
+        "id or folder. Its language model replaces --text_model."
     )
-    model_revision: str | None = field(default=None, metadata={"help": REVISION})
-    llava: str | None = field(
-        default=None,
-        metadata={
-            "help": "A LLaVA on the same CLIP as --model, or a model that this command wrote, which keeps its own "
-            "vision tower; by Hub id or folder. Its language model replaces --text_model."
-        },
+    text_model: str | None = option("A language model for a new projector, or digits, the bundled one.")
+    text_model_revision: str | None = option("Revision of --llava or --text_model on the Hub.")
+    chat_template: str | None = option("File with a chat template, for a language model without one.")
+    train: str = option("What to train.", "projector", choices=("projector", "projector+lora"))
+    lora_rank: int = option("Rank of LoRA on the language model.", 128)
+    lora_alpha: float = option("Scale of LoRA times its rank.", 256)
+    lora_dropout: float = option("Dropout on the input of LoRA.", 0.05)
+    projector_learning_rate: float | None = option("Learning rate of the projector, if not --learning_rate.")
+    dtype: str = option(
+        "Type of the frozen weights; bfloat16 needs --bf16, float16 needs --fp16.", "float32", choices=DTYPES
     )
-    text_model: str | None = field(
-        default=None, metadata={"help": "A language model for a new projector, or digits, the bundled one."}
-    )
-    text_model_revision: str | None = field(
-        default=None, metadata={"help": "Revision of --llava or --text_model on the Hub."}
-    )
-    chat_template: str | None = field(
-        default=None, metadata={"help": "File with a chat template, for a language model without one."}
-    )
-    train: str = field(default="projector", metadata={"help": "What to train: projector or projector+lora."})
-    lora_rank: int = field(default=128, metadata={"help": "Rank of LoRA on the language model."})
-    lora_alpha: float = field(default=256, metadata={"help": "Scale of LoRA times its rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the input of LoRA."})
-    projector_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the projector, if not --learning_rate."}
-    )
-    dtype: str = field(
-        default="float32",
-        metadata={"help": "Type of the frozen weights; bfloat16 needs --bf16, float16 needs --fp16."},
-    )
-    attn_implementation: str | None = field(default=None, metadata={"help": ATTENTION})
+    attn_implementation: str | None = option(ATTENTION)
 
 
 @dataclass
 class DataArguments(PairArguments):
-    eval_split: str = field(default="validation", metadata={"help": "Split with the real images to ask about."})
-    image_column: str = field(
-        default="generated_image", metadata={"help": "Column with the images to train on, one or a list per row."}
+    eval_split: str = option("Split with the real images to ask about.", "validation")
+    image_column: str = option("Column with the images to train on, one or a list per row.", "generated_image")
+    modality: str = option(
+        "Branch for the images of --image_column, unless a column modality names it: real or gen.", "gen"
     )
-    modality: str = field(
-        default="gen",
-        metadata={"help": "Branch for the images of --image_column, unless a column modality names it: real or gen."},
-    )
-    messages_column: str = field(default="messages", metadata={"help": "Column with conversations, if there is one."})
-    question: str = field(
-        default="Provide a one-sentence caption for the provided image.",
-        metadata={"help": "Question that captions answer."},
-    )
-    max_new_tokens: int = field(default=64, metadata={"help": "Longest answer in the evaluation."})
+    messages_column: str = option("Column with conversations, if there is one.", "messages")
+    question: str = option("Question that captions answer.", "Provide a one-sentence caption for the provided image.")
+    max_new_tokens: int = option("Longest answer in the evaluation.", 64)
 
 
 def parse_args(argv: Sequence[str]):
@@ -99,20 +91,16 @@ def parse_args(argv: Sequence[str]):
     `(ModelArguments, DataArguments, TrainingArguments)` of a command line.
 
     Raises:
-        ValueError: see [`options.parse`]; a value that is none of its option's choices.
+        ValueError: see [`options.parse`]; no language model; weights in half precision that would not train.
     """
     from transformers import TrainingArguments
 
     dataclasses = (ModelArguments, DataArguments, TrainingArguments)
     args = parse(argv, "vlm", __doc__, dataclasses, default_config="llava_digits")
     model_args, _, training_args = args
-    if model_args.dtype not in DTYPES:
-        raise ValueError(f"--dtype is one of {list(DTYPES)}, not '{model_args.dtype}'.")
-    precision = DTYPES[model_args.dtype]
+    precision = PRECISIONS.get(model_args.dtype)
     if precision not in (None, training_args.mixed_precision):
         raise ValueError(f"--dtype {model_args.dtype} trains in mixed precision alone: add --{precision}.")
-    if model_args.train not in ("projector", "projector+lora"):
-        raise ValueError(f"--train is 'projector' or 'projector+lora', not '{model_args.train}'.")
     if model_args.llava is None and model_args.text_model is None:
         raise ValueError("Give --llava or --text_model.")
     return args
@@ -124,7 +112,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
 
     from ..training.loading import check_free_disk
     from ..training.safe_trainer import SafeTrainer
-    from ..vlm import Conversations, LlavaCollator, check_processor, language_model_lora
+    from ..vlm import LlavaCollator, check_processor, language_model_lora
     from ..vlm.training import optimizer_of
     from .bundled import conversations
 
@@ -137,19 +125,21 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     # The Trainer would push adapters beside the whole model, as if the folder were an adapter.
     push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False
 
-    def load(split: str, image_column: str, max_samples: int | None) -> Conversations:
-        return conversations(
-            data_args.load(split, max_samples, training_args),
+    train_rows, eval_rows = data_args.load(training_args)
+    train_dataset, eval_dataset = (
+        conversations(
+            rows,
             image_column,
-            f"Split '{split}' of '{data_args.dataset}'",
+            data_args.title(split),
             messages_column=data_args.messages_column,
             caption_column=data_args.caption_column,
             question=data_args.question,
         )
-
-    train_dataset = load(data_args.split, data_args.image_column, data_args.max_train_samples)
-    eval_dataset = load(data_args.eval_split, data_args.real_image_column, data_args.max_eval_samples)
-
+        for rows, split, image_column in (
+            (train_rows, data_args.split, data_args.image_column),
+            (eval_rows, data_args.eval_split, data_args.real_image_column),
+        )
+    )
     model, processor = _model_and_processor(model_args)
     check_processor(processor, model.config)
     model.model.vision_tower.check_modalities([data_args.modality, "real"])
@@ -309,6 +299,4 @@ def _text(message: dict) -> str:
 
 
 if __name__ == "__main__":
-    from .cli import run
-
-    run("vlm")
+    run(main)
