@@ -263,19 +263,46 @@ def siglip(part: Part) -> Tower:
     """transformers' default sizes of a SigLIP, those of B/16."""
     from transformers import SiglipConfig, SiglipModel
 
-    if not hasattr(gmail_hf, "GmailSiglipModel"):
-        raise MissingPeer("gmail_hf has no GmailSiglipModel")
+    siglip = required("GmailSiglipModel")
     small = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
     config = SiglipConfig(vision_config=part.choose(small, {}), text_config={"num_hidden_layers": 1})
     with tempfile.TemporaryDirectory() as folder:
         SiglipModel(config).save_pretrained(folder)
-        return gmail_tower(gmail_hf.GmailSiglipModel.from_base(folder, **LORA).to(part.settings.device))
+        return gmail_tower(siglip.from_base(folder, **LORA).to(part.settings.device))
+
+
+def qwen3_vl(part: Part) -> Tower:
+    """The vision tower of Qwen3-VL at transformers' default sizes, on packed patches; an image is their mean."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionConfig, Qwen3VLVisionModel
+
+    attach_branches = required("attach_branches")
+    small = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64}
+    config = Qwen3VLVisionConfig(**part.choose(small | {"deepstack_visual_indexes": [0]}, {}))
+    tower = Qwen3VLVisionModel(config)
+    attach_branches(tower.train(), rank=trainers.RANK, alpha=trainers.ALPHA, tower="")
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        side = images.shape[-1] // config.patch_size
+        patches = images.reshape(len(images) * side**2, -1).repeat(1, config.temporal_patch_size)
+        grid = torch.tensor([[1, side, side]] * len(images), device=images.device)
+        tokens = tower(patches, grid_thw=grid, modality="gen").pooler_output  # (images * tokens, hidden)
+        return normalize(tokens.view(len(images), -1, tokens.shape[-1]).mean(dim=1), dim=-1)
+
+    return Tower(embed, None, list(tower.parameters()))
+
+
+def required(name: str) -> Any:
+    """A member of gmail_hf that this version may lack."""
+    if not hasattr(gmail_hf, name):
+        raise MissingPeer(f"gmail_hf has no {name}")
+    return getattr(gmail_hf, name)
 
 
 # By name, what makes a tower to train. It raises MissingPeer, with the reason, where that cannot be.
 BASES = {
     "CLIP ViT-B/32": lambda part: gmail_clip(part, part.choose("narrow", "vit-b-32")),
     "SigLIP-B/16": siglip,
+    "Qwen3-VL's tower": qwen3_vl,
 }
 
 
