@@ -1,8 +1,7 @@
 """
 A demo page: score an image against texts by both branches, and compare a real image with a generated one.
 
-The embedded default, after `accelerate launch examples/train_gmail.py` has written gmail-digits (needs
-`pip install "gmail-hf[app,digits]"`):
+The bundled digits, after `gmail-hf train` has written gmail-digits (needs `pip install "gmail-hf[app,digits]"`):
 
     python examples/app.py
 
@@ -10,9 +9,9 @@ Any model, with pairs of its own to click on:
 
     python examples/app.py --model org/gmail-coco --dataset org/coco-sd2 --split validation
 
-A plain CLIP is welcome as `--model`; its two branches are the same, and the page says so. Where gmail-digits is
-missing, the page shows the CLIP that comes along. The page loads nothing from other servers; gradio's own variables
-(GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_SHARE) tell it where to listen.
+`--model` may be a plain CLIP; its two branches are the same, and the page says so. Without gmail-digits the page shows
+the bundled CLIP. The page loads nothing from other servers; gradio's own variables (GRADIO_SERVER_NAME,
+GRADIO_SERVER_PORT, GRADIO_SHARE) set the address.
 """
 
 from collections.abc import Sequence
@@ -61,8 +60,8 @@ def load(name: str, revision: str | None = None) -> tuple["GmailCLIPModel", Any,
     """
     A model, its processor, and what to tell visitors about it.
 
-    A plain CLIP gets fresh branches, both equal to itself; so does the CLIP that comes along, where the default model
-    was not trained yet.
+    A plain CLIP gets fresh branches, both equal to itself; so does the bundled CLIP, if the default model was not
+    trained yet.
     """
     import torch
 
@@ -73,13 +72,13 @@ def load(name: str, revision: str | None = None) -> tuple["GmailCLIPModel", Any,
     if missing:
         note = (
             f"**Not trained yet: both branches are still the same CLIP, so every score shows twice.** There is no "
-            f"`{name}` here. `accelerate launch examples/train_gmail.py` writes it in minutes; then start this page "
+            f"`{name}` here. `gmail-hf train` writes it in minutes; then start this page "
             "again."
         )
     elif model.is_base("gen"):
         note = (
             f"**`{name}` is not aligned: both branches are the same CLIP, so every score shows twice.** Align it by "
-            f"`accelerate launch examples/train_gmail.py --model {name} --dataset ...`."
+            f"`gmail-hf train --model {name} --dataset ...`."
         )
     else:
         note = f"Model: `{name}`."

@@ -7,10 +7,10 @@ Cards of what nobody has run come from examples/configs. Those of what ships wit
 the scores that are here. gmail-digits comes from the files that a training and an evaluation left here; to run them
 again, and take their files over:
 
-    accelerate launch examples/train_gmail.py
-    python examples/evaluate_gmail.py --model gmail-digits --benchmarks digits --output_dir gmail-digits-scores
+    gmail-hf train
+    gmail-hf evaluate --model gmail-digits --benchmarks digits --output_dir gmail-digits-scores
     python model_cards/render.py gmail-digits gmail-digits gmail-digits-scores
-    python examples/evaluate_gmail.py --model src/gmail_hf/digits/clip --benchmarks digits \\
+    gmail-hf evaluate --model src/gmail_hf/digits/clip --benchmarks digits \\
         --output_dir digits-clip-scores
     python model_cards/render.py digits-clip digits-clip-scores
 """
@@ -53,7 +53,7 @@ def render(output_dir: Path = HERE) -> None:
 
 def planned_card(config_file: str | os.PathLike) -> ModelCard:
     """
-    The card of a configuration of `examples/train_gmail.py` that nobody has run: method and recipe, no score.
+    The card of a configuration of `gmail-hf train` that nobody has run: method and recipe, no score.
 
     Args:
         config_file: the YAML file; the comment on top of it describes the run.

@@ -55,7 +55,7 @@ def test_a_page_without_a_trained_model_says_so(tmp_path, monkeypatch, clip_fold
     monkeypatch.chdir(tmp_path)
     model, _, note = app.load(app.DEFAULT_MODEL)
     assert model.config.base_model_name_or_path == clip_path() and model.is_base("gen")
-    assert "Not trained yet" in note and "accelerate launch examples/train_gmail.py`" in note
+    assert "Not trained yet" in note and "gmail-hf train`" in note
     assert "is not aligned" in app.load(str(clip_folder))[2]
     make_model(clip_folder).save_pretrained(app.DEFAULT_MODEL)
     processor.save_pretrained(app.DEFAULT_MODEL)

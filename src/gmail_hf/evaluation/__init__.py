@@ -1,5 +1,5 @@
 """
-Benchmarks: models in, scores out; what `examples/evaluate_gmail.py` runs.
+Benchmarks: models in, scores out; what `gmail-hf evaluate` runs.
 
 The scores themselves are `gmail_hf.metrics`'s, functions of arrays and texts.
 """

@@ -178,7 +178,7 @@ def read_manifest(folder: str | os.PathLike, split: str = "train") -> dict[str, 
     """
     path = Path(folder, file_of(MANIFEST, split))
     if not path.exists():
-        raise FileNotFoundError(f"'{folder}' holds no {path.name}: it was not made by examples/generate_dataset.py.")
+        raise FileNotFoundError(f"'{folder}' holds no {path.name}: it was not made by gmail-hf generate.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
