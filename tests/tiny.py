@@ -115,17 +115,14 @@ def make_pairs(
     )
 
 
-def pair_losses(model, batch, config=None):
+def pair_losses(model, batch, config=None, **options):
     """Outputs and losses of a batch of pairs, computed as `GmailTrainer` does; `model` may be wrapped by DDP."""
     config = config or GmailLossConfig()
+    if config.token_weight > 0:
+        options = {"token_layer": -2, **options}
     ids = {name: batch[name] for name in ("image_ids", "caption_ids") if name in batch}
-    text = () if config.needs_text else ("input_ids", "attention_mask")
-    outputs = model(
-        **{name: values for name, values in batch.items() if name not in (*ids, *text)},
-        generated_modality=config.generated_modality,
-        mini_batch_size=config.mini_batch_size,
-        token_layer=config.token_layer if config.token_weight > 0 else None,
-    )
+    left_out = {*ids} if config.needs_text else {*ids, "input_ids"}
+    outputs = model(**{name: values for name, values in batch.items() if name not in left_out}, **options)
     scale = getattr(model, "module", model).logit_scale.exp()
     return outputs, gmail_loss(outputs, **ids, logit_scale=scale, config=config)
 

@@ -14,9 +14,10 @@ from .captioners import ClipCapConfig, ClipCapForConditionalGeneration, ClipCapP
 from .models.base import GmailOutput
 from .models.clip import GmailCLIPModel, GmailVisionModel, GmailVisionModelWithProjection
 from .models.configuration_clip import GmailConfig, GmailVisionConfig
+from .training.arguments import GmailTrainingArguments
 from .training.embeddings import embed_images
 from .training.losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss, token_alignment_loss
-from .training.trainer import GmailTrainer, GmailTrainingArguments
+from .training.trainer import GmailTrainer
 from .version import __version__ as __version__
 from .vlm import GmailLlavaConfig, GmailLlavaForConditionalGeneration
 

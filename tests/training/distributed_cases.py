@@ -27,8 +27,9 @@ CASES = {
     "train_real": ({"trainable_modalities": ["real", "gen"]}, GmailLossConfig(symmetric=True)),
     "text": ({"text_lora": True}, GmailLossConfig(gen_text_weight=1.0, real_text_weight=0.5)),
     "tokens": ({}, GmailLossConfig(token_weight=0.5)),
-    "mini_batches": ({"trainable_modalities": ["real", "gen"]}, GmailLossConfig(mini_batch_size=3)),
+    "mini_batches": ({"trainable_modalities": ["real", "gen"]}, GmailLossConfig()),
 }
+OPTIONS = {"mini_batches": {"mini_batch_size": 3}}
 
 
 def batch_of(rows: slice) -> dict[str, torch.Tensor]:
@@ -48,7 +49,7 @@ def one_step(clip_folder: str, case: str, rows: slice) -> dict[str, torch.Tensor
     fields, config = CASES[case]
     model = make_model(clip_folder, **fields).train()
     parallel = DistributedDataParallel(model) if dist.is_initialized() else model
-    loss = pair_losses(parallel, batch_of(rows), config)[1]["loss"]
+    loss = pair_losses(parallel, batch_of(rows), config, **OPTIONS.get(case, {}))[1]["loss"]
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **gradients}

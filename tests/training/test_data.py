@@ -187,9 +187,10 @@ def test_bad_pair_is_named_counted_and_skipped(processor, bad, caplog):
         GmailCollator(processor, on_bad_image="error")(rows)
 
 
-def test_pair_without_cached_embedding_is_skipped(processor, caplog):
+@pytest.mark.parametrize("missing", [None, [float("nan")] * 2, [1.0, float("inf")]], ids=str)
+def test_pair_without_an_embedding_is_skipped(processor, caplog, missing):
     rows = [{**row, "real_embeds": [1.0, 0.0]} for row in rows_of(make_pairs(3))]
-    rows[0]["real_embeds"] = [float("nan")] * 2
+    rows[0]["real_embeds"] = missing
     batch = GmailCollator(processor)(rows)
     assert batch["skipped_pairs"] == 1 and batch["real_embeds"].shape == (2, 2)
     assert "id-0" in caplog.text

@@ -91,7 +91,6 @@ def test_gather_is_identity_in_one_process():
     [
         ({"temperature": 0.0}, "temperature"),
         ({"temperature": -0.07}, "temperature"),
-        ({"mini_batch_size": 0}, "mini-batch"),
         ({"align_weight": 0.0}, "align_weight"),
         ({"consistency_weight": -1.0}, "consistency_weight"),
         ({"gen_text_weight": -1.0}, "gen_text_weight"),
@@ -178,9 +177,9 @@ def pair_batch(count=8, text=True):
     return {**batch, "input_ids": tokens(count)} if text else batch
 
 
-def step(model, batch, config):
+def step(model, batch, config=None, **options):
     model.zero_grad()
-    _, losses = pair_losses(model, batch, config)
+    _, losses = pair_losses(model, batch, config, **options)
     losses["loss"].backward()
     gradients = {n: p.grad.clone() for n, p in model.adapter_parameters() if p.grad is not None}
     return losses["loss"], gradients
@@ -214,10 +213,9 @@ def test_the_papers_loss_is_the_default(clip_folder):
 @pytest.mark.parametrize("size", [1, 3, 8, 100])
 def test_mini_batches_give_the_plain_gradient(clip_folder, trainable, size):
     model = make_model(clip_folder, trainable_modalities=trainable, text_lora=True).train()
-    losses = {**vars(ALL_LOSSES), "token_weight": 0.5}
-    plain, plain_gradients = step(model, pair_batch(), GmailLossConfig(**losses))
-    losses["mini_batch_size"] = size
-    small, small_gradients = step(model, pair_batch(), GmailLossConfig(**losses))
+    config = GmailLossConfig(**{**vars(ALL_LOSSES), "token_weight": 0.5})
+    plain, plain_gradients = step(model, pair_batch(), config)
+    small, small_gradients = step(model, pair_batch(), config, mini_batch_size=size)
     torch.testing.assert_close(small, plain, rtol=1e-5, atol=1e-6)
     assert len(plain_gradients) == sum(1 for _ in model.adapter_parameters())
     torch.testing.assert_close(small_gradients, plain_gradients, rtol=1e-5, atol=1e-6)
@@ -226,8 +224,7 @@ def test_mini_batches_give_the_plain_gradient(clip_folder, trainable, size):
 @pytest.mark.parametrize("layer", [-1, -2, 1])
 def test_token_loss_reads_patch_tokens_of_its_layer(clip_folder, layer):
     model, batch = make_model(clip_folder), pair_batch(text=False)
-    config = GmailLossConfig(token_weight=2.0, token_layer=layer)
-    output, losses = pair_losses(model, batch, config)
+    output, losses = pair_losses(model, batch, GmailLossConfig(token_weight=2.0), token_layer=layer)
     tokens = [
         model.vision_model(batch[f"{side}_pixel_values"], modality=modality, output_hidden_states=True)
         for side, modality in (("generated", "gen"), ("real", "real"))
@@ -242,10 +239,9 @@ def test_token_loss_reads_patch_tokens_of_its_layer(clip_folder, layer):
 def test_mini_batches_draw_dropout_once(clip_folder):
     """A mini-batch computed again sees its first pass's dropout: the gradient belongs to the loss returned."""
     model = make_model(clip_folder, lora_dropout=0.5).train()
-    config = GmailLossConfig(mini_batch_size=4)
     batch = pair_batch(text=False)
     torch.manual_seed(0)
-    _, gradients = step(model, batch, config)
+    _, gradients = step(model, batch, mini_batch_size=4)
     torch.manual_seed(0)
     model.zero_grad()
     # The same two mini-batches in the same order, kept instead of computed again.
@@ -260,21 +256,21 @@ def test_mini_batches_draw_dropout_once(clip_folder):
 @pytest.mark.parametrize("mini_batch_size", [None, 3])
 def test_eight_bit_pixels_give_the_same_loss_and_gradient(clip_folder, mini_batch_size):
     model, batch = make_model(clip_folder).train(), pair_batch(text=False)
-    config, generator = GmailLossConfig(mini_batch_size=mini_batch_size), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     scale = {"pixel_mean": torch.tensor([120.0, 110.0, 100.0]), "pixel_std": torch.tensor([60.0, 70.0, 80.0])}
     mean, std = (values[:, None, None] for values in scale.values())
     sides = ("generated_pixel_values", "real_pixel_values")
     small = {side: torch.randint(256, batch[side].shape, generator=generator, dtype=torch.uint8) for side in sides}
     whole = {side: (values - mean) / std for side, values in small.items()}
-    expected, gradients = step(model, {**batch, **whole}, config)
-    loss, found = step(model, {**batch, **small, **scale}, config)
+    expected, gradients = step(model, {**batch, **whole}, mini_batch_size=mini_batch_size)
+    loss, found = step(model, {**batch, **small, **scale}, mini_batch_size=mini_batch_size)
     assert torch.equal(loss, expected) and all(torch.equal(found[n], gradients[n]) for n in gradients)
     for wrong in (small, {**whole, **scale}, {**small, "pixel_mean": scale["pixel_mean"]}):
         with pytest.raises(ValueError, match="uint8 images need `pixel_mean` and `pixel_std`"):
-            pair_losses(model, {**batch, **wrong}, config)
+            pair_losses(model, {**batch, **wrong}, mini_batch_size=mini_batch_size)
 
 
-def saved_bytes(model, batch, config):
+def saved_bytes(model, batch, **options):
     """Bytes that autograd keeps between forward and backward."""
     kept = {}
 
@@ -285,7 +281,7 @@ def saved_bytes(model, batch, config):
     given = [*model.parameters(), *batch.values()]
     given = {tensor.untyped_storage().data_ptr() for tensor in given}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = pair_losses(model, batch, config)[1]["loss"]
+        loss = pair_losses(model, batch, **options)[1]["loss"]
     loss.backward()
     return sum(size for pointer, size in kept.items() if pointer not in given)
 
@@ -293,6 +289,6 @@ def saved_bytes(model, batch, config):
 def test_mini_batches_keep_few_activations(clip_folder):
     model = make_model(clip_folder).train()
     batch = pair_batch(32, text=False)
-    plain = saved_bytes(model, batch, GmailLossConfig())
-    small = saved_bytes(model, batch, GmailLossConfig(mini_batch_size=4))
+    plain = saved_bytes(model, batch)
+    small = saved_bytes(model, batch, mini_batch_size=4)
     assert small < plain / 4

@@ -74,7 +74,7 @@ def parse_args(argv: Sequence[str]):
     Raises:
         ValueError: see [`options.parse`]; pairs of the user's own, and no model for them.
     """
-    from ..training.trainer import GmailTrainingArguments
+    from ..training.arguments import GmailTrainingArguments
 
     dataclasses = (ModelArguments, DataArguments, GmailTrainingArguments)
     args = parse(argv, "train", __doc__, dataclasses, default_config="digits", stages=STAGES)
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     import datasets
     import torch
 
-    from ..training.data import check_pairs
+    from ..training.data import check_pairs, needed_columns
     from ..training.loading import check_free_disk
     from ..training.trainer import GmailTrainer
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         "image_id": data_args.image_id_column,
     }
     train_dataset, eval_dataset = data_args.load(training_args, columns)
-    needed = training_args.loss_config().columns
+    needed = needed_columns(training_args)
     for split, dataset in ((data_args.split, train_dataset), (data_args.eval_split, eval_dataset)):
         if dataset is not None:
             check_pairs(dataset, data_args.title(split), training_args.on_bad_image, needed)

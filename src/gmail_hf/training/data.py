@@ -3,7 +3,8 @@ Pairs of a real and a generated image: the column schema, the checks before trai
 
 A data set of pairs has the columns `real_image` and `generated_image` (`datasets.Image`), `caption` (string) and
 `image_id` (string or integer, the same for all pairs of one real image). A loss that looks at one kind of image, as in
-stage 2, does not need the other.
+stage 2, does not need the other. Embeddings computed beforehand can replace the images of a frozen branch: the columns
+`real_embeds` and `generated_embeds` hold lists of `projection_dim` floats.
 """
 
 import copy
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Image, IterableDataset, LargeList, List
 from datasets.fingerprint import Hasher
@@ -22,6 +24,7 @@ from PIL import ImageOps
 from transformers.utils import logging
 
 from .images import PixelValues, raw_pixels
+from .losses import GmailLossConfig
 
 SIDES = ("real", "generated")
 PIXEL_SCALE = ("pixel_mean", "pixel_std")
@@ -88,33 +91,36 @@ def check_pairs(
     on_bad_image: str = "skip",
     needed: Sequence[str] = PAIR_COLUMNS,
     sample: int = 8,
+    embed_dim: int | None = None,
 ) -> None:
     """
-    Check columns and types of a data set of pairs and decode a sample of its images, before hours of work start.
+    Check columns and types of a data set of pairs and read a sample of them, before hours of work start.
 
     Args:
         dataset: the pairs.
         name: what errors call it.
         on_bad_image: see [`GmailCollator`].
-        needed: the columns that must be there, such as [`GmailLossConfig.columns`].
+        needed: the columns that must exist, such as [`needed_columns`] of the losses. `real_embeds` can replace
+            `real_image`, and `generated_embeds` `generated_image`.
         sample: how many pairs to read.
+        embed_dim (`int`, *optional*): the length that embeddings must have.
 
     Raises:
-        ValueError: the data set is empty; a column is missing, of another type or the same throughout; a caption or id
-            is missing; none of the sampled pairs can be read (or, under `on_bad_image="error"`, one of them cannot).
-            Of a streamed data set only the sample is looked at.
+        ValueError: the data set is empty; a column is missing, of another type or the same throughout; embeddings of
+            another length; a caption or id is missing; none of the sampled pairs can be read (or, under
+            `on_bad_image="error"`, one of them cannot). In a streamed data set only the sample is checked.
     """
-    first = next(iter(_sample_rows(undecoded(dataset), 1)), None)
-    if first is None:
+    if next(iter(_sample_rows(undecoded(dataset), 1)), None) is None:
         raise ValueError(f"{name} is empty.")
-    columns = dataset.column_names or list(first)
-    missing = [column for column in needed if column not in columns]
+    columns = column_names(dataset)
+    replaced = {f"{side}_image": f"{side}_embeds" for side in SIDES if f"{side}_embeds" in columns}
+    missing = [column for column in needed if column not in columns and column not in replaced]
     if missing:
         raise ValueError(
             f"{name} lacks the column(s) {missing}; it has {columns}. The losses need {list(needed)}: rename yours "
             f"with `dataset.rename_column(old, new)`, or name them by the --*_column flags of examples/train_gmail.py."
         )
-    images = [f"{side}_image" for side in SIDES if f"{side}_image" in needed]
+    images = [f"{side}_image" for side in SIDES if f"{side}_image" in needed and f"{side}_image" not in replaced]
     for column in images:
         feature = (dataset.features or {}).get(column)
         if feature is not None and not isinstance(feature, Image):
@@ -132,6 +138,8 @@ def check_pairs(
         try:
             for column in images:
                 decode_image(row[column])
+            for column in replaced.values():
+                _check_embedding(row[column], column, name, embed_dim)
         except BadImageError as error:
             failures.append(f"the pair with image_id {row['image_id']}: {error}")
     if len(failures) == len(rows) or (failures and on_bad_image == "error"):
@@ -140,6 +148,42 @@ def check_pairs(
         )
     if isinstance(dataset, Dataset):  # of a stream the first rows say little about the others
         _check_ids(dataset, rows, name)
+        for column in replaced.values():
+            _check_lengths(dataset, column, name)
+
+
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """The columns of a data set; those of its first row if it is streamed and declares none."""
+    return dataset.column_names or list(next(iter(undecoded(dataset).take(1)), {}))
+
+
+def needed_columns(losses: GmailLossConfig) -> tuple[str, ...]:
+    """The columns that a data set needs for its losses, see [`check_pairs`]; captions and ids tell pairs apart."""
+    images = {"real_image": losses.needs_real, "generated_image": losses.needs_generated}
+    return (*(column for column, needed in images.items() if needed), "caption", "image_id")
+
+
+def _check_embedding(value: Any, column: str, name: str, dim: int | None) -> None:
+    if value is None:
+        raise BadImageError(f"no embedding in '{column}'")
+    array = np.asarray(value)
+    if array.dtype.kind != "f" or array.shape != (dim or array.size,):
+        raise ValueError(
+            f"Column '{column}' of {name} holds {array.dtype} of shape {array.shape}; each row needs one embedding, a "
+            f"list of {dim or array.size} floats."
+        )
+    if not np.isfinite(array).all():
+        raise BadImageError(f"the embedding in '{column}' is not finite")
+
+
+def _check_lengths(dataset: Dataset, column: str, name: str) -> None:
+    lengths = set()
+    for values in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100_000):
+        lengths.update(pc.unique(pc.list_value_length(values[column])).to_pylist())
+    if len(lengths - {None}) > 1:
+        raise ValueError(
+            f"Column '{column}' of {name} holds embeddings of different lengths, {sorted(lengths - {None})}."
+        )
 
 
 def _check_ids(dataset: Dataset, rows: list[dict], name: str) -> None:
@@ -196,9 +240,10 @@ class GmailCollator:
 
     Returns of a call:
         `generated_pixel_values`, `real_pixel_values` `(pairs, channels, height, width)` or, where the rows hold
-        `generated_embeds` or `real_embeds`, these in their place, `(pairs, dim)` (NaN counts as a bad image), all
-        float32; `image_ids`, `caption_ids` `(pairs,)` int64; `input_ids`, `attention_mask` `(pairs, tokens)` int64
-        with text; `skipped_pairs` `()` int64. What the rows lack is left out; where no pair can be read, `pairs` is 0.
+        `generated_embeds` or `real_embeds`, these in their place, `(pairs, dim)` (one that is missing or not finite
+        counts as a bad image), all float32; `image_ids`, `caption_ids` `(pairs,)` int64; `input_ids`,
+        `attention_mask` `(pairs, tokens)` int64 with text; `skipped_pairs` `()` int64. What the rows lack is left out;
+        where no pair can be read, `pairs` is 0.
 
     Raises:
         ValueError: a bad image under `"error"`; a pair without id or caption.
@@ -237,7 +282,7 @@ class GmailCollator:
         }
         for side, values in zip(sides, zip(*images, strict=True), strict=True):
             if f"{side}_embeds" in kept[0]:
-                batch[f"{side}_embeds"] = torch.tensor(np.stack(values), dtype=torch.float32)
+                batch[f"{side}_embeds"] = torch.from_numpy(np.stack(values))
             else:
                 pixels = self.pixel_values.eight_bit(values) if self.eight_bit else None
                 batch[f"{side}_pixel_values"] = self.pixel_values(values) if pixels is None else pixels
@@ -253,7 +298,8 @@ class GmailCollator:
         stand_in = {**rows[0], "image_id": "", "caption": ""}
         for side in SIDES:
             if f"{side}_embeds" in stand_in:
-                stand_in[f"{side}_embeds"] = np.zeros(len(stand_in[f"{side}_embeds"]), np.float32)
+                embeds = (row[f"{side}_embeds"] for row in rows)
+                stand_in[f"{side}_embeds"] = np.zeros(max(0 if value is None else len(value) for value in embeds))
             elif f"{side}_image" in stand_in:
                 stand_in[f"{side}_image"] = PILImage.new("RGB", (64, 64))
         batch = self([stand_in])
@@ -265,9 +311,11 @@ class GmailCollator:
             cell = row[f"{side}_image"]
             pixels = raw_pixels(cell["bytes"]) if isinstance(cell, dict) else None
             return decode_image(cell) if pixels is None else pixels
-        embeds = row[f"{side}_embeds"]
-        if np.isnan(embeds).any():
-            raise BadImageError(f"its {side} image could not be read when the embeddings were cached")
+        if row[f"{side}_embeds"] is None:
+            raise BadImageError(f"it has no embedding of its {side} image, which could not be read")
+        embeds = np.asarray(row[f"{side}_embeds"], np.float32)
+        if not np.isfinite(embeds).all():
+            raise BadImageError(f"the embedding of its {side} image is not finite")
         return embeds
 
 

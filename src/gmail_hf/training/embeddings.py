@@ -178,22 +178,23 @@ def cached_embeds(
 
 def embeds_array(embeds: Dataset) -> np.ndarray:
     """The column `image_embeds` of [`cached_embeds`] as float32 `(rows, dim)`; NaN where there is none."""
-    dim = embeds.features["image_embeds"].length
-    column = embeds.data.column("image_embeds").combine_chunks()
-    array = np.full((len(embeds), dim), np.nan, np.float32)
-    array[column.is_valid().to_numpy(zero_copy_only=False)] = column.drop_null().flatten().to_numpy().reshape(-1, dim)
+    column = embeds.with_format("arrow")[:]["image_embeds"].combine_chunks()
+    readable = column.is_valid().to_numpy(zero_copy_only=False)
+    values = column.drop_null().flatten().to_numpy().reshape(readable.sum(), -1)
+    array = np.full((len(embeds), values.shape[1]), np.nan, np.float32)
+    array[readable] = values
     return array
 
 
 class EmbeddedPairs(torch.utils.data.Dataset):
     """
-    Pairs whose images are replaced by their cached embeddings (NaN where an image could not be read), without copying
-    a row of either.
+    Pairs whose images are replaced by their embeddings (None where an image could not be read), without copying a row
+    of either.
 
     Args:
         pairs (`datasets.Dataset`): see [`check_pairs`].
-        real, generated (`datasets.Dataset`, *optional*): row by row what [`cached_embeds`] made of the pairs' real and
-            generated images.
+        real, generated (`datasets.Dataset`, *optional*): embeddings of the pairs' real and generated images, row by
+            row, in a column `image_embeds`, as from [`cached_embeds`].
         partners (`np.ndarray` of shape `(pairs,)`, *optional*): the row whose real image each generated image gets.
     """
 
@@ -204,12 +205,12 @@ class EmbeddedPairs(torch.utils.data.Dataset):
         generated: Dataset | None = None,
         partners: np.ndarray | None = None,
     ):
-        cached = {"real": real, "generated": generated}
-        images = [f"{side}_image" for side, embeds in cached.items() if embeds is None]
+        embeds = {"real": real, "generated": generated}
+        images = [f"{side}_image" for side, given in embeds.items() if given is None]
         kept = ["caption", *(column for column in images if column in pairs.column_names)]
         self.pairs = undecoded(pairs.select_columns(kept))
         self.image_ids = pairs.select_columns(["image_id"])
-        self.embeds = {side: embeds for side, embeds in cached.items() if embeds is not None}
+        self.embeds = {side: given for side, given in embeds.items() if given is not None}
         self.partners = np.arange(len(pairs)) if partners is None else partners
 
     def __len__(self) -> int:
@@ -220,15 +221,12 @@ class EmbeddedPairs(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         partners = self.partners[indices].tolist()
-        rows = self.pairs.__getitems__(indices)
         columns = {"image_id": self.image_ids[partners]["image_id"]}
         for side, embeds in self.embeds.items():
-            none = [float("nan")] * embeds.features["image_embeds"].length
-            values = embeds[partners if side == "real" else indices]["image_embeds"]
-            columns[f"{side}_embeds"] = [none if value is None else value for value in values]
+            columns[f"{side}_embeds"] = embeds[partners if side == "real" else indices]["image_embeds"]
         return [
             {**row, **dict(zip(columns, values, strict=True))}
-            for row, values in zip(rows, zip(*columns.values(), strict=True), strict=True)
+            for row, values in zip(self.pairs.__getitems__(indices), zip(*columns.values(), strict=True), strict=True)
         ]
 
 

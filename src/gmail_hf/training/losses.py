@@ -7,57 +7,56 @@ images each, and telling such pairs apart is not what the loss is for.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass
 class GmailLossConfig:
     """
-    Temperature and weights of the losses; the defaults are the paper's recipe, Eq. 1 alone.
-
-    Args:
-        temperature (`float`): tau of Eq. 1.
-        align_weight (`float`): weight of [`alignment_loss`].
-        consistency_weight (`float`): weight of [`consistency_loss`].
-        gen_text_weight, real_text_weight (`float`): weights of [`contrastive_loss`] between captions and generated or
-            real images.
-        token_weight (`float`): weight of [`token_alignment_loss`], which needs one of the two above.
-        token_layer (`int`): the hidden states that it reads; `-2` is LLaVA's own default.
-        symmetric (`bool`): add the direction real -> generated to Eq. 1.
-        generated_modality (`str`): the branch that generated images take. `"real"` is the baseline that takes them for
-            real images.
-        gather_negatives (`bool`): in distributed training, draw the negatives from all processes.
-        mini_batch_size (`int`, *optional*): see [`GmailCLIPModel.embed_images`].
+    Weights and temperature of [`gmail_loss`]. The defaults are the paper's recipe, Eq. 1 alone. The help of each field
+    describes it.
 
     Raises:
         ValueError: a value is out of range, or every weight is zero.
     """
 
-    temperature: float = 0.07
-    align_weight: float = 1.0
-    consistency_weight: float = 0.0
-    gen_text_weight: float = 0.0
-    real_text_weight: float = 0.0
-    token_weight: float = 0.0
-    token_layer: int = -2
-    symmetric: bool = False
-    generated_modality: str = "gen"
-    gather_negatives: bool = True
-    mini_batch_size: int | None = None
+    temperature: float = field(default=0.07, metadata={"help": "Temperature tau of the alignment loss (Eq. 1)."})
+    align_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the alignment loss (Eq. 1), see `alignment_loss`."}
+    )
+    consistency_weight: float = field(
+        default=0.0, metadata={"help": "Weight of 1 - cos of each pair, see `consistency_loss`."}
+    )
+    gen_text_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the contrast of generated images and captions, see `contrastive_loss`."},
+    )
+    real_text_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the contrast of real images and captions, see `contrastive_loss`."}
+    )
+    token_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the alignment of patch tokens, for LLaVA, see `token_alignment_loss`; needs "
+            "`align_weight` or `consistency_weight`."
+        },
+    )
+    symmetric: bool = field(default=False, metadata={"help": "Add the direction real -> generated to Eq. 1."})
+    gather_negatives: bool = field(
+        default=True, metadata={"help": "In distributed training, draw negatives from all processes."}
+    )
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:  # so written that NaN is refused too
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
-        if self.mini_batch_size is not None and self.mini_batch_size < 1:
-            raise ValueError(f"The contrastive mini-batch size must be at least 1, got {self.mini_batch_size}.")
-        weights = {name: value for name, value in vars(self).items() if name.endswith("_weight")}
+        weights = {f"{name}_weight": getattr(self, f"{name}_weight") for name in LOSS_NAMES}
         if not all(value >= 0 for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"Loss weights must not be negative, nor all zero, got {weights}.")
-        if self.token_weight > 0 and not (self.align_weight > 0 or self.consistency_weight > 0):
+        if self.token_weight > 0 and not self.aligns:
             raise ValueError("`token_weight` adds to `align_weight` or `consistency_weight`, which are both zero.")
 
     @property
@@ -80,14 +79,7 @@ class GmailLossConfig:
         """Whether a loss compares images with captions."""
         return self.gen_text_weight > 0 or self.real_text_weight > 0
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that a data set must have, see [`check_pairs`]; captions and ids tell which pairs are alike."""
-        images = {"real_image": self.needs_real, "generated_image": self.needs_generated}
-        return (*(column for column, needed in images.items() if needed), "caption", "image_id")
 
-
-PAPER_LOSSES = GmailLossConfig()
 LOSS_NAMES = ("align", "consistency", "token", "gen_text", "real_text")
 # What the model computes each input of the losses from.
 MADE_FROM = {
@@ -275,7 +267,7 @@ def gmail_loss(
     image_ids: torch.Tensor | None = None,
     caption_ids: torch.Tensor | None = None,
     logit_scale: torch.Tensor | float | None = None,
-    config: GmailLossConfig = PAPER_LOSSES,
+    config: GmailLossConfig | None = None,
 ) -> dict[str, torch.Tensor]:
     """
     All losses of a batch of pairs in float32.
@@ -287,7 +279,7 @@ def gmail_loss(
         image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): see [`same_pair_mask`].
         logit_scale (`float` or `torch.FloatTensor` of shape `()`, *optional*): see [`contrastive_loss`]; the text
             losses need it.
-        config ([`GmailLossConfig`]): weights and temperature; default the paper's recipe, Eq. 1.
+        config ([`GmailLossConfig`], *optional*): weights and temperature; default the paper's recipe, Eq. 1.
 
     Returns:
         `dict` of `torch.FloatTensor` of shape `()`: the weighted sum as `loss`, and the terms whose weight is not
@@ -296,6 +288,7 @@ def gmail_loss(
     Raises:
         ValueError: a loss lacks its embeddings or tokens; numbers of rows differ.
     """
+    config = config or GmailLossConfig()
     given = {name: embeds.get(name) for name in _compared(config)}
     for name, tensor in given.items():
         if tensor is None:

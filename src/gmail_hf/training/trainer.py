@@ -3,16 +3,17 @@
 import json
 import os
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import EvalPrediction, TrainingArguments
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, PredictionOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..branches.configuration import TEXT_ADAPTER
@@ -21,130 +22,17 @@ from ..models.base import GmailOutput
 from ..models.clip import GmailCLIPModel
 from ..publishing.model_cards import write_card
 from ..publishing.provenance import PROVENANCE, name_pairs, provenance, weights_digest
+from .arguments import GmailTrainingArguments
 from .callbacks import FiguresCallback
-from .data import SIDES, GmailCollator, check_pairs, undecoded
+from .data import SIDES, GmailCollator, check_pairs, column_names, needed_columns, undecoded
 from .embeddings import EmbeddedPairs, cached_embeds, embeds_array
-from .losses import GmailLossConfig, gmail_loss
+from .losses import gmail_loss
 from .pairing import optimal_pairing
 from .safe_trainer import SafeTrainer
 
 NO_PAIR = -1  # the caption id of rows that only fill a batch; ids are not negative
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass
-class GmailTrainingArguments(TrainingArguments):
-    """
-    `TrainingArguments` with the paper's settings as defaults (GMAIL, section 4.1), and the losses of GMAIL.
-
-    Changed defaults: `learning_rate=1e-4`, `weight_decay=0.01`, `per_device_train_batch_size=256`,
-    `per_device_eval_batch_size` the same unless given, `max_steps=50_000` (unless `num_train_epochs` is given),
-    `lr_scheduler_type="cosine_with_restarts"` with 5 cycles, `logging_steps=50`, `remove_unused_columns=False`.
-
-    Args:
-        temperature, align_weight, consistency_weight, gen_text_weight, real_text_weight, token_weight, token_layer,
-            symmetric, generated_modality, gather_negatives: see [`GmailLossConfig`].
-        contrastive_mini_batch_size (`int`, *optional*): contrast the whole batch at the memory of this many pairs;
-            see [`GmailCLIPModel.embed_images`].
-        pairing (`str`): `"caption"` keeps the data set's pairs; `"optimal"` re-pairs within each caption, see
-            [`optimal_pairing`]; it needs `cache_real_embeds`.
-        cache_real_embeds (`bool`): embed the images of a frozen branch once; see [`cached_embeds`]. The real branch is
-            frozen by default; text losses alone freeze both.
-        on_bad_image (`str`): `"skip"` or `"error"`, see [`GmailCollator`].
-        log_figures (`bool`): log pictures of the evaluation pairs and their embeddings; see [`FiguresCallback`].
-
-    Raises:
-        ValueError: an option is out of range or contradicts another.
-    """
-
-    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
-    per_device_train_batch_size: int = field(default=256, metadata={"help": "Pairs a device and step."})
-    per_device_eval_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs a device in evaluation, images when embeddings are cached; as in training by default."
-        },
-    )
-    num_train_epochs: float = field(
-        default=-1, metadata={"help": "Epochs to train; -1 to train --max_steps, or 3 if that is -1 too."}
-    )
-    max_steps: int = field(
-        default=50_000, metadata={"help": "Steps to train; -1, or --num_train_epochs, to train by epochs."}
-    )
-    lr_scheduler_type: str = field(default="cosine_with_restarts", metadata={"help": "The learning rate schedule."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two entries of the log."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the collator needs the columns."}
-    )
-    temperature: float = field(default=0.07, metadata={"help": "Temperature tau of the alignment loss (Eq. 1)."})
-    align_weight: float = field(default=1.0, metadata={"help": "Weight of the alignment loss (Eq. 1)."})
-    consistency_weight: float = field(default=0.0, metadata={"help": "Weight of 1 - cos of each pair."})
-    gen_text_weight: float = field(default=0.0, metadata={"help": "Weight of the generated image-caption loss."})
-    real_text_weight: float = field(default=0.0, metadata={"help": "Weight of the real image-caption loss."})
-    token_weight: float = field(default=0.0, metadata={"help": "Weight of the patch tokens' alignment, for LLaVA."})
-    token_layer: int = field(default=-2, metadata={"help": "The layer whose patch tokens that aligns."})
-    symmetric: bool = field(default=False, metadata={"help": "Add the direction real -> generated to Eq. 1."})
-    generated_modality: str = field(
-        default="gen", metadata={"help": "The branch of generated images; 'real' takes them for real ones."}
-    )
-    gather_negatives: bool = field(default=True, metadata={"help": "Draw negatives from all processes."})
-    contrastive_mini_batch_size: int | None = field(
-        default=None, metadata={"help": "Contrast the whole batch at the memory of this many pairs."}
-    )
-    pairing: str = field(
-        default="caption", metadata={"help": "'caption': the data set's pairs; 'optimal': re-paired within a caption."}
-    )
-    cache_real_embeds: bool = field(
-        default=True, metadata={"help": "Embed the images of a frozen branch, such as `real`, once."}
-    )
-    on_bad_image: str = field(
-        default="skip", metadata={"help": "'skip' pairs with an unreadable image, or raise an 'error'."}
-    )
-    log_figures: bool = field(
-        default=False, metadata={"help": "Log pairs and their embeddings as pictures to --report_to."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.per_device_eval_batch_size is None:  # Eq. 1 is comparable over as many candidates only
-            self.per_device_eval_batch_size = self.per_device_train_batch_size
-        if self.num_train_epochs >= 0 and self.max_steps == GmailTrainingArguments.max_steps:
-            self.max_steps = -1
-        if self.num_train_epochs < 0 and self.max_steps < 0:
-            self.num_train_epochs = TrainingArguments.num_train_epochs
-        if self.lr_scheduler_type == "cosine_with_restarts" and not self.lr_scheduler_kwargs:
-            self.lr_scheduler_kwargs = {"num_cycles": 5}
-        super().__post_init__()
-        # Of a streamed data set the main process would hand out slices of one batch, which a skipped pair or captions
-        # of another length make impossible: each process reads its own.
-        if self.accelerator_config.dispatch_batches is None:
-            self.accelerator_config.dispatch_batches = False
-        if self.remove_unused_columns:
-            raise ValueError("`remove_unused_columns` must stay False: the collator needs the data set's columns.")
-        if self.pairing not in ("caption", "optimal"):
-            raise ValueError(f"`pairing` is 'caption' or 'optimal', got '{self.pairing}'.")
-        if self.pairing == "optimal" and not self.cache_real_embeds:
-            raise ValueError('`pairing="optimal"` needs `cache_real_embeds=True`.')
-        if self.on_bad_image not in ("skip", "error"):
-            raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{self.on_bad_image}'.")
-        self.loss_config()
-
-    def loss_config(self) -> GmailLossConfig:
-        """The losses these arguments ask for."""
-        return GmailLossConfig(
-            temperature=self.temperature,
-            align_weight=self.align_weight,
-            consistency_weight=self.consistency_weight,
-            gen_text_weight=self.gen_text_weight,
-            real_text_weight=self.real_text_weight,
-            token_weight=self.token_weight,
-            token_layer=self.token_layer,
-            symmetric=self.symmetric,
-            generated_modality=self.generated_modality,
-            gather_negatives=self.gather_negatives,
-            mini_batch_size=self.contrastive_mini_batch_size,
-        )
 
 
 def compute_pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -173,20 +61,23 @@ class GmailTrainer(SafeTrainer):
     Train the branches of a [`GmailCLIPModel`] (Algorithm 1 of the paper, stage 1, and the text losses of stage 2).
 
     Arguments as in `Trainer`; the data sets hold pairs, see [`data`](data.py). The base stays frozen: the image
-    adapters train if a loss aligns images, the `text` adapter if a loss compares with captions.
+    adapters train if a loss aligns images, the `text` adapter if a loss compares with captions. Images of a frozen
+    branch are embedded once, when the data set is first used.
 
     Args:
         model ([`GmailCLIPModel`]): the model.
         args ([`GmailTrainingArguments`]): the settings.
         train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, or for evaluation a `dict` of
-            them): pairs.
+            them): pairs. A column `real_embeds` or `generated_embeds`, lists of `projection_dim` floats (None or NaN
+            for an unreadable image), replaces the images of a frozen branch; the losses normalise it.
         processing_class (`CLIPProcessor`): or an image processor alone if no loss needs captions.
 
     Raises:
         TypeError: `model`, `args` or a data set of another class.
-        ValueError: a data set that [`check_pairs`] refuses; options that leave nothing to train; text losses alone
-            on a branch that was never aligned; float16 weights; several GPUs in one process, weights sharded by FSDP
-            or ZeRO-3, a streamed evaluation in several processes.
+        ValueError: a data set that [`check_pairs`] refuses; embeddings of a branch that trains, or with
+            `token_weight`; options that leave nothing to train; text losses alone on a branch that was never aligned;
+            float16 weights; several GPUs in one process, weights sharded by FSDP or ZeRO-3, a streamed evaluation in
+            several processes.
     """
 
     # The loss is a mean over the pairs of a batch: accumulated batches are averaged by the Trainer.
@@ -217,21 +108,19 @@ class GmailTrainer(SafeTrainer):
                 f"One process for {args.n_gpu} GPUs (`nn.DataParallel`) would contrast each part of a batch alone: "
                 "start one for each, by `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one of them."
             )
-        self.loss_config = args.loss_config()
-        _choose_trainable(model, self.loss_config)
+        _choose_trainable(model, args)
         named = {"train_dataset": train_dataset}
         named.update(eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset})
         for name, dataset in named.items():
-            if dataset is not train_dataset:
-                _check_evaluated_whole(dataset, name, args.world_size)
-            if dataset is not None and not isinstance(dataset, (Dataset, IterableDataset)):
-                raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
             if dataset is not None:
-                check_pairs(dataset, name, args.on_bad_image, self.loss_config.columns)
-        collator = GmailCollator(processing_class, self.loss_config.needs_text, args.on_bad_image, eight_bit=True)
+                _check_dataset(dataset, name, model, args)
+        if args.pairing == "optimal" and train_dataset is not None:
+            if model.trains("real") or not isinstance(train_dataset, Dataset):
+                raise ValueError('`pairing="optimal"` needs a frozen real branch and a data set that is not streamed.')
+        collator = GmailCollator(processing_class, args.needs_text, args.on_bad_image, eight_bit=True)
         kwargs.setdefault("data_collator", collator)
         kwargs.setdefault("compute_metrics", compute_pair_metrics)
-        # The data sets as the user gave them: what is made of them below tells less of where it comes from.
+        # From the data sets as the user gave them: prepared ones tell less about their origin.
         self.provenance = provenance(model.config, named, args.world_size) if args.should_save else {}
         super().__init__(
             model=model,
@@ -243,38 +132,52 @@ class GmailTrainer(SafeTrainer):
         )
         if args.log_figures:
             self.add_callback(FiguresCallback(self.callback_handler.callbacks, eval_dataset))
-        self.train_dataset = self._prepare(self._drop_unused(train_dataset), args.pairing)
-        if isinstance(eval_dataset, dict):
-            self.eval_dataset = {name: self._prepare(dataset) for name, dataset in eval_dataset.items()}
-        else:
-            self.eval_dataset = self._prepare(eval_dataset)
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.skipped_pairs = 0
 
-    def _drop_unused(self, dataset: Dataset | IterableDataset | None) -> Any:
-        """Leave out the images that no loss looks at; in evaluation, metrics may."""
-        if not isinstance(dataset, (Dataset, IterableDataset)):
-            return dataset
-        unused = {f"{side}_image" for side in SIDES} - set(self.loss_config.columns)
-        return dataset.remove_columns([column for column in dataset.column_names or [] if column in unused])
+    def get_train_dataloader(self) -> DataLoader:
+        dataset = self.train_dataset
+        if isinstance(dataset, IterableDataset):
+            dataset = undecoded(dataset)  # or it would decode the images in order to remove a column
+        if isinstance(dataset, (Dataset, IterableDataset)):  # drop what no loss looks at; in evaluation, metrics may
+            unused = [side for side in SIDES if f"{side}_image" not in needed_columns(self.args)]
+            unused = [f"{side}_{kind}" for side in unused for kind in ("image", "embeds")]
+            dataset = dataset.remove_columns([column for column in dataset.column_names or [] if column in unused])
+        self.train_dataset = self._prepare(dataset, self.args.pairing)
+        return super().get_train_dataloader()
 
-    def _prepare(self, dataset: Dataset | IterableDataset | None, pairing: str = "caption") -> Any:
-        """Replace images by their embeddings, where their branch is frozen."""
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        if eval_dataset is None:
+            self.eval_dataset = self._prepare(self.eval_dataset)
+        elif isinstance(eval_dataset, str):
+            self.eval_dataset = {**self.eval_dataset, eval_dataset: self._prepare(self.eval_dataset[eval_dataset])}
+        else:
+            _check_dataset(eval_dataset, "eval_dataset", self.model, self.args)
+            eval_dataset = self._prepare(eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        _check_dataset(test_dataset, "test_dataset", self.model, self.args)
+        return super().get_test_dataloader(self._prepare(test_dataset))
+
+    def _prepare(self, dataset: Any, pairing: str = "caption") -> Any:
+        """Replace images by embeddings, the data set's own or cached ones, where their branch is frozen."""
         if not isinstance(dataset, (Dataset, IterableDataset)):
             return dataset
-        embeds = {}
-        cache = self.args.cache_real_embeds and self.loss_config.token_weight == 0  # patch tokens are not cached
-        if cache and isinstance(dataset, Dataset):
-            for side, modality in zip(SIDES, ("real", self.loss_config.generated_modality), strict=True):
-                if f"{side}_image" in dataset.column_names and not self.model.trains(modality):
+        columns = column_names(dataset)
+        given = [side for side in SIDES if f"{side}_embeds" in columns]
+        if isinstance(dataset, IterableDataset):
+            replaced = [f"{side}_image" for side in given if f"{side}_image" in columns]
+            return undecoded(dataset).remove_columns(replaced)
+        embeds = {
+            side: dataset.select_columns([f"{side}_embeds"]).rename_column(f"{side}_embeds", "image_embeds")
+            for side in given
+        }
+        if self.args.cache_real_embeds and self.args.token_weight == 0:  # patch tokens are not cached
+            for side, modality in branches_of(self.args):
+                if f"{side}_image" in columns and side not in given and not self.model.trains(modality):
                     embeds[side] = self._embed_column(dataset, f"{side}_image", modality)
-        partners = None
-        if pairing == "optimal":
-            if "real" not in embeds:
-                raise ValueError(
-                    '`pairing="optimal"` needs a frozen real branch, a data set that is not streamed, no token loss.'
-                )
-            partners = self._optimal_partners(dataset, embeds["real"])
+        partners = self._optimal_partners(dataset, embeds["real"]) if pairing == "optimal" else None
         return EmbeddedPairs(dataset, **embeds, partners=partners) if embeds else undecoded(dataset)
 
     def _embed_column(self, dataset: Dataset, column: str, modality: str = "real") -> Dataset:
@@ -294,6 +197,7 @@ class GmailTrainer(SafeTrainer):
     def _optimal_partners(self, dataset: Dataset, real: Dataset) -> np.ndarray:
         generated = embeds_array(self._embed_column(dataset, "generated_image"))
         real = embeds_array(real)
+        real /= np.linalg.norm(real, axis=1, keepdims=True)  # the data set's own embeddings may have any length
         rows = np.flatnonzero(np.isfinite(generated).all(axis=1) & np.isfinite(real).all(axis=1))  # readable pairs
         all_captions = dataset["caption"][:]
         captions = [all_captions[row] for row in rows]
@@ -301,34 +205,21 @@ class GmailTrainer(SafeTrainer):
         partners[rows] = rows[optimal_pairing(generated[rows], real[rows], captions, seed=self.args.seed)]
         return partners
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        return super().evaluate(self._checked(eval_dataset, "eval_dataset"), *args, **kwargs)
-
-    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
-        return super().predict(self._checked(test_dataset, "test_dataset"), *args, **kwargs)
-
-    def _checked(self, dataset: Any, name: str) -> Any:
-        if not isinstance(dataset, (Dataset, IterableDataset)):
-            return dataset
-        _check_evaluated_whole(dataset, name, self.args.world_size)
-        check_pairs(dataset, name, self.args.on_bad_image, self.loss_config.columns)
-        return self._prepare(dataset)
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        batch, config = dict(inputs), self.loss_config
+        batch, args = dict(inputs), self.args
         skipped = batch.pop("skipped_pairs", None)
         ids = {name: batch.pop(name, None) for name in ("image_ids", "caption_ids")}
         precomputed = self._precomputed(batch)
         outputs = model(
             **batch,
-            generated_modality=config.generated_modality,
-            mini_batch_size=config.mini_batch_size,
-            token_layer=config.token_layer if config.token_weight > 0 else None,
+            generated_modality=args.generated_modality,
+            mini_batch_size=args.contrastive_mini_batch_size,
+            token_layer=args.token_layer if args.token_weight > 0 else None,
         )
         outputs = GmailOutput(**outputs, **precomputed)
-        losses = gmail_loss(outputs, **ids, logit_scale=self.model.logit_scale.exp(), config=config)
+        losses = gmail_loss(outputs, **ids, logit_scale=self.model.logit_scale.exp(), config=args)
         loss = losses.pop("loss")
         if model.training:
             self.skipped_pairs += int(skipped) if skipped is not None else 0
@@ -337,22 +228,23 @@ class GmailTrainer(SafeTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _precomputed(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Take the embeddings that a batch has in place of images out of it, L2-normalised."""
+        """Take embeddings that replace images out of a batch, L2-normalised."""
         embeds, dim = {}, self.model.config.projection_dim
-        for side, modality in zip(SIDES, ("real", self.loss_config.generated_modality), strict=True):
-            if (values := batch.pop(f"{side}_embeds", None)) is None:
+        for side, modality in branches_of(self.args):
+            values = batch.pop(f"{side}_embeds", None)
+            if values is None:
                 continue
             if f"{side}_pixel_values" in batch:
                 raise ValueError(f"A batch has either `{side}_pixel_values` or `{side}_embeds`, this one has both.")
-            if values.shape[1:] != (dim,):
-                raise ValueError(f"`{side}_embeds` have shape {tuple(values.shape)}; the model's dimension is {dim}.")
             if self.model.trains(modality):
                 raise ValueError(
                     f"`{side}_embeds` cannot replace images while the `{modality}` branch trains: "
                     f"use `{side}_pixel_values`."
                 )
-            name = "real_embeds" if side == "real" else "gen_embeds"
-            embeds[name] = torch.nn.functional.normalize(values, dim=-1)
+            if len(values) and values.shape[1:] != (dim,):
+                raise ValueError(f"`{side}_embeds` have shape {tuple(values.shape)}; the model's dimension is {dim}.")
+            values = values.reshape(len(values), dim)  # a batch without readable pairs may not know `dim`
+            embeds["real_embeds" if side == "real" else "gen_embeds"] = nn.functional.normalize(values, dim=-1)
         return embeds
 
     def prediction_step(
@@ -426,26 +318,48 @@ class GmailTrainer(SafeTrainer):
         self.provenance["resumed"] = True
 
 
-def _check_evaluated_whole(dataset: Any, name: str, world_size: int) -> None:
-    if isinstance(dataset, IterableDataset) and world_size > 1:  # processes would wait for each other for ever
-        raise ValueError(f"{name} is streamed, whose parts are of unequal length: evaluate in one process.")
+def branches_of(args: GmailTrainingArguments) -> list[tuple[str, str]]:
+    """The branch of real and of generated images."""
+    return [("real", "real"), ("generated", args.generated_modality)]
 
 
-def _choose_trainable(model: GmailCLIPModel, losses: GmailLossConfig) -> None:
+def _check_dataset(dataset: Any, name: str, model: GmailCLIPModel, args: GmailTrainingArguments) -> None:
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
+    if isinstance(dataset, IterableDataset) and name != "train_dataset" and args.world_size > 1:
+        raise ValueError(  # processes would wait for each other for ever
+            f"{name} is streamed, whose parts are of unequal length: evaluate in one process."
+        )
+    check_pairs(dataset, name, args.on_bad_image, needed_columns(args), embed_dim=model.config.projection_dim)
+    for side, modality in branches_of(args):
+        if f"{side}_embeds" not in column_names(dataset):
+            continue
+        if model.trains(modality):
+            raise ValueError(
+                f"{name} has '{side}_embeds', but the `{modality}` branch trains, which changes its embeddings at "
+                f"every step. Give '{side}_image', and remove the column with `dataset.remove_columns`."
+            )
+        if args.token_weight > 0:
+            raise ValueError(
+                f"{name} has '{side}_embeds', but `token_weight` compares patch tokens. Give '{side}_image', and "
+                "remove the column with `dataset.remove_columns`."
+            )
+
+
+def _choose_trainable(model: GmailCLIPModel, args: GmailTrainingArguments) -> None:
     """Let train what a loss reaches: unused parameters would stop DDP."""
     model.freeze_base()
-    model.vision_model.check_modalities([losses.generated_modality])
+    modality = args.generated_modality
+    model.vision_model.check_modalities([modality])
     layers = model.config.vision_config.num_hidden_layers
-    if losses.token_weight > 0 and not -layers - 1 <= losses.token_layer <= layers:
-        raise ValueError(f"`token_layer` {losses.token_layer} is out of range: the vision tower has {layers} layers.")
-    modality = losses.generated_modality
-    if losses.gen_text_weight > 0 and not losses.aligns and modality != "real" and model.is_base(modality):
+    if args.token_weight > 0 and not -layers - 1 <= args.token_layer <= layers:
+        raise ValueError(f"`token_layer` {args.token_layer} is out of range: the vision tower has {layers} layers.")
+    if args.gen_text_weight > 0 and not args.aligns and modality != "real" and model.is_base(modality):
         raise ValueError(
             f"The `{modality}` branch is still the pretrained CLIP: text losses would take generated images for real "
-            'ones. Align it first (stage 1), or say so by `generated_modality="real"`.'
+            'ones. Align it first (stage 1), or set `generated_modality="real"` to do so on purpose.'
         )
-    images = {modality, "real"} if losses.aligns else set()
-    reached = images | ({TEXT_ADAPTER} if losses.needs_text else set())
+    reached = ({modality, "real"} if args.aligns else set()) | ({TEXT_ADAPTER} if args.needs_text else set())
     for name, parameter in model.adapter_parameters():
         parameter.requires_grad_(any(adapter in name.split(".") for adapter in reached))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,114 @@
+"""`GmailTrainingArguments`: the paper's settings as defaults of `TrainingArguments`, and the losses of GMAIL."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .losses import GmailLossConfig
+
+PAPER_STEPS = 50_000
+
+
+@dataclass
+class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
+    """
+    `TrainingArguments` with the paper's settings as defaults (GMAIL, section 4.1), and the fields of
+    [`GmailLossConfig`].
+
+    Changed defaults: `learning_rate=1e-4`, `weight_decay=0.01`, `per_device_train_batch_size=256`,
+    `per_device_eval_batch_size` the same unless given, `max_steps=50_000` unless `num_train_epochs` is given,
+    `lr_scheduler_type="cosine_with_restarts"` with 5 cycles, `logging_steps=50`, `remove_unused_columns=False`. As in
+    transformers, `max_steps` takes precedence over `num_train_epochs` if both are given. The help of each field, which
+    `HfArgumentParser` shows, describes it.
+
+    Raises:
+        ValueError: an option is out of range or contradicts another.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "The initial learning rate of AdamW."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    per_device_train_batch_size: int = field(default=256, metadata={"help": "Pairs per device and step."})
+    per_device_eval_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs per device in evaluation, and images while embeddings are cached; the same as in training "
+            "by default."
+        },
+    )
+    num_train_epochs: float = field(
+        default=-1, metadata={"help": "Epochs to train, if --max_steps is not given; 3 if --max_steps is -1."}
+    )
+    max_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Steps to train, which take precedence over --num_train_epochs; 50,000 if neither is given, -1 to "
+            "train by epochs."
+        },
+    )
+    lr_scheduler_type: str = field(default="cosine_with_restarts", metadata={"help": "The learning rate schedule."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two entries of the log."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the collator needs the columns."}
+    )
+    generated_modality: str = field(
+        default="gen",
+        metadata={"help": "Branch of generated images; 'real' is the baseline that treats them as real."},
+    )
+    token_layer: int = field(
+        default=-2,
+        metadata={"help": "Element of `hidden_states` with the patch tokens of --token_weight; -2 for LLaVA."},
+    )
+    contrastive_mini_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Images per forward pass: contrast the whole batch with the memory of a mini-batch."},
+    )
+    pairing: str = field(
+        default="caption",
+        metadata={
+            "help": "'caption' keeps the pairs of the data set; 'optimal' re-pairs generated and real images within "
+            "each caption and needs --cache_real_embeds."
+        },
+    )
+    cache_real_embeds: bool = field(
+        default=True,
+        metadata={
+            "help": "Embed the images of a frozen branch, such as `real`, once and keep the embeddings on disk."
+        },
+    )
+    on_bad_image: str = field(
+        default="skip", metadata={"help": "'skip' pairs with an unreadable image, or raise an 'error'."}
+    )
+    log_figures: bool = field(
+        default=False, metadata={"help": "Log pictures of evaluation pairs and their embeddings to --report_to."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.per_device_eval_batch_size is None:  # Eq. 1 is comparable over equally many candidates only
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
+        if self.max_steps is None:
+            self.max_steps = -1 if self.num_train_epochs >= 0 else PAPER_STEPS
+        if self.num_train_epochs < 0 and self.max_steps < 0:
+            self.num_train_epochs = TrainingArguments.num_train_epochs
+        if self.lr_scheduler_type == "cosine_with_restarts" and not self.lr_scheduler_kwargs:
+            self.lr_scheduler_kwargs = {"num_cycles": 5}
+        GmailLossConfig.__post_init__(self)
+        TrainingArguments.__post_init__(self)
+        # From a streamed data set the main process would hand out slices of one batch, which skipped pairs and
+        # captions of different lengths make impossible: each process reads its own.
+        if self.accelerator_config.dispatch_batches is None:
+            self.accelerator_config.dispatch_batches = False
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must stay False: the collator needs the data set's columns.")
+        if self.contrastive_mini_batch_size is not None and self.contrastive_mini_batch_size < 1:
+            raise ValueError(
+                f"The contrastive mini-batch size must be at least 1, got {self.contrastive_mini_batch_size}."
+            )
+        if self.pairing not in ("caption", "optimal"):
+            raise ValueError(f"`pairing` is 'caption' or 'optimal', got '{self.pairing}'.")
+        if self.pairing == "optimal" and not (self.cache_real_embeds and self.aligns and self.token_weight == 0):
+            raise ValueError(
+                '`pairing="optimal"` needs `cache_real_embeds=True` and a loss that aligns images, and excludes '
+                "`token_weight`."
+            )
+        if self.on_bad_image not in ("skip", "error"):
+            raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{self.on_bad_image}'.")
