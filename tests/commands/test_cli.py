@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gmail_hf.commands import cli, demo, train
+from gmail_hf.commands import cli, demo, embed, train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -90,16 +90,20 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("interrupt", "message"),
-    [(KeyboardInterrupt(), "Run the same command to continue."), (KeyboardInterrupt("Do this."), "Do this.")],
+    ("command", "interrupt", "message"),
+    [
+        (embed, KeyboardInterrupt(), "Run the same command to continue."),
+        (demo, KeyboardInterrupt(), "Run the same command to start again."),
+        (train, KeyboardInterrupt("Do this."), "Do this."),
+    ],
 )
-def test_interrupt_says_how_to_continue(monkeypatch, capsys, interrupt, message):
+def test_interrupt_says_how_to_continue(monkeypatch, capsys, command, interrupt, message):
     def main(argv):
         raise interrupt
 
-    monkeypatch.setattr(demo, "main", main)
+    monkeypatch.setattr(command, "main", main)
     with pytest.raises(SystemExit) as exit:
-        cli.main(["demo"])
+        cli.main([command.__name__.rpartition(".")[2]])
     assert exit.value.code == 130
     assert capsys.readouterr().err == f"\ngmail-hf: interrupted. {message}\n"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gmail_hf.commands import generate, train
+from gmail_hf.commands import generate, push, train
 from gmail_hf.commands.options import OLD_SPELLINGS, bundled_configs, parse
 
 
@@ -42,6 +42,14 @@ def test_a_yaml_value_means_what_the_flag_means(tmp_path):
     assert parsed("--config", written(tmp_path, "model: m\nnames: a\n")).names == ["a"]
 
 
+def test_lists_and_mappings_of_transformers_arguments(tmp_path):
+    config = "output_dir: out\nreport_to: [tensorboard]\nlr_scheduler_kwargs: {num_cycles: 3}\nuse_cpu: true\n"
+    _, _, args = train.parse_args(["--config", written(tmp_path, config)])
+    assert args.report_to == ["tensorboard"] and args.lr_scheduler_kwargs == {"num_cycles": 3}
+    _, _, args = train.parse_args(["--config", written(tmp_path, config), "--report_to", "none"])
+    assert args.report_to == []
+
+
 def test_the_command_line_wins(tmp_path):
     config = written(tmp_path, "model: org/clip\nnumber: 7\nnames: [a, b]\n")
     arguments = parsed("--config", config, "--number=9", "--names", "c")
@@ -55,6 +63,7 @@ def test_the_command_line_wins(tmp_path):
         ("model: m\nnumber: seven\n", "invalid int value: 'seven'"),
         ("model: m\nnumber: 7.5\n", "invalid int value: '7.5'"),
         ("model: m\nswitch: perhaps\n", "Truthy value expected"),
+        ("model: m\nconfig: other.yaml\n", "has the unknown option 'config'"),
         ("- model\n", "holds no 'option: value' lines"),
         ("number: 7\n", "required: --model"),
     ],
@@ -132,6 +141,14 @@ def test_a_stage_sets_defaults(tmp_path):
     config = written(tmp_path, "model: m\nstage: second\n")
     assert parsed("--config", config, stages=STAGES).number == 5
     assert parsed("--config", config, "--stage", "first", stages=STAGES).number == 3
+
+
+@pytest.mark.parametrize("flag", ["--hub_private_repo", "--hub-private-repo", "--private"])
+def test_push_takes_the_old_flag_too(flag, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr("gmail_hf.generation.push_dataset", lambda *args: calls.append(args) or "the Hub")
+    push.main(["out", "org/pairs", flag, "--captions_license", "mit"])
+    assert calls == [("out", "org/pairs", True, "mit")] and capsys.readouterr().out == "The shards are at the Hub.\n"
 
 
 @pytest.mark.parametrize(

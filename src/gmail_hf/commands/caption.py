@@ -208,4 +208,4 @@ def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, flo
 
 
 if __name__ == "__main__":
-    run(main)
+    run("caption")

@@ -20,12 +20,15 @@ COMMANDS = {
     "embed": "embed a folder of images or a data set column by one branch",
     "demo": "generate, align and measure on the bundled digits, in minutes",
 }
+LISTED = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
+# Commands that keep what they have finished.
+RESUMED = ("generate", "push", "evaluate", "embed")
 USAGE = f"""usage: gmail-hf COMMAND [--OPTION VALUE ...]
 
 GMAIL (Mo & Yun, ICML 2025): train vision-language models on generated images.
 
 commands:
-{chr(10).join(f"  {name:<10}{what}" for name, what in COMMANDS.items())}
+{LISTED}
 
 options:
   --help     this text; gmail-hf COMMAND --help lists a command's options
@@ -77,7 +80,7 @@ def run(command: str | Callable[[list[str]], Any], argv: Sequence[str] | None = 
         main = command if callable(command) else importlib.import_module(f"gmail_hf.commands.{command}").main
         main(argv)
     except KeyboardInterrupt as interrupt:
-        how = str(interrupt) or "Run the same command to continue."
+        how = str(interrupt) or f"Run the same command to {'continue' if command in RESUMED else 'start again'}."
         print(f"\ngmail-hf: interrupted. {how}", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:

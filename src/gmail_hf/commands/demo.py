@@ -232,4 +232,4 @@ def difference_through_pipeline(folder, model, processor, scenes) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    run("demo")

@@ -253,4 +253,4 @@ def _check_finished(output: Path, settings: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run("embed")

@@ -125,4 +125,4 @@ def _places(options: list[str], names: list[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run("evaluate")

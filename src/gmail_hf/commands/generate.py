@@ -71,4 +71,4 @@ def _push_options(hub: HubArguments, output_dir: str) -> tuple[bool, str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run("generate")

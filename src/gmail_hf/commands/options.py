@@ -129,13 +129,12 @@ class OptionParser(HfArgumentParser):
         return new
 
     def renamed_words(self, argv: Sequence[str]) -> list[str]:
-        """A command line with today's options for old spellings."""
+        """A command line with today's options for old spellings, and underscores for dashes in them."""
         words = []
         for word in argv:
             flag, is_given, value = word.partition("=")
-            old = flag.removeprefix("--").replace("-", "_")
-            new = self.renamed(old) if flag.startswith("--") else old
-            words.append(word if new == old else f"--{new}{is_given}{value}")
+            is_flag = flag.startswith("--")
+            words.append(f"--{self.renamed(flag[2:].replace('-', '_'))}{is_given}{value}" if is_flag else word)
         return words
 
     def words_of(self, config: str | os.PathLike) -> list[str]:
@@ -150,12 +149,15 @@ class OptionParser(HfArgumentParser):
             values = yaml.safe_load(file) or {}
         if not isinstance(values, dict):
             self.error(f"{config} holds no 'option: value' lines")
-        known, words = {action.dest for action in self._actions}, []
+        known = {action.dest: action for action in self._actions if action.dest not in ("config", "help")}
+        words = []
         for name, value in values.items():
             name = self.renamed(str(name))
             if name not in known:
                 self.error(f"{config} has the unknown option '{name}'; {self._nearest(name)}")
-            if isinstance(value, list):
+            if isinstance(value, list) and known[name].nargs is None:  # one of its types is a list: report_to
+                self.set_defaults(**{name: value})
+            elif isinstance(value, list):
                 words += [f"--{name}", *map(str, value)] if value else []
             elif value is not None:
                 words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")

@@ -162,4 +162,4 @@ def main(argv: Sequence[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run("train")

@@ -299,4 +299,4 @@ def _text(message: dict) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    run("vlm")
