@@ -1,52 +1,61 @@
-"""GMAIL (Mo & Yun, ICML 2025) for the Hugging Face ecosystem: generated images as a modality of their own."""
+"""
+GMAIL (Mo & Yun, ICML 2025) for the Hugging Face ecosystem: generated images as a modality of their own.
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-    AutoTokenizer,
-    CLIPProcessor,
-    CLIPTokenizer,
-)
+Public names load on first use, so that the import costs next to nothing; transformers' Auto classes know the models
+all the same.
+"""
 
-from .captioners import ClipCapConfig, ClipCapForConditionalGeneration, ClipCapProcessor
-from .models.base import GmailOutput
-from .models.clip import GmailCLIPModel, GmailVisionModel, GmailVisionModelWithProjection
-from .models.configuration_clip import GmailConfig, GmailVisionConfig
-from .training.arguments import GmailTrainingArguments
-from .training.embeddings import embed_images
-from .training.losses import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss, token_alignment_loss
-from .training.trainer import GmailTrainer
+import importlib
+from typing import Any
+
+from .registration import register_on_demand
 from .version import __version__ as __version__
-from .vlm import GmailLlavaConfig, GmailLlavaForConditionalGeneration
 
-AutoConfig.register("gmail_clip", GmailConfig)
-AutoConfig.register("gmail_clip_vision_model", GmailVisionConfig)
-AutoModel.register(GmailConfig, GmailCLIPModel)
-AutoModel.register(GmailVisionConfig, GmailVisionModel)
-AutoModelForZeroShotImageClassification.register(GmailConfig, GmailCLIPModel)
-AutoProcessor.register(GmailConfig, CLIPProcessor)
-AutoTokenizer.register(GmailConfig, CLIPTokenizer)
+PUBLIC_NAMES = {
+    "branches.attach": ["AttachedBranches", "attach_branches"],
+    "captioners": ["ClipCapConfig", "ClipCapForConditionalGeneration", "ClipCapProcessor"],
+    "models.auto": ["from_base"],
+    "models.base": ["GmailOutput"],
+    "models.clip": ["GmailCLIPModel", "GmailVisionModel", "GmailVisionModelWithProjection"],
+    "models.configuration_clip": ["GmailConfig", "GmailVisionConfig"],
+    "models.siglip": ["GmailSiglip2Config", "GmailSiglip2Model", "GmailSiglipConfig", "GmailSiglipModel"],
+    "models.vision": [
+        "GmailDINOv3ViTConfig",
+        "GmailDINOv3ViTModel",
+        "GmailDinov2Config",
+        "GmailDinov2Model",
+        "GmailDinov2WithRegistersConfig",
+        "GmailDinov2WithRegistersModel",
+        "GmailViTConfig",
+        "GmailViTModel",
+    ],
+    "training.arguments": ["GmailTrainingArguments"],
+    "training.embeddings": ["embed_images"],
+    "training.losses": [
+        "GmailLossConfig",
+        "alignment_loss",
+        "consistency_loss",
+        "contrastive_loss",
+        "token_alignment_loss",
+    ],
+    "training.trainer": ["GmailTrainer"],
+    "vlm": ["GmailLlavaConfig", "GmailLlavaForConditionalGeneration"],
+}
+_MODULE_OF = {name: module for module, names in PUBLIC_NAMES.items() for name in names}
 
-__all__ = [
-    "ClipCapConfig",
-    "ClipCapForConditionalGeneration",
-    "ClipCapProcessor",
-    "GmailCLIPModel",
-    "GmailConfig",
-    "GmailLlavaConfig",
-    "GmailLlavaForConditionalGeneration",
-    "GmailLossConfig",
-    "GmailOutput",
-    "GmailTrainer",
-    "GmailTrainingArguments",
-    "GmailVisionConfig",
-    "GmailVisionModel",
-    "GmailVisionModelWithProjection",
-    "alignment_loss",
-    "consistency_loss",
-    "contrastive_loss",
-    "embed_images",
-    "token_alignment_loss",
-]
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_on_demand()

@@ -1,5 +1,6 @@
 """`attach_branches`: two branches on the vision tower of any model of transformers."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -115,7 +116,8 @@ def find_tower(model: nn.Module, tower: str | None = None) -> tuple[str, nn.Modu
     found = [entry for entry in found if not any(entry[0].startswith(f"{other}.") for other, _ in found)]
     if len(found) == 1:
         return found[0]
-    if not found and getattr(model, "main_input_name", None) == "pixel_values":
+    inputs = inspect.signature(model.forward).parameters
+    if not found and "input_ids" not in inputs and ("pixel_values" in inputs or "grid_thw" in inputs):
         return "", model
     raise ValueError(
         f"{type(model).__name__} has {'no' if not found else 'more than one'} vision tower "

@@ -58,7 +58,7 @@ class ModalityMixin:
     @property
     def tower(self) -> BranchedTower:
         """The vision tower."""
-        return self.get_submodule(self.tower_name)
+        return self.get_submodule(self.tower_name)  # of "", the model itself
 
     @property
     def modality(self) -> str:
@@ -86,6 +86,8 @@ class GmailModel(ModalityMixin):
     head_name: str | None
     tower_class: type[nn.Module]
     prefix_tokens = 0
+    base_kwargs: dict[str, Any] = {}  # of the base's constructor
+    text_padding: str | bool = True
     accepts_loss_kwargs = False
     # Small steps are lost in half precision; the base may have any.
     _keep_in_fp32_modules_strict = {"adapters", "branches"}
@@ -98,12 +100,16 @@ class GmailModel(ModalityMixin):
         config.validate_modalities()
         config.share_fields()
         plain = super()
-        self.keywords = {name: keywords_of(getattr(plain, name)) for name in ("forward", "get_image_features")}
+        self.method_keywords = {
+            name: keywords_of(getattr(plain, name))
+            for name in ("forward", "get_image_features")
+            if hasattr(plain, name)
+        }
         attach_to_tower(self.tower, fields, self.tower_class)
         config.lora_targets = fields.lora_targets
         if self.head_name is not None and config.head == "own":
             branch_head(self.get_submodule(self.head_name), config.trainable_modalities)
-        if config.text_lora:
+        if getattr(config, "text_lora", False):
             attach_to_text(self.text_model, config)
         self.freeze_base()
 
@@ -132,6 +138,8 @@ class GmailModel(ModalityMixin):
         Raises:
             ValueError: there is one already.
         """
+        if getattr(self, "text_model", None) is None:
+            raise ValueError(f"{type(self).__name__} has no text encoder.")
         if self.config.text_lora:
             raise ValueError("This model has a `text` adapter already.")
         attach_to_text(self.text_model, self.config)
@@ -152,7 +160,7 @@ class GmailModel(ModalityMixin):
 
     def train(self, mode: bool = True):
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.tower.parameters()):
+        if mode and not any(parameter.requires_grad for parameter in self.tower.parameters()):
             self.tower.eval()  # what does not train has no use for dropout
         return self
 
@@ -180,7 +188,9 @@ class GmailModel(ModalityMixin):
             ValueError: unknown modality, a list of another length than the batch, images of another size.
             TypeError: an unknown keyword.
         """
-        reject_unknown(f"{type(self).__name__}.get_image_features()", self.keywords["get_image_features"], kwargs)
+        reject_unknown(
+            f"{type(self).__name__}.get_image_features()", self.method_keywords["get_image_features"], kwargs
+        )
         route = self.tower.route(modality, pixel_values)
         return routed(route, super().get_image_features, pixel_values, *args, **kwargs)
 
@@ -326,7 +336,7 @@ class GmailModel(ModalityMixin):
         sides = {"generated": generated_pixel_values, "real": real_pixel_values}
         pairs = any(images is not None for images in sides.values())
         if not pairs and (input_ids is None or pixel_values is not None or modality is not None):
-            reject_unknown(method, self.keywords["forward"], kwargs)
+            reject_unknown(method, self.method_keywords["forward"], kwargs)
             if pixel_values is None or input_ids is None:
                 raise ValueError(
                     "Specify `input_ids` and `pixel_values`, or `generated_pixel_values` and the like for pairs."
@@ -336,31 +346,51 @@ class GmailModel(ModalityMixin):
             return routed(route, super().forward, **inputs, **kwargs)
         if pixel_values is not None or modality is not None:
             raise ValueError("Pairs take no `pixel_values` or `modality`: their branches are `gen` and `real`.")
-        extra = {side: _take_prefixed(kwargs, f"{side}_") for side in sides}
-        reject_unknown(method, self.keywords["forward"], kwargs)
-        counts = {f"{side}_pixel_values": len(images) for side, images in sides.items() if images is not None}
-        counts |= {} if input_ids is None else {"input_ids": len(input_ids)}
+        if input_ids is not None:
+            sides["input_ids"] = input_ids
+        scale = pixel_mean, pixel_std
+        output = self._embed_sides(sides, generated_modality, mini_batch_size, token_layer, scale, kwargs)
+        if input_ids is not None:
+            output["text_embeds"] = self.embed_text(input_ids, attention_mask)
+        return output
+
+    def _embed_sides(
+        self,
+        rows: dict[str, torch.Tensor | None],
+        generated_modality: str,
+        mini_batch_size: int | None,
+        token_layer: int | None,
+        scale: tuple[torch.Tensor | None, torch.Tensor | None],
+        kwargs: dict[str, Any],
+    ) -> GmailOutput:
+        """Embeddings of the images of pairs, `generated` and `real` in `rows`; all inputs need the same rows."""
+        extra = {side: _take_prefixed(kwargs, f"{side}_") for side in SIDES}
+        reject_unknown(f"{type(self).__name__}.forward()", self.method_keywords["forward"], kwargs)
+        counts = {
+            name if name == "input_ids" else f"{name}_pixel_values": len(values)
+            for name, values in rows.items()
+            if values is not None
+        }
         if len(set(counts.values())) > 1:
             raise ValueError(f"A batch of pairs needs the same number of rows in each input, got {counts}.")
         output = GmailOutput()
-        for side, images in sides.items():
+        for side, short in SIDES.items():
+            images = rows.get(side)
             if images is None:
                 continue
-            if (images.dtype == torch.uint8) != (pixel_mean is not None and pixel_std is not None):
+            if (images.dtype == torch.uint8) != all(values is not None for values in scale):
                 raise ValueError(
                     f"Images of pairs are {images.dtype}: uint8 images need `pixel_mean` and `pixel_std`, which "
                     "others do not take."
                 )
-            if pixel_mean is not None:
-                extra[side] |= {"pixel_mean": pixel_mean, "pixel_std": pixel_std}
+            if images.dtype == torch.uint8:
+                extra[side] |= dict(zip(("pixel_mean", "pixel_std"), scale, strict=True))
             branch = generated_modality if side == "generated" else "real"
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains(branch)):
                 embeds, tokens = self._embed(images, branch, mini_batch_size, token_layer, **extra[side])
-            output[f"{SIDES[side]}_embeds"] = embeds
+            output[f"{short}_embeds"] = embeds
             if tokens is not None:
-                output[f"{SIDES[side]}_tokens"] = tokens
-        if input_ids is not None:
-            output["text_embeds"] = self.embed_text(input_ids, attention_mask)
+                output[f"{short}_tokens"] = tokens
         return output
 
 

@@ -64,7 +64,9 @@ class GmailCheckpoints(StrictLoading):
             fields["base_model_name_or_path"] = str(pretrained_model_name_or_path)
             fields.setdefault("base_model_revision", kwargs.get("revision"))
         base, info = cls.base_class.from_pretrained(
-            pretrained_model_name_or_path, output_loading_info=True, **{**kwargs, "use_safetensors": True}
+            pretrained_model_name_or_path,
+            output_loading_info=True,
+            **{**cls.base_kwargs, **kwargs, "use_safetensors": True},
         )
         if info["missing_keys"]:
             raise ValueError(

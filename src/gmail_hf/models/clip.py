@@ -10,7 +10,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -198,3 +209,12 @@ class GmailCLIPModel(GmailModel, GmailCheckpoints, CLIPModel):
             return self.visual_projection(self.vision_model.pooled(pixel_values))
 
         return routed(self.vision_model.route(modality, pixel_values), embed)
+
+
+AutoConfig.register("gmail_clip", GmailConfig)
+AutoConfig.register("gmail_clip_vision_model", GmailVisionConfig)
+AutoModel.register(GmailConfig, GmailCLIPModel)
+AutoModel.register(GmailVisionConfig, GmailVisionModel)
+AutoModelForZeroShotImageClassification.register(GmailConfig, GmailCLIPModel)
+AutoProcessor.register(GmailConfig, CLIPProcessor)
+AutoTokenizer.register(GmailConfig, CLIPTokenizer)

@@ -34,7 +34,8 @@ from ..branches.peft_folders import SIGNATURE_TOLERANCE, merged_state_dict
 from ..branches.tower import Modality, adapter_of, is_adapter_weight, keywords_of, reject_unknown
 from ..models.base import ModalityMixin
 from ..models.clip import GmailVisionModel
-from ..models.configuration_clip import GmailConfig, GmailVisionConfig, plain_values
+from ..models.configuration import plain_values
+from ..models.configuration_clip import GmailConfig, GmailVisionConfig
 from ..models.loading import StrictLoading
 from .configuration_gmail_llava import GmailLlavaConfig
 from .processing import check_processor, end_of_turn

@@ -1,0 +1,172 @@
+"""
+Branches on vision-only encoders: DINOv2, DINOv3, ViT.
+
+They have no text and no module that makes a pooled embedding: the embedding is the class token after the last layer
+norm, and the branches differ by LoRA alone.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    ViTConfig,
+    ViTModel,
+)
+
+from ..branches.tower import BranchedTower, Modality
+from .base import GmailModel
+from .checkpoints import GmailCheckpoints
+from .configuration import BranchFields
+
+
+@dataclass(kw_only=True)
+class VisionFields(BranchFields):
+    """The fields of a vision-only model with branches; `head` is `"shared"`, for there is no head to copy."""
+
+    head: str = "shared"
+
+    def validate_head(self) -> None:
+        if self.head != "shared":
+            raise ValueError("A vision-only model has no head that a branch could own: leave `head` at 'shared'.")
+
+
+class GmailVisionOnly(GmailModel, BranchedTower, GmailCheckpoints):
+    """Mixin of a vision-only model, which is its own tower."""
+
+    head_name = None
+    tower_name = ""
+    prefix_tokens = 1
+    modality, using = BranchedTower.modality, BranchedTower.using
+
+    def __init__(self, config: Any, **kwargs: Any):
+        super().__init__(config, **{**self.base_kwargs, **kwargs})
+        self.attach()
+
+    @property
+    def embed_dim(self) -> int:
+        """The dimension of embeddings."""
+        return self.config.hidden_size
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        modality: Modality | None = None,
+        generated_pixel_values: torch.Tensor | None = None,
+        real_pixel_values: torch.Tensor | None = None,
+        generated_modality: str = "gen",
+        mini_batch_size: int | None = None,
+        token_layer: int | None = None,
+        pixel_mean: torch.Tensor | None = None,
+        pixel_std: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Encode images, each through the branch of its modality, or embed a batch of pairs; arguments as in
+        [`GmailModel.forward`].
+
+        Returns:
+            The base's output, or on pairs [`GmailOutput`].
+        """
+        sides = {"generated": generated_pixel_values, "real": real_pixel_values}
+        if all(images is None for images in sides.values()):
+            return BranchedTower.forward(self, pixel_values=pixel_values, modality=modality, **kwargs)
+        if pixel_values is not None or modality is not None:
+            raise ValueError("Pairs take no `pixel_values` or `modality`: their branches are `gen` and `real`.")
+        scale = pixel_mean, pixel_std
+        return self._embed_sides(sides, generated_modality, mini_batch_size, token_layer, scale, kwargs)
+
+    def get_image_features(self, pixel_values: torch.Tensor, modality: Modality | None = None, **kwargs: Any) -> Any:
+        """The base's output, its `pooler_output` `(batch, hidden)` the class token; arguments as in `forward`."""
+        outputs = self(pixel_values, modality=modality, **kwargs)
+        outputs.pooler_output = outputs.last_hidden_state[:, 0]
+        return outputs
+
+
+@strict
+class GmailDinov2Config(VisionFields, Dinov2Config):
+    """Configuration of a [`GmailDinov2Model`]."""
+
+    model_type = "gmail_dinov2"
+    base_config_class = Dinov2Config
+
+
+class GmailDinov2Model(GmailVisionOnly, Dinov2Model):
+    """A DINOv2 (Oquab et al., 2023) with branches."""
+
+    config: GmailDinov2Config
+    config_class = GmailDinov2Config
+    base_class = Dinov2Model
+
+
+@strict
+class GmailDinov2WithRegistersConfig(VisionFields, Dinov2WithRegistersConfig):
+    """Configuration of a [`GmailDinov2WithRegistersModel`]."""
+
+    model_type = "gmail_dinov2_with_registers"
+    base_config_class = Dinov2WithRegistersConfig
+
+
+class GmailDinov2WithRegistersModel(GmailVisionOnly, Dinov2WithRegistersModel):
+    """A DINOv2 with registers (Darcet et al., 2023) and branches."""
+
+    config: GmailDinov2WithRegistersConfig
+    config_class = GmailDinov2WithRegistersConfig
+    base_class = Dinov2WithRegistersModel
+
+    @property
+    def prefix_tokens(self) -> int:
+        """The class token and the registers."""
+        return 1 + self.config.num_register_tokens
+
+
+@strict
+class GmailDINOv3ViTConfig(VisionFields, DINOv3ViTConfig):
+    """Configuration of a [`GmailDINOv3ViTModel`]."""
+
+    model_type = "gmail_dinov3_vit"
+    base_config_class = DINOv3ViTConfig
+
+
+class GmailDINOv3ViTModel(GmailVisionOnly, DINOv3ViTModel):
+    """A DINOv3 (Siméoni et al., 2025) with branches."""
+
+    config: GmailDINOv3ViTConfig
+    config_class = GmailDINOv3ViTConfig
+    base_class = DINOv3ViTModel
+
+    @property
+    def prefix_tokens(self) -> int:
+        """The class token and the registers."""
+        return 1 + self.config.num_register_tokens
+
+
+@strict
+class GmailViTConfig(VisionFields, ViTConfig):
+    """Configuration of a [`GmailViTModel`]."""
+
+    model_type = "gmail_vit"
+    base_config_class = ViTConfig
+
+
+class GmailViTModel(GmailVisionOnly, ViTModel):
+    """A ViT (Dosovitskiy et al., 2021) without its pooler, with branches."""
+
+    config: GmailViTConfig
+    config_class = GmailViTConfig
+    base_class = ViTModel
+    base_kwargs = {"add_pooling_layer": False}
+
+
+for model in (GmailDinov2Model, GmailDinov2WithRegistersModel, GmailDINOv3ViTModel, GmailViTModel):
+    AutoConfig.register(model.config_class.model_type, model.config_class)
+    AutoModel.register(model.config_class, model)

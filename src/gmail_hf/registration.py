@@ -1,0 +1,70 @@
+"""
+The models of this package in transformers' Auto classes, without importing them.
+
+Each module of models registers its own with the Auto classes when it is imported. Here transformers' table of model
+types learns which module to import for a type, once that table exists.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+TABLE = "transformers.models.auto.configuration_auto"
+MODULES = {
+    "gmail_clip": "models.clip",
+    "gmail_clip_vision_model": "models.clip",
+    "gmail_siglip": "models.siglip",
+    "gmail_siglip2": "models.siglip",
+    "gmail_dinov2": "models.vision",
+    "gmail_dinov2_with_registers": "models.vision",
+    "gmail_dinov3_vit": "models.vision",
+    "gmail_vit": "models.vision",
+    "gmail_clipcap": "captioners",
+    "gmail_llava": "vlm",
+}
+
+
+class _OnDemand(dict):
+    """The registered configurations by model type; asked for one of this package, it imports its module first."""
+
+    def __contains__(self, model_type: Any) -> bool:
+        if not super().__contains__(model_type) and model_type in MODULES:
+            importlib.import_module(f".{MODULES[model_type]}", __package__)
+        return super().__contains__(model_type)
+
+
+class _AfterImport(MetaPathFinder):
+    """Finds the module of transformers' table as any other, and extends the table once it is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != TABLE:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        run = spec.loader.exec_module
+
+        def run_and_extend(module: ModuleType) -> None:
+            run(module)
+            _extend(module)
+
+        spec.loader.exec_module = run_and_extend
+        return spec
+
+
+def _extend(table: ModuleType) -> None:
+    table.CONFIG_MAPPING._extra_content = _OnDemand(table.CONFIG_MAPPING._extra_content)
+
+
+def register_on_demand() -> None:
+    """Let the Auto classes find this package's models, whether transformers is imported yet or not."""
+    if TABLE in sys.modules:
+        _extend(sys.modules[TABLE])
+    else:
+        sys.meta_path.insert(0, _AfterImport())

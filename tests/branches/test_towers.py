@@ -1,0 +1,249 @@
+"""Branches on every kind of vision tower, by `attach_branches`: what must hold whatever the architecture."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from towers import image_inputs, make
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from gmail_hf import attach_branches
+from gmail_hf.branches.routing import RoutedLinear
+from gmail_hf.branches.tower import is_adapter_weight
+
+TOWERS = [
+    *("clip", "metaclip_2", "siglip", "siglip2", "dinov2", "dinov2_with_registers", "dinov3", "vit"),
+    "qwen2_5_vl",
+]
+NAMES = ["real", "gen", "gen", "real"]
+EVERY = [0, 1, 2, 3]
+
+
+def tower_of(model):
+    return getattr(model, "vision_model", model)
+
+
+def pooled(tower, name, rows=EVERY, **kwargs):
+    inputs = image_inputs(name, rows)
+    outputs = tower(**inputs, **kwargs)
+    features = outputs.pooler_output
+    return outputs.last_hidden_state[:, 0] if features is None else features
+
+
+@torch.no_grad()
+def randomise(tower, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in tower.named_parameters():
+        if is_adapter_weight(name):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+@pytest.fixture(params=TOWERS)
+def case(request):
+    """A plain tower, the same with trained branches, the whole model that holds it, and the architecture's name."""
+    owner = make(request.param)
+    plain = copy.deepcopy(tower_of(owner))
+    attach_branches(owner)
+    tower = tower_of(owner)
+    randomise(tower)
+    return plain, tower, owner, request.param
+
+
+def gradients(tower, name):
+    tower.train().zero_grad()
+    two_routes = pooled(tower, name, modality=NAMES) + pooled(tower, name, modality="gen")
+    two_routes.square().sum().backward()
+    return {key: parameter.grad for key, parameter in tower.named_parameters() if is_adapter_weight(key)}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_fresh_branches_change_nothing(name):
+    owner = make(name)
+    plain = copy.deepcopy(tower_of(owner))
+    report = attach_branches(owner)
+    tower = tower_of(owner)
+    assert set(plain.state_dict()) == {key for key in tower.state_dict() if not is_adapter_weight(key)}
+    expected = pooled(plain, name)
+    for modality in ("real", "gen", NAMES):
+        assert torch.equal(pooled(tower, name, modality=modality), expected), modality
+    trained = {key for key, parameter in tower.named_parameters() if parameter.requires_grad}
+    assert trained == {key for key in tower.state_dict() if is_adapter_weight(key)}
+    assert report.parameters == sum(tower.get_parameter(key).numel() for key in trained)
+    assert report.layers == sum(isinstance(module, RoutedLinear) for module in tower.modules()) > 0
+    assert f"{report.layers} linear layers" in str(report)
+
+
+def test_real_is_the_base_bit_for_bit(case):
+    plain, tower, _, name = case
+    expected = pooled(plain, name)
+    assert torch.equal(pooled(tower, name), expected)
+    assert not torch.allclose(pooled(tower, name, modality="gen"), expected, atol=1e-3)
+
+
+def test_a_mixed_batch_equals_one_by_one(case):
+    plain, tower, _, name = case
+    alone = torch.cat([pooled(tower, name, [row], modality=modality) for row, modality in enumerate(NAMES)])
+    torch.testing.assert_close(pooled(tower, name, modality=NAMES), alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_equals_plain(case, reentrant):
+    _, tower, owner, name = case
+    expected = gradients(tower, name)
+    assert all(grad is not None and grad.any() for grad in expected.values())
+    calls = []
+    next(module for module in tower.modules() if isinstance(module, RoutedLinear)).register_forward_hook(
+        lambda *_: calls.append(1)
+    )
+    owner.gradient_checkpointing_enable({"use_reentrant": reentrant})  # by the outer model, as the Trainer does
+    if reentrant:  # a reentrant checkpoint needs an input with a gradient
+        owner.enable_input_require_grads()
+        first = next(module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer))
+        first.register_forward_pre_hook(lambda _, args: (args[0].requires_grad_(), *args[1:]))
+    found = gradients(tower, name)
+    assert len(calls) > 2  # it was computed again
+    for key, grad in expected.items():
+        torch.testing.assert_close(found[key], grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [CheckpointImpl.NO_REENTRANT, CheckpointImpl.REENTRANT])
+def test_a_foreign_checkpoint_wrapper_raises(kind):
+    tower = make("siglip").vision_model.train()
+    attach_branches(tower)
+    apply_activation_checkpointing(
+        tower,
+        lambda module: checkpoint_wrapper(module, checkpoint_impl=kind),
+        lambda module: isinstance(module, GradientCheckpointingLayer),
+    )
+    inputs = image_inputs("siglip", EVERY)
+    inputs["pixel_values"].requires_grad_()
+    with pytest.raises(RuntimeError, match="outside of its model's forward pass"):
+        tower(**inputs, modality="gen").pooler_output.sum().backward()
+
+
+def test_threads_do_not_share_a_route(case):
+    _, tower, _, name = case
+    with torch.no_grad():
+        expected = {modality: pooled(tower, name, modality=modality) for modality in ("real", "gen")}
+    wrong = []
+
+    def work(modality):
+        with torch.no_grad():
+            for _ in range(15):
+                if not torch.equal(pooled(tower, name, modality=modality), expected[modality]):
+                    wrong.append(modality)
+
+    threads = [threading.Thread(target=work, args=(modality,)) for modality in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_hidden_states_are_those_of_the_branch(case):
+    plain, tower, _, name = case
+    if name == "qwen2_5_vl":
+        pytest.skip("transformers' Qwen2.5-VL tower has no hidden states to give")
+    states = tower(**image_inputs(name, EVERY), output_hidden_states=True, modality="gen").hidden_states
+    base = plain(**image_inputs(name, EVERY), output_hidden_states=True).hidden_states
+    assert len(states) == len(base) == 3
+    assert torch.equal(states[0], base[0]) and not torch.allclose(states[-1], base[-1], atol=1e-3)
+
+
+def test_autocast_stays_close(case):
+    _, tower, _, name = case
+    expected = pooled(tower, name, modality=NAMES)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = pooled(tower, name, modality=NAMES)
+    torch.testing.assert_close(actual.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_a_bfloat16_base_trains_float32_branches():
+    owner = make("dinov2").bfloat16()
+    attach_branches(owner)
+    inputs = {"pixel_values": image_inputs("dinov2", EVERY)["pixel_values"].bfloat16()}
+    output = owner(**inputs, modality="gen").pooler_output
+    assert output.dtype == torch.bfloat16
+    output.sum().backward()
+    grads = [parameter.grad for parameter in owner.parameters() if parameter.requires_grad]
+    assert {grad.dtype for grad in grads} == {torch.float32}
+
+
+def test_peft_gives_the_same_branch(case):
+    plain, tower, _, name = case
+    linears = {key: module for key, module in tower.named_modules() if isinstance(module, RoutedLinear)}
+    peft = get_peft_model(plain, LoraConfig(r=4, lora_alpha=8, target_modules=list(linears)))
+    weights = {
+        f"base_model.model.{key}.lora_{part}.weight": getattr(linear.adapters["gen"], f"lora_{part}")
+        for key, linear in linears.items()
+        for part in "AB"
+    }
+    assert not set_peft_model_state_dict(peft, weights).unexpected_keys
+    expected = pooled(tower, name, modality="gen")
+    torch.testing.assert_close(pooled(peft.eval(), name), expected, atol=1e-5, rtol=1e-5)
+
+
+# Qwen2.5-VL as a whole is left out: transformers' own tower does not compile without a graph break.
+@pytest.mark.parametrize(
+    ("name", "by_layer"),
+    [*((name, False) for name in ("clip", "siglip", "dinov2")), *((name, True) for name in TOWERS)],
+)
+def test_compiled_equals_eager(name, by_layer):
+    owner = make(name)
+    attach_branches(owner)
+    tower = tower_of(owner)
+    randomise(tower)
+    routes = {"real": "real", "gen": "gen", "mixed": NAMES}
+    torch._dynamo.reset()
+    # By layer, each route of each layer counts as a variant.
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=64):
+        expected = {key: pooled(tower, name, modality=modality) for key, modality in routes.items()}
+        layers = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for part in layers if by_layer else [tower]:
+            part.compile(backend="aot_eager", fullgraph=True, dynamic=False)
+        for key, modality in routes.items():
+            torch.testing.assert_close(pooled(tower, name, modality=modality), expected[key], atol=1e-5, rtol=1e-5)
+
+
+def test_wrong_calls_are_refused(case):
+    _, tower, _, name = case
+    inputs = image_inputs(name, EVERY)
+    with pytest.raises(ValueError, match=r"Unknown modality \['generated'\].*\['real', 'gen'\]"):
+        tower(**inputs, modality="generated")
+    with pytest.raises(ValueError, match="lists 3 branches for a batch of 4 images"):
+        tower(**inputs, modality=["gen"] * 3)
+    with pytest.raises(TypeError, match="modalty"):
+        tower(**inputs, modalty="gen")
+    layer = next(module for module in tower.modules() if isinstance(module, RoutedLinear))
+    with pytest.raises(RuntimeError, match="outside of its model's forward pass"):
+        layer(torch.zeros(1, layer.in_features))
+
+
+def test_targets():
+    tower = make("siglip").vision_model
+    with pytest.raises(ValueError, match=r"\['key'\] match no linear layer.*'fc1', 'fc2', 'k_proj', 'out_proj'"):
+        attach_branches(tower, targets=["q_proj", "key"])
+    report = attach_branches(tower, rank=2, targets=["q_proj", "fc2"])
+    routed = {name for name, module in tower.named_modules() if isinstance(module, RoutedLinear)}
+    assert report.layers == 4 and {name.rpartition(".")[-1] for name in routed} == {"q_proj", "fc2"}
+    # nn.MultiheadAttention never calls its `out_proj`: an update there would do nothing.
+    assert not any(name.startswith("head") for name in routed)
+    with pytest.raises(ValueError, match="has branches already"):
+        attach_branches(tower)
+
+
+def test_the_tower_is_found_or_asked_for():
+    with pytest.raises(ValueError, match="has no module 'eyes'"):
+        attach_branches(make("clip"), tower="eyes")
+    with pytest.raises(ValueError, match="no vision tower"):
+        attach_branches(make("clip").text_model)
+    assert attach_branches(make("clip")).tower == "vision_model"
+    assert attach_branches(make("vit")).tower == ""
