@@ -191,10 +191,13 @@ def test_peft_gives_the_same_branch(case):
     torch.testing.assert_close(pooled(peft.eval(), name), expected, atol=1e-5, rtol=1e-5)
 
 
-# Qwen2.5-VL as a whole is left out: transformers' own tower does not compile without a graph break.
+# Without Qwen2.5-VL, whose own tower reads lengths from a tensor and does not compile without a graph break.
 @pytest.mark.parametrize(
     ("name", "by_layer"),
-    [*((name, False) for name in ("clip", "siglip", "dinov2")), *((name, True) for name in TOWERS)],
+    [
+        *((name, False) for name in ("clip", "siglip", "dinov2")),
+        *((name, True) for name in TOWERS if name != "qwen2_5_vl"),
+    ],
 )
 def test_compiled_equals_eager(name, by_layer):
     owner = make(name)

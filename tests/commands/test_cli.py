@@ -149,7 +149,6 @@ def test_own_options_come_before_those_of_transformers(capsys):
     assert "--learning-rate" not in text
 
 
-@pytest.mark.xfail(strict=True, reason="import gmail_hf still imports them")
 def test_no_heavy_import_before_a_command_is_chosen():
     code = "import sys; from gmail_hf.commands.cli import main; main(['--help']); main(['--version'])\n"
     code += "print(sorted({'torch', 'transformers', 'datasets', 'diffusers'} & set(sys.modules)))"
