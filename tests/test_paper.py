@@ -4,9 +4,11 @@ import importlib
 import json
 import os
 import re
+import runpy
 import shlex
 import sys
 import threading
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,28 +18,15 @@ import recipes
 import reproduce
 import runs as runs_module
 from tiny import make_model, make_pairs, make_processor
-from training_free import mapped
 
-from gmail_hf import digits
+from gmail_hf import GmailCLIPModel, digits, embed_images
 from gmail_hf.commands.bundled import get_benchmark
 from gmail_hf.metrics import mean_shift
 from gmail_hf.metrics.caption_scores import caption_metrics
-from gmail_hf.training.embeddings import cached_embeds, embeds_array
 
-# What evaluate_gmail.py can measure with what each script trains.
-TASKS = {
-    "train_gmail": {"retrieval", "zero_shot"},
-    "train_clipcap": {"captioning"},
-    "train_llava": {"captioning", "vqa"},
-}
-# The command that each script runs.
-COMMANDS = {
-    "train_gmail": "train",
-    "train_clipcap": "caption",
-    "train_llava": "vlm",
-    "evaluate_gmail": "evaluate",
-    "generate_dataset": "generate",
-}
+ROOT = Path(__file__).parents[1]
+# What `gmail-hf evaluate` can measure with the model of each command that trains.
+TASKS = {"train": {"retrieval", "zero_shot"}, "caption": {"captioning"}, "vlm": {"captioning", "vqa"}}
 # How the folder of a run of stage 2 must end, by the branch and the images that it is trained on.
 ENDS = {
     ("gen", "generated_image"): "coco",
@@ -47,18 +36,18 @@ ENDS = {
 
 
 class Parsed(Exception):
-    """Carries what a script has parsed, in place of its work."""
+    """Carries the parsed options of a command."""
 
 
 @pytest.fixture
 def commands(monkeypatch):
-    """Commands that would have been run; each leaves the scores that its script would."""
+    """Commands that would have been run, as `[name, *options]`; each leaves a file of scores."""
     found = []
 
-    def call(log, function, *command):
-        assert function is processes.run_script
-        found.append(command)
-        output = runs_module.Path(command[command.index("--output_dir") + 1])
+    def call(log, function, name, words):
+        assert function is runs_module.run_command
+        found.append([name, *words])
+        output = Path(words[words.index("--output_dir") + 1])
         output.mkdir(parents=True)
         (output / "eval_results.json").write_text(json.dumps({"score": len(found)}))
 
@@ -80,12 +69,12 @@ def test_every_table_of_the_paper_has_one_recipe():
 
 @pytest.fixture
 def parse(monkeypatch):
-    """`parse(script, argv)`: all options of a command, by the parser that the script's `main` makes."""
-    monkeypatch.chdir(runs_module.EXAMPLES.parent)  # where the commands are to be run
-    scripts = {}
+    """`parse(name, argv)`: all options of a command, by the parser that its `main` makes."""
+    monkeypatch.chdir(ROOT)  # where the commands are to be run
+    loaded = {}
 
     def load(name):
-        command = importlib.import_module(f"gmail_hf.commands.{COMMANDS[name]}")
+        command = importlib.import_module(f"gmail_hf.commands.{name}")
         parse = command.parse
 
         def stop(*args, **kwargs):
@@ -95,10 +84,10 @@ def parse(monkeypatch):
         return command
 
     def parsed(name, argv):
-        if name not in scripts:
-            scripts[name] = load(name)
+        if name not in loaded:
+            loaded[name] = load(name)
         with pytest.raises(Parsed) as found:
-            scripts[name].main(argv)
+            loaded[name].main(argv)
         return {option: value for part in found.value.args for option, value in vars(part).items()}
 
     return parsed
@@ -109,21 +98,22 @@ def test_commands_for_coco_run_one_after_the_other(parse, capsys, numbers):
     """Options and configs exist, none is missing; models and data come from the commands before, or from the Hub."""
     reproduce.main(["--world", "coco", *(["--table", *map(str, numbers)] if numbers else [])])
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
-    options = set()  # that the scripts of these commands have
-    splits, models, reports = {}, {}, {}  # by folder: of pairs; the script that trained it; the model that is scored
+    options = set()  # of all commands
+    splits, models, reports = {}, {}, {}  # by folder: of pairs; the command that trained it; the model that is scored
     for line in lines:
         if line.startswith("#"):
             continue
-        start, script, rest = re.fullmatch(r"(.+) examples/(\w+)\.py (.+)", line).groups()
-        assert start in ("python", "accelerate launch")
-        argv, trains = shlex.split(rest), script.startswith("train_")
-        values = parse(script, [*argv, "--bf16", "False"] if trains else argv)  # without a GPU
+        command, rest = re.fullmatch(
+            r"(?:gmail-hf |accelerate launch -m gmail_hf\.commands\.)(\w+) (.+)", line
+        ).groups()
+        argv, trains = shlex.split(rest), command in TASKS
+        values = parse(command, [*argv, "--bf16", "False"] if trains else argv)  # without a GPU
         options.update(values)
         output = values["output_dir"]
-        if script == "generate_dataset":
+        if command == "generate":
             assert re.fullmatch(r"org/\w+-captions", values["dataset"]), line
             splits.setdefault(output, set()).add(values["split"])
-        elif script == "evaluate_gmail":
+        elif command == "evaluate":
             check_scored(values, splits, models)
             assert reports.setdefault(output, values["model"]) == values["model"], line
         else:
@@ -137,14 +127,14 @@ def test_commands_for_coco_run_one_after_the_other(parse, capsys, numbers):
             if "modality" in values:
                 end = ENDS[values["modality"], values["image_column"]]
                 assert output.endswith(end) and ("real" in output) == ("real" in end), line
-            models[output] = script
+            models[output] = command
     assert models
     told = {option for line in lines if line.startswith("#") for option in re.findall(r"--(\w+)", line)}
     assert told <= options
 
 
 def check_scored(values, splits, models):
-    """A command of evaluate_gmail.py: its benchmarks exist, fit the model, and have data."""
+    """A `gmail-hf evaluate`: its benchmarks exist, fit the model, and have data."""
     assert values["model"] in models
     names = values["benchmarks"].split(",")
     places = dict(place.split("=") for place in values["dataset"])
@@ -170,22 +160,18 @@ def test_gap_closed_beside_each_headline_score():
     assert "| GMAIL | 0.800 ± 0.800 | 0.750 ± 0.750 | – | – | 2.000 ± 2.000 |" in table
 
 
-def test_a_run_is_run_once_and_told_its_seed(runs, commands, tmp_path):
-    assert runs.run("new", "train_clipcap.py", "--modality", "real", training_free="coral") == (
-        tmp_path / "new",
-        {"score": 1},
-    )
-    assert runs.run("new", "train_clipcap.py")[1] == {"score": 1} and len(commands) == 1
+def test_a_run_is_run_once(runs, commands, tmp_path):
+    assert runs.run("new", "caption", "--modality", "real") == (tmp_path / "new", {"score": 1})
+    assert runs.run("new", "caption")[1] == {"score": 1} and len(commands) == 1
     command = commands[0]
-    assert command[0].endswith("training_free.py") and command[1] == "coral"
-    assert command[3].endswith("train_clipcap.py") and command[command.index("--seed") + 1] == "3"
-    assert command[command.index("--dataset") + 1] == command[2] == str(tmp_path / "pairs")
+    assert command[0] == "caption" and command[command.index("--seed") + 1] == "3"
+    assert command[command.index("--dataset") + 1] == str(tmp_path / "pairs")
 
 
-def test_a_run_that_was_cut_short_begins_anew(runs, commands, tmp_path):
+def test_an_interrupted_run_starts_again(runs, commands, tmp_path):
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "model.safetensors").write_bytes(b"")  # which a script would take for another run
-    assert runs.run("new", "train_clipcap.py")[1] == {"score": 1} and len(commands) == 1
+    (tmp_path / "new" / "model.safetensors").write_bytes(b"")  # the command would refuse to write over it
+    assert runs.run("new", "caption")[1] == {"score": 1} and len(commands) == 1
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["eval_results.json"]
 
 
@@ -198,29 +184,26 @@ def test_threads_that_want_the_same_run_share_it(runs, commands):
     assert len(commands) == 1
 
 
-def test_a_script_runs_in_a_process_that_has_the_imports_and_has_one_thread(tmp_path):
-    (tmp_path / "beside.py").write_text("NAME = 'beside'")
+def test_a_process_has_the_imports_and_one_thread(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import sys; seen = 'peft' in sys.modules\n"
-        "import torch, beside, os\n"
-        "print(__name__, sys.argv[1:], beside.NAME, seen, torch.get_num_threads(), os.getpid())"
+        "import torch, os\n"
+        "print(__name__, seen, torch.get_num_threads(), os.getpid())"
     )
     for _ in range(2):
-        processes.call(tmp_path / "log", processes.run_script, str(script), "--flag", "1")
-        name, first, second, beside, seen, threads, pid = (tmp_path / "log").read_text().split()
-        assert (name, first, second, beside, threads) == ("__main__", "['--flag',", "'1']", "beside", "1")
-        assert int(pid) != os.getpid()
+        processes.call(tmp_path / "log", runpy.run_path, str(script), None, "__main__")
+        name, seen, threads, pid = (tmp_path / "log").read_text().split()
+        assert (name, threads) == ("__main__", "1") and int(pid) != os.getpid()
         assert seen == str(sys.platform == "linux")
     assert not {name for name in processes.ENVIRONMENT if name.startswith("MALLOC")} & set(os.environ)
 
 
-@pytest.mark.parametrize("failure", ["raise ValueError('what went wrong')", "import sys; sys.exit('what went wrong')"])
-def test_failed_run_shows_the_end_of_its_log(runs, tmp_path, monkeypatch, failure):
-    monkeypatch.setattr(runs_module, "EXAMPLES", tmp_path)
-    (tmp_path / "train_gmail.py").write_text(failure)
-    with pytest.raises(RuntimeError, match="broken.log(.|\n)*what went wrong"):
-        runs.run("broken", "train_gmail.py")
+@pytest.mark.parametrize(("options", "message"), [(["--nothing"], "unknown option --nothing"), ([], "No data set at")])
+def test_failed_run_shows_the_end_of_its_log(tmp_path, options, message):
+    runs = runs_module.Runs(tmp_path, seed=0, split="test", num_pairs=4, num_test=4)
+    with pytest.raises(RuntimeError, match=f"broken.log(.|\n)*{message}"):
+        runs.run("broken", "train", *options, "--model", "digits", pairs=tmp_path / "nowhere")
 
 
 def test_the_better_generator_makes_the_training_pairs_alone(tmp_path, monkeypatch):
@@ -243,6 +226,8 @@ def test_meteor_is_that_of_the_captions_that_a_run_wrote(tmp_path):
 
 def test_rows_differ_in_what_they_claim_and_in_nothing_else(runs, commands, monkeypatch):
     """The baselines and the upper bound take the steps of GMAIL, on other images or through another branch."""
+    for name in runs_module.TRAINING_FREE:
+        (runs.folder / name).mkdir()
     monkeypatch.setattr(recipes, "captioned", lambda name, run: {"row": name})
     rows = [row["row"] for row in recipes.captioning(runs)]
     assert rows[0] == recipes.GENERATED and rows[-1] == recipes.REAL
@@ -251,6 +236,8 @@ def test_rows_differ_in_what_they_claim_and_in_nothing_else(runs, commands, monk
         set(by_name[runs_module.slug(name)]) for name in (runs_module.PAPER, recipes.GENERATED, recipes.REAL)
     )
     outputs = {argument for command in commands for argument in command if "clipcap-" in argument}
+    moved = set(by_name["coral"])
+    assert moved - generated - outputs == {str(runs.folder / "coral")}
     assert generated - plain - outputs == {"--modality", "real"}
     assert real - generated - outputs == {"--image_column", "real_image"}
 
@@ -264,14 +251,18 @@ def test_mixed_pairs_hold_both_kinds_by_turns(tmp_path):
         assert row["mixed_image"].tobytes() == expected.tobytes()
 
 
-def test_training_free_map_moves_generated_embeddings_only(clip_folder):
+def test_training_free_map_of_the_train_split_moves_all_generated_embeddings(clip_folder, tmp_path):
     model, processor, pairs = make_model(clip_folder), make_processor(), make_pairs(12)
-    cached = mapped("mean_shift", pairs)
+    datasets.DatasetDict(train=pairs, test=pairs.select(range(4))).save_to_disk(tmp_path / "pairs")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    runs_module.move(tmp_path / "pairs", str(tmp_path / "model"), "mean_shift", tmp_path / "moved")
+    moved = datasets.load_from_disk(tmp_path / "moved")
+    model = GmailCLIPModel.from_pretrained(tmp_path / "model")
     generated, real = (
-        embeds_array(cached_embeds(pairs, f"{side}_image", model, processor)) for side in ("generated", "real")
+        embed_images(model, processor, pairs[f"{side}_image"], "real") for side in ("generated", "real")
     )
-    assert np.array_equal(embeds_array(cached(pairs, "real_image", model, processor)), real)
-    moved = cached(pairs.select(range(4)), "generated_image", model, processor)
-    assert isinstance(moved, datasets.Dataset) and moved.column_names == ["image_embeds"]
-    np.testing.assert_allclose(embeds_array(moved), mean_shift(generated, real)(generated[:4]), atol=1e-6)
-    assert not np.allclose(embeds_array(moved), generated[:4])
+    expected = mean_shift(generated, real)(generated)
+    np.testing.assert_allclose(moved["train"]["generated_embeds"][:], expected, atol=1e-6)
+    np.testing.assert_allclose(moved["test"]["generated_embeds"][:], expected[:4], atol=1e-6)
+    assert not np.allclose(expected, generated) and "real_embeds" not in moved["train"].column_names

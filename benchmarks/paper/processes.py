@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import runpy
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -60,13 +59,6 @@ def _environment() -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
-
-
-def run_script(script: str, *arguments: str) -> None:
-    """What `python SCRIPT ARGUMENT ...` does."""
-    sys.path.insert(0, str(Path(script).parent))
-    sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
 
 
 def _logged(log: str, function: Callable, arguments: tuple) -> None:

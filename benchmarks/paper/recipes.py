@@ -60,7 +60,7 @@ def meteor(folder: Path) -> float | None:
 def captioning(runs: Runs) -> list[dict]:
     rows = [captioned(GENERATED, runs.clipcap(GENERATED, *TAKEN_FOR_REAL))]
     for name, function in TRAINING_FREE.items():
-        rows.append(captioned(name, runs.clipcap(name, *TAKEN_FOR_REAL, training_free=function)))
+        rows.append(captioned(name, runs.clipcap(name, *TAKEN_FOR_REAL, pairs=function)))
     for name in (PAPER, CONSISTENT):
         rows.append(captioned(name, runs.clipcap(name, model=runs.aligned(name))))
     return [*rows, captioned(REAL, runs.clipcap(REAL, *ON_REAL))]
@@ -76,7 +76,7 @@ def text_runs(runs: Runs) -> dict[str, tuple[Path, dict]]:
     taken_for_real = ("--generated_modality", "real")
     found = {GENERATED: runs.text(GENERATED, *taken_for_real)}
     for name, function in TRAINING_FREE.items():
-        found[name] = runs.text(name, *taken_for_real, training_free=function)
+        found[name] = runs.text(name, *taken_for_real, pairs=function)
     for name in (PAPER, CONSISTENT):
         found[name] = runs.text(name, model=runs.aligned(name))
     found[REAL] = runs.text(REAL, "--gen_text_weight", "0", "--real_text_weight", "1")
@@ -403,31 +403,31 @@ def coco_commands(table: Table) -> list[str]:
 
     Lines that begin with # describe data to provide and manual steps.
     """
-    launch, config, pairs = "accelerate launch examples", "--config examples/configs", "--dataset coco-sd2"
+    launch, config, pairs = "accelerate launch -m gmail_hf.commands", "--config examples/configs", "--dataset coco-sd2"
 
     def generate(name: str, split: str = "train") -> str:
         captions = f"--dataset org/{name}-captions --split {split} --real_image_column image"
-        return f"{launch}/generate_dataset.py {captions} --output_dir {name}-sd2"
+        return f"{launch}.generate {captions} --output_dir {name}-sd2"
 
     def align(name: str) -> str:
-        return f"{launch}/train_gmail.py {config}/{name}.yaml --dataset {name}-sd2 --output_dir gmail-{name}"
+        return f"{launch}.train {config}/{name}.yaml --dataset {name}-sd2 --output_dir gmail-{name}"
 
     def adapt(name: str) -> list[str]:
         """From captions to CLIP's text side."""
         text = f"--stage text --model gmail-{name} --dataset {name}-sd2"
-        text = f"{launch}/train_gmail.py {text} --output_dir gmail-{name}-text"
+        text = f"{launch}.train {text} --output_dir gmail-{name}-text"
         return [generate(name), align(name), text]
 
     def score(model: str, benchmarks: str, options: str = "") -> str:
         options += f" --output_dir {model}-scores"
-        return f"python examples/evaluate_gmail.py --model {model} --benchmarks {benchmarks}{options}"
+        return f"gmail-hf evaluate --model {model} --benchmarks {benchmarks}{options}"
 
     # Stage 2 ends with the real images of the validation split.
     both = [generate("coco"), generate("coco", "validation")]
     captioners = [*both, align("coco")]
     for name, options in {"": (), "-taken-for-real": TAKEN_FOR_REAL, "-real": ON_REAL}.items():
         words = " ".join(("--model gmail-coco", pairs, *options, f"--output_dir clipcap-coco{name}"))
-        captioners.append(f"{launch}/train_clipcap.py {config}/clipcap_coco.yaml {words}")
+        captioners.append(f"{launch}.caption {config}/clipcap_coco.yaml {words}")
         captioners.append(score(f"clipcap-coco{name}", "coco"))
     long_captions = [
         "# FOLDER: share-captioner_coco_lcs_sam_1246k_1107.json of Lin-Chen/ShareGPT4V, and its first 1,000 images.",
@@ -435,9 +435,9 @@ def coco_commands(table: Table) -> list[str]:
     ]
     classes = score("gmail-coco-text", "dtd,cars,sun397,food101,aircraft,pets,caltech101,imagenet")
     scales = [[*adapt(name), score(f"gmail-{name}-text", "flickr30k")] for name in ("coco", "cc3m", "cc12m")]
-    tower = f"{launch}/train_gmail.py {config}/coco_llava.yaml {pairs} --output_dir gmail-coco-336"
-    llama = f"{launch}/train_llava.py {config}/llama3_8b.yaml --model gmail-coco {pairs}"
-    llava = f"{launch}/train_llava.py {config}/llava_1.5_7b.yaml --model gmail-coco-336 {pairs}"
+    tower = f"{launch}.train {config}/coco_llava.yaml {pairs} --output_dir gmail-coco-336"
+    llama = f"{launch}.vlm {config}/llama3_8b.yaml --model gmail-coco {pairs}"
+    llava = f"{launch}.vlm {config}/llava_1.5_7b.yaml --model gmail-coco-336 {pairs}"
     answers = {name: score(name, "scienceqa,mmmu", " --dtype bfloat16") for name in ("llama3-coco", "llava-coco")}
     ablations = [
         "# One branch: --train_real --generated_modality real in stage 1, then the captioner with --modality real.",

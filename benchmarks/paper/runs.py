@@ -1,18 +1,19 @@
 """Runs of the training commands for one seed: each is a command that is printed, run once, and reused."""
 
 import json
+import shlex
 import shutil
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processes import call, run_script
+from processes import call
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-# Ways to align the gen branch, as options of train_gmail.py; the first is the paper's.
+from gmail_hf.commands.cli import run as run_command
+
+# Ways to align the gen branch, as options of `gmail-hf train`; the first is the paper's.
 VARIANTS = {
     "GMAIL (Eq. 1)": [],
     "GMAIL + 5 (1 - cos)": ["--consistency_weight", "5"],
@@ -26,6 +27,7 @@ VARIANTS = {
 PAPER = "GMAIL (Eq. 1)"
 # So that all tables are made in an hour; the recipes take 250 and 500.
 FEWER_STEPS = {"stage 1": ("--max_steps", "200"), "questions": ("--max_steps", "250")}
+TRAINING_FREE = ("mean_shift", "coral")
 NEAR = {"guidance_scale": 2.0, "num_inference_steps": 20}  # the generator's best sampling, see its card
 
 # While transformers loads a model, tensors made by other threads of the process land on the meta device too, and
@@ -50,6 +52,26 @@ def generate(
 
     rest = made(split, scored) if isinstance(scored, int) else load_from_disk(scored)[split]
     DatasetDict({"train": made("train", num_pairs), split: rest}).save_to_disk(folder)
+
+
+def move(pairs: Path, model: str, name: str, folder: Path) -> None:
+    """Save pairs with f_r(generated), moved by a training-free map of the train split, as `generated_embeds`."""
+    from datasets import List, Value, load_from_disk
+    from transformers import CLIPProcessor
+
+    from gmail_hf import GmailCLIPModel, embed_images, metrics
+
+    splits = load_from_disk(pairs)
+    gmail, processor = GmailCLIPModel.from_pretrained(model), CLIPProcessor.from_pretrained(model)
+
+    def embed(split: str, side: str):
+        return embed_images(gmail, processor, splits[split][f"{side}_image"], "real")
+
+    onto_real = getattr(metrics, name)(embed("train", "generated"), embed("train", "real"))
+    for split, rows in splits.items():
+        moved = list(onto_real(embed(split, "generated")).astype("float32"))
+        splits[split] = rows.add_column("generated_embeds", moved, feature=List(Value("float32")))
+    splits.save_to_disk(folder)
 
 
 @dataclass
@@ -81,8 +103,9 @@ class Runs:
 
     def pairs(self, name: str = "pairs") -> Path:
         """
-        Pairs on disk: `pairs`; `near`, generated at the settings at which the generator is best; `mixed`, with a
-        column of generated and real images by turns.
+        Pairs on disk: `pairs`; `near`, generated at the best settings of the generator; `mixed`, with a column of
+        generated and real images in turns; `mean_shift` and `coral`, with f_r(generated), moved onto f_r(real) by the
+        map of this name in gmail_hf.metrics, as the column `generated_embeds`.
         """
         folder = self.folder / name
         with self._lock(name):
@@ -90,6 +113,9 @@ class Runs:
                 partial = folder.with_suffix(".part")
                 if name == "mixed":
                     self._mixed().save_to_disk(partial)
+                elif name in TRAINING_FREE:
+                    arguments = (self.pairs(), self.aligned(), name, partial)
+                    self._call(name, f"move {' '.join(map(str, arguments))}", move, *arguments)
                 else:
                     self._generate(name, partial)
                 partial.rename(folder)
@@ -98,7 +124,8 @@ class Runs:
     def _generate(self, name: str, folder: Path) -> None:
         # Of the split that is scored real images alone are looked at, so one generator's are enough.
         scored, sampling = (self.num_test, {}) if name == "pairs" else (self.pairs(), NEAR)
-        self._call(name, generate, folder, self.split, self.num_pairs, scored, self.seed, sampling)
+        arguments = (folder, self.split, self.num_pairs, scored, self.seed, sampling)
+        self._call(name, f"generate {' '.join(map(str, arguments))}", generate, *arguments)
 
     def _mixed(self):
         from datasets import Image, load_from_disk
@@ -112,84 +139,57 @@ class Runs:
             pairs[split] = rows.add_column("mixed_image", images, feature=Image())
         return pairs
 
-    def run(
-        self, name: str, script: str, *options: str, pairs: Path | None = None, training_free: str | None = None
-    ) -> tuple[Path, dict]:
-        """Run an example, or find that it was run; its output folder and its scores."""
+    def run(self, name: str, command: str, *options: str, pairs: Path | None = None) -> tuple[Path, dict]:
+        """Run `gmail-hf COMMAND`, unless it was run before; its output folder and its scores."""
         output = self.folder / name
         pairs = pairs or self.pairs()
         with self._lock(name):
             if not (output / "eval_results.json").exists():
-                command = (
-                    [str(Path(__file__).with_name("training_free.py")), training_free, str(pairs)]
-                    if training_free
-                    else []
-                )
-                command += [str(EXAMPLES / script), "--dataset", str(pairs), "--eval_split", self.split]
-                command += ["--output_dir", str(output), "--seed", str(self.seed), *options]
-                command += ["--save_strategy", "no", "--eval_strategy", "no"]
-                command += ["--report_to", "none", "--disable_tqdm", "true"]
-                shutil.rmtree(output, ignore_errors=True)  # a run that was cut short: the script would refuse it
-                self._call(name, run_script, *command)
+                words = ["--dataset", str(pairs), "--eval_split", self.split, "--output_dir", str(output)]
+                words += ["--seed", str(self.seed), *options, "--save_strategy", "no", "--eval_strategy", "no"]
+                words += ["--report_to", "none", "--disable_tqdm", "true"]
+                shutil.rmtree(output, ignore_errors=True)  # an interrupted run, which the command would refuse
+                self._call(name, f"gmail-hf {command} {shlex.join(words)}", run_command, command, words)
                 self.made.add(name)
             elif name not in self.made:
                 self.found.add(name)
         return output, json.loads((output / "eval_results.json").read_text())
 
-    def _call(self, name: str, function: Callable, *arguments: Any) -> None:
+    def _call(self, name: str, printed: str, function: Callable, *arguments: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.slots:
-            words = [sys.executable, *arguments] if function is run_script else [function.__name__, *arguments]
-            print(f"[seed {self.seed}] {name}: {' '.join(map(str, words))}", flush=True)
+            print(f"[seed {self.seed}] {name}: {printed}", flush=True)
             call(self.folder / f"{name}.log", function, *arguments)
 
     def aligned(self, variant: str = PAPER, pairs: str = "pairs", *options: str) -> str:
         """The folder of a model after stage 1."""
         name = f"stage1-{slug(variant)}" + ("" if pairs == "pairs" else f"-{pairs}") + "".join(map(slug, options))
         config = ("--config", "digits", *FEWER_STEPS["stage 1"])
-        output, _ = self.run(name, "train_gmail.py", *config, *VARIANTS[variant], *options, pairs=self.pairs(pairs))
+        output, _ = self.run(name, "train", *config, *VARIANTS[variant], *options, pairs=self.pairs(pairs))
         return str(output)
 
-    def text(self, name: str, *options: str, model: str | None = None, training_free: str | None = None):
+    def text(self, name: str, *options: str, model: str | None = None, pairs: str = "pairs"):
         """A text encoder after stage 2: `(folder, scores)`."""
-        options = ("--config", "digits_text", *options)
-        options = (*options, "--model", model or self.aligned())
-        return self.run(f"text-{slug(name)}", "train_gmail.py", *options, training_free=training_free)
+        options = ("--config", "digits_text", *options, "--model", model or self.aligned())
+        return self.run(f"text-{slug(name)}", "train", *options, pairs=self.pairs(pairs))
 
-    def clipcap(
-        self,
-        name: str,
-        *options: str,
-        model: str | None = None,
-        pairs: str = "pairs",
-        training_free: str | None = None,
-    ):
-        """A captioner after stage 2: `(folder, scores)`."""
-        # METEOR is left to the recipes.
-        scores = ("--caption_metrics", "BLEU@4", "CIDEr", "ROUGE-L")
-        options = ("--config", "clipcap_digits", *scores, *options)
+    def clipcap(self, name: str, *options: str, model: str | None = None, pairs: str = "pairs"):
+        """A captioner after stage 2: `(folder, scores)`; METEOR is left to the recipes."""
+        options = ("--config", "clipcap_digits", "--caption_metrics", "BLEU@4", "CIDEr", "ROUGE-L", *options)
         options = (*options, "--model", model or self.aligned())
-        return self.run(
-            f"clipcap-{slug(name)}",
-            "train_clipcap.py",
-            *options,
-            pairs=self.pairs(pairs),
-            training_free=training_free,
-        )
+        return self.run(f"clipcap-{slug(name)}", "caption", *options, pairs=self.pairs(pairs))
 
-    def llama(self, name: str, *options: str, model: str | None = None):
+    def llama(self, name: str, *options: str, model: str | None = None, pairs: Path | None = None):
         """A projector to the frozen language model after stage 2: `(folder, scores)`."""
         options = ("--config", "llava_digits", *FEWER_STEPS["questions"], *options)
         options = (*options, "--model", model or self.aligned(), "--max_eval_samples", "400")
-        return self.run(f"llama-{slug(name)}", "train_llava.py", *options)
+        return self.run(f"llama-{slug(name)}", "vlm", *options, pairs=pairs)
 
     def llava(self, name: str, *options: str, model: str | None = None):
         """A LLaVA, projector and LoRA, after stage 2: `(folder, scores)`."""
-        options = ("--train", "projector+lora", "--llava", self._llava_base(), *options)
-        options = (*FEWER_STEPS["questions"], *options, "--max_eval_samples", "400")
-        options = ("--config", "llava_digits", *options)
-        options = (*options, "--model", model or self.aligned())
-        return self.run(f"llava-{slug(name)}", "train_llava.py", *options)
+        options = ("--train", "projector+lora", "--llava", self._llava_base(), *FEWER_STEPS["questions"], *options)
+        options = ("--config", "llava_digits", *options, "--model", model or self.aligned())
+        return self.run(f"llava-{slug(name)}", "vlm", *options, "--max_eval_samples", "400")
 
     def _llava_base(self) -> str:
         """The folder of a plain LLaVA whose projector learned from captions of the real training images."""
@@ -205,10 +205,8 @@ class Runs:
                 captions = self.folder / "captions"
                 if not captions.exists():
                     load_from_disk(self.pairs()).remove_columns(["digits", "colors"]).save_to_disk(captions)
-                options = ["--config", "llava_digits", "--model", self.aligned()]
-                options += ["--modality", "real", "--image_column", "real_image", "--max_eval_samples", "400"]
-                options += ["--question", QUESTIONS["caption"], *FEWER_STEPS["questions"]]
-                output, _ = self.run("llava-captions", "train_llava.py", *options, pairs=captions)
+                options = ("--modality", "real", "--image_column", "real_image", "--question", QUESTIONS["caption"])
+                output, _ = self.llama("captions", *options, pairs=captions)
                 partial = folder.with_suffix(".part")
                 with ALONE:
                     model = GmailLlavaForConditionalGeneration.from_pretrained(output)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset, Image, List, Value
 from huggingface_hub.errors import StrictDataclassError
 from PIL import ImageFilter
 from tiny import make_tokenizer, randomise
@@ -168,6 +168,21 @@ def test_branches_and_columns(run, folders, tmp_path, pairs):
     lines = (tmp_path / "real" / "captions.jsonl").read_text().splitlines()
     written = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
     assert [json.loads(line)["caption"] for line in lines] == written
+
+
+def test_embeddings_in_a_column_are_used_in_place_of_images(run, folders, tmp_path, pairs):
+    rows = Dataset.from_parquet(pairs)
+    gmail = GmailCLIPModel.from_pretrained(folders["trained"])
+    embeds = embed_images(gmail, AutoProcessor.from_pretrained(folders["trained"]), rows["generated_image"], "gen")
+    embeds = [None, *embeds[1:]]  # a row without one is left out, as an unreadable image is
+    rows.add_column("generated_embeds", embeds, feature=List(Value("float32"))).to_parquet(tmp_path / "embeds.parquet")
+    images = [None, *rows.cast_column("generated_image", Image(decode=False))["generated_image"][1:]]
+    rows = rows.remove_columns("generated_image").add_column("generated_image", images, feature=Image())
+    rows.to_parquet(tmp_path / "images.parquet")
+    given = run("given", "--dataset", tmp_path / "embeds.parquet")
+    cached = run("cached", "--dataset", tmp_path / "images.parquet")
+    assert given["eval_loss"] == pytest.approx(cached["eval_loss"], rel=1e-5)
+    assert given["eval_loss"] != run("images", "--modality", "real")["eval_loss"]
 
 
 def test_other_images_or_another_branch_are_refused_on_resume(run, tmp_path):

@@ -36,7 +36,7 @@ def captioned_embeds(pairs: Dataset, embeds: Dataset) -> Dataset:
 
     Args:
         pairs (`datasets.Dataset`): rows with the columns `caption` and `image_id`.
-        embeds (`datasets.Dataset`): row by row their `image_embeds`; rows of unreadable images are left out.
+        embeds (`datasets.Dataset`): row by row their `image_embeds`; rows without an embedding are left out.
 
     Returns:
         `datasets.Dataset` with the columns `image_embeds` (float32 arrays of shape `(projection_dim,)`), `caption` and
@@ -45,7 +45,8 @@ def captioned_embeds(pairs: Dataset, embeds: Dataset) -> Dataset:
     Raises:
         ValueError: no image could be read.
     """
-    readable = np.flatnonzero(embeds.data.column("image_embeds").is_valid().to_numpy())
+    column = embeds.with_format("arrow")[:]["image_embeds"]
+    readable = np.flatnonzero(column.is_valid().to_numpy())
     if len(readable) == 0:
         raise ValueError("None of the images can be read.")
     rows = concatenate_datasets([pairs.select_columns(["caption", "image_id"]), embeds], axis=1)

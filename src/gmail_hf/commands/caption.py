@@ -47,7 +47,11 @@ class ModelArguments:
 @dataclass
 class DataArguments(PairArguments):
     eval_split: str = option("Split with the real images to caption.", "validation")
-    image_column: str = option("Column with the images to train on.", "generated_image")
+    image_column: str = option(
+        "Column with the images to train on. Embeddings in a column generated_embeds or real_embeds are used in place "
+        "of generated_image or real_image.",
+        "generated_image",
+    )
     modality: str = option("Branch for the images of --image_column: real or gen.", "gen")
     image_id_column: str = option("Column with image ids; captions of one id are its references.", "image_id")
     num_beams: int = option("Beams of the search for a caption.", 5)
@@ -132,6 +136,10 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         collator.max_length = room
 
     def embed(pairs, column: str, encoder: GmailCLIPModel, modality: str):
+        given = column.replace("_image", "_embeds")
+        if given in pairs.column_names and given != column:
+            embeds = pairs.select_columns([given]).rename_column(given, "image_embeds")
+            return captioned_embeds(pairs, embeds)
         embeds = cached_embeds(
             pairs,
             column,
