@@ -120,8 +120,8 @@ def read_pairs(settings: Settings, count: int) -> dict[str, float]:
     import pyarrow as pa
     from datasets import Dataset, Features, Image, List, Value
 
-    from gmail_hf.training.data import check_pairs
-    from gmail_hf.training.embeddings import EmbeddedPairs
+    from gmail_hf.training.checks import check_pairs
+    from gmail_hf.training.preparation import EmbeddedPairs
 
     imports(settings)
     datasets.disable_progress_bars()

@@ -10,7 +10,7 @@ import pytest
 
 from gmail_hf.commands.bundled import synthesize
 from gmail_hf.generation import shards
-from gmail_hf.training.data import check_pairs
+from gmail_hf.training.checks import check_pairs
 from gmail_hf.training.loading import load_pairs
 
 

@@ -16,7 +16,7 @@ from gmail_hf.commands import generate
 from gmail_hf.commands.bundled import make_job, synthesize
 from gmail_hf.generation import SynthesisArguments, engines, pipelines
 from gmail_hf.generation.sampler import row_seed
-from gmail_hf.training.data import check_pairs
+from gmail_hf.training.checks import check_pairs
 from gmail_hf.training.loading import load_pairs
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -10,7 +10,8 @@ from transformers import CLIPImageProcessor
 from gmail_hf import GmailCLIPModel, GmailConfig, embed_images
 from gmail_hf.training import embeddings
 from gmail_hf.training.data import GmailCollator, decode_image, undecoded
-from gmail_hf.training.embeddings import EmbeddedPairs, cache_key, cached_embeds, embeds_array
+from gmail_hf.training.embeddings import cache_key, cached_embeds, embeds_array
+from gmail_hf.training.preparation import EmbeddedPairs
 
 
 @pytest.fixture

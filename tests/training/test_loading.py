@@ -7,7 +7,8 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
-from gmail_hf.training.data import PAIR_COLUMNS, check_pairs
+from gmail_hf.training.checks import check_pairs
+from gmail_hf.training.data import PAIR_COLUMNS
 from gmail_hf.training.loading import check_free_disk, check_output_dir, load_pairs
 
 NUM_PAIRS = 6

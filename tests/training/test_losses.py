@@ -8,7 +8,8 @@ from tiny import make_model, pair_losses, pixels, tokens
 from torch.nn.functional import normalize
 
 from gmail_hf import GmailLossConfig, alignment_loss, consistency_loss, contrastive_loss, token_alignment_loss
-from gmail_hf.training.losses import gather, gmail_loss, same_pair_mask
+from gmail_hf.training.distributed import gather
+from gmail_hf.training.losses import gmail_loss, same_pair_mask
 
 # Cosines of the generated images (rows) with the real ones: identity, but for cos(g0, r1) = 0.6 and cos(g0, r0) = 0.8.
 GEN = torch.tensor([[0.8, 0.6, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])

@@ -8,7 +8,7 @@ from tiny import logged, make_model, make_pairs, make_processor, weights
 
 from gmail_hf import GmailTrainer, embed_images
 from gmail_hf.training import embeddings
-from gmail_hf.training.data import check_pairs
+from gmail_hf.training.checks import check_pairs
 
 TEXT = {"align_weight": 0.0, "gen_text_weight": 1.0}
 DIM = 24
@@ -129,7 +129,7 @@ def test_images_are_embedded_at_first_use(clip_folder, arguments, monkeypatch):
         embedded.append((column, len(dataset)))
         return original(dataset, column, *args, **kwargs)
 
-    monkeypatch.setattr("gmail_hf.training.trainer.cached_embeds", counting)
+    monkeypatch.setattr("gmail_hf.training.preparation.cached_embeds", counting)
     trainer = GmailTrainer(
         make_model(clip_folder), arguments(max_steps=1), make_pairs(8), {"near": make_pairs(5)}, make_processor()
     )

@@ -7,6 +7,7 @@ from tiny import assert_equal, logged, make_model, make_pairs, make_processor, p
 
 from gmail_hf import GmailCLIPModel, GmailLossConfig, GmailTrainer
 from gmail_hf.training import embeddings
+from gmail_hf.training.preparation import EmbeddedPairs
 
 TEXT = {"align_weight": 0.0, "gen_text_weight": 1.0}
 
@@ -67,7 +68,7 @@ def test_cached_embeddings_train_like_fresh_ones(clip_folder, train, losses):
         runs[cache] = train(model=model, cache_real_embeds=cache, **losses)
     row = runs[True].train_dataset[0]
     assert not [column for column in row if column.endswith("_image")]  # nothing left to decode
-    assert isinstance(runs[True].train_dataset, embeddings.EmbeddedPairs)
+    assert isinstance(runs[True].train_dataset, EmbeddedPairs)
     assert logged(runs[True]) == pytest.approx(logged(runs[False]), rel=1e-4)
     torch.testing.assert_close(weights(runs[True]), weights(runs[False]), rtol=1e-3, atol=1e-3)
 

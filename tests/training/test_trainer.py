@@ -14,6 +14,7 @@ from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments
 from gmail_hf.training import embeddings
 from gmail_hf.training.data import GmailCollator
 from gmail_hf.training.losses import gmail_loss
+from gmail_hf.training.preparation import EmbeddedPairs
 
 METRICS = {"paired_cosine", "gen_to_real_R@1", "gen_to_real_R@5", "gen_to_real_R@10", "centroid_distance", "loss"}
 
@@ -24,8 +25,8 @@ METRICS = {"paired_cosine", "gen_to_real_R@1", "gen_to_real_R@5", "gen_to_real_R
 @pytest.mark.parametrize("fields", [{}, {"consistency_weight": 2.0, "symmetric": True}], ids=str)
 def test_cached_real_embeddings_train_like_fresh_ones(train, fields):
     cached, fresh = train(**fields), train(cache_real_embeds=False, **fields)
-    assert isinstance(cached.train_dataset, embeddings.EmbeddedPairs)
-    assert not isinstance(fresh.train_dataset, embeddings.EmbeddedPairs)
+    assert isinstance(cached.train_dataset, EmbeddedPairs)
+    assert not isinstance(fresh.train_dataset, EmbeddedPairs)
     assert len(logged(cached)) == 4 and logged(cached) == pytest.approx(logged(fresh), rel=1e-4)
     torch.testing.assert_close(weights(cached), weights(fresh), rtol=1e-3, atol=1e-3)
 
@@ -233,12 +234,12 @@ def test_nothing_to_train_is_an_error(train, options):
 
 def test_real_branch_that_trains_is_never_cached(clip_folder, train):
     trainer = train(model=make_model(clip_folder, trainable_modalities=["real", "gen"]))
-    assert not isinstance(trainer.train_dataset, embeddings.EmbeddedPairs)
+    assert not isinstance(trainer.train_dataset, EmbeddedPairs)
 
 
 def test_token_loss_trains_on_pixels(train):
     trainer = train(token_weight=0.5)
-    assert not isinstance(trainer.train_dataset, embeddings.EmbeddedPairs)
+    assert not isinstance(trainer.train_dataset, EmbeddedPairs)
     tokens = logged(trainer, "token_loss")
     assert len(tokens) == 4 and all(loss > 0 for loss in tokens)
     for loss, align, token in zip(logged(trainer), logged(trainer, "align_loss"), tokens, strict=True):
@@ -256,8 +257,10 @@ def test_optimal_pairing_stays_within_captions_and_raises_the_cosine(train):
     trainer = train(pairs, pairing="optimal", max_steps=2)
     partners = trainer.train_dataset.partners
     assert sorted(partners) == list(range(24)) and (partners % 2 == [i % 2 for i in range(24)]).all()
-    gen = embeddings.embeds_array(trainer._embed_column(pairs, "generated_image"))
-    real = embeddings.embeds_array(trainer._embed_column(pairs, "real_image"))
+    gen, real = (
+        embeddings.embed_images(trainer.model, make_processor(), pairs[f"{side}_image"], "real")
+        for side in ("generated", "real")
+    )
     assert (gen * real[partners]).sum() > (gen * real).sum() + 1e-3
 
 
@@ -341,7 +344,7 @@ def test_sharded_weights_are_refused(clip_folder, arguments, monkeypatch):
         self.is_fsdp_enabled = True
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", sharded)
-    with pytest.raises(ValueError, match="FSDP or ZeRO-3: train by DDP"):
+    with pytest.raises(ValueError, match="FSDP or ZeRO-3: train with DDP"):
         GmailTrainer(make_model(clip_folder), arguments(), make_pairs(4), processing_class=make_processor())
 
 

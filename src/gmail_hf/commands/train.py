@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     import datasets
     import torch
 
-    from ..training.data import check_pairs, needed_columns
+    from ..training.checks import check_pairs, needed_columns
     from ..training.loading import check_free_disk
     from ..training.trainer import GmailTrainer
 

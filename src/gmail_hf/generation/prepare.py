@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from ..training.data import BadImageError, check_pairs, decode_image, image_processor_of, undecoded
+from ..training.checks import check_pairs
+from ..training.data import BadImageError, decode_image, image_processor_of, undecoded
 from ..training.loading import check_free_disk
 
 IMAGE_COLUMNS = ("real_image", "generated_image")

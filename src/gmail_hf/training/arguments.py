@@ -112,3 +112,8 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
             )
         if self.on_bad_image not in ("skip", "error"):
             raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{self.on_bad_image}'.")
+
+    @property
+    def branches(self) -> dict[str, str]:
+        """The branch of `real` and of `generated` images."""
+        return {"real": "real", "generated": self.generated_modality}

@@ -1,4 +1,4 @@
-"""Pictures beside the curves: pairs and their embeddings, sent to the trackers that a training reports to."""
+"""Pictures of pairs and their embeddings for TensorBoard, Weights & Biases and Trackio."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -19,7 +19,7 @@ from .embeddings import embed_images
 logger = logging.get_logger(__name__)
 
 TRACKERS = (TensorBoardCallback, WandbCallback, TrackioCallback)
-MIN_PAIRS = 10  # `plot_embeddings` takes no fewer
+MIN_PAIRS = 10  # `plot_embeddings` refuses fewer
 
 
 class FiguresCallback(TrainerCallback):
@@ -31,15 +31,15 @@ class FiguresCallback(TrainerCallback):
     callback for `log_figures=True`.
 
     Args:
-        callbacks: the trainer's, among them the trackers that the pictures are sent to.
+        callbacks: the trainer's callbacks; the pictures go to the trackers among them.
         dataset (`datasets.Dataset`): pairs with both images; the first of them are drawn.
-        num_pairs (`int`): pairs of the picture of embeddings.
-        num_shown (`int`): pairs of the contact sheet.
+        num_pairs (`int`): pairs in the picture of embeddings.
+        num_shown (`int`): pairs on the contact sheet.
 
     Raises:
         TypeError: the pairs are streamed, or several data sets.
-        ValueError: there are no evaluation pairs, a column of images is missing, there are too few pairs that can be
-            read, or `report_to` names none of these trackers.
+        ValueError: there are no evaluation pairs, an image column is missing, fewer than 10 pairs can be read, or
+            `report_to` names none of these trackers.
         ImportError: the packages of `gmail-hf[evaluation]` are missing.
     """
 
@@ -71,7 +71,7 @@ class FiguresCallback(TrainerCallback):
             return
         try:
             self._log(state.global_step, args, model, processing_class)
-        except Exception as error:  # of the drawing, the disk or the tracker: no picture is worth a training
+        except Exception as error:  # drawing, disk or tracker: training goes on without the picture
             logger.warning(f"No pictures of the evaluation at step {state.global_step}: {error!r}.")
 
     def _log(self, step: int, args: Any, model: Any, processor: Any) -> None:
@@ -96,7 +96,7 @@ class FiguresCallback(TrainerCallback):
 
 
 def log_images(callback: TrainerCallback, images: dict[str, PILImage.Image], step: int) -> None:
-    """Send images by name to the tracker of one of transformers' callbacks; to no other callback."""
+    """Send images by name to a tracker's callback; do nothing for any other callback."""
     if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
         for name, image in images.items():
             callback.tb_writer.add_image(name, np.asarray(image), step, dataformats="HWC")
@@ -112,7 +112,7 @@ def log_images(callback: TrainerCallback, images: dict[str, PILImage.Image], ste
 
 
 def _readable(dataset: Dataset, count: int) -> tuple[list[Any], list[Any], list[str]]:
-    """Real images, generated images and captions of the first so many pairs that can be read."""
+    """Real images, generated images and captions of the first `count` pairs that can be read."""
     real, generated, captions = [], [], []
     for row in undecoded(dataset):
         try:
@@ -129,7 +129,7 @@ def _readable(dataset: Dataset, count: int) -> tuple[list[Any], list[Any], list[
 
 
 def _drawn(plot: Any, *data: Any) -> PILImage.Image:
-    """What a function of [`evaluation`] draws."""
+    """The image that a plotting function of [`metrics`] draws."""
     buffer = BytesIO()
     plot(buffer, *data)
     return PILImage.open(buffer).convert("RGB")

@@ -1,5 +1,5 @@
 """
-Pairs of a real and a generated image: the column schema, the checks before training, the collator.
+Pairs of a real and a generated image: the column schema and the collator.
 
 A data set of pairs has the columns `real_image` and `generated_image` (`datasets.Image`), `caption` (string) and
 `image_id` (string or integer, the same for all pairs of one real image). A loss that looks at one kind of image, as in
@@ -11,11 +11,9 @@ import copy
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Image, IterableDataset, LargeList, List
 from datasets.fingerprint import Hasher
@@ -24,7 +22,6 @@ from PIL import ImageOps
 from transformers.utils import logging
 
 from .images import PixelValues, raw_pixels
-from .losses import GmailLossConfig
 
 SIDES = ("real", "generated")
 PIXEL_SCALE = ("pixel_mean", "pixel_std")
@@ -85,133 +82,9 @@ def _undecoded_feature(feature: Any) -> Any:
     return feature
 
 
-def check_pairs(
-    dataset: Dataset | IterableDataset,
-    name: str = "train_dataset",
-    on_bad_image: str = "skip",
-    needed: Sequence[str] = PAIR_COLUMNS,
-    sample: int = 8,
-    embed_dim: int | None = None,
-) -> None:
-    """
-    Check columns and types of a data set of pairs and read a sample of them, before hours of work start.
-
-    Args:
-        dataset: the pairs.
-        name: what errors call it.
-        on_bad_image: see [`GmailCollator`].
-        needed: the columns that must exist, such as [`needed_columns`] of the losses. `real_embeds` can replace
-            `real_image`, and `generated_embeds` `generated_image`.
-        sample: how many pairs to read.
-        embed_dim (`int`, *optional*): the length that embeddings must have.
-
-    Raises:
-        ValueError: the data set is empty; a column is missing, of another type or the same throughout; embeddings of
-            another length; a caption or id is missing; none of the sampled pairs can be read (or, under
-            `on_bad_image="error"`, one of them cannot). In a streamed data set only the sample is checked.
-    """
-    if next(iter(_sample_rows(undecoded(dataset), 1)), None) is None:
-        raise ValueError(f"{name} is empty.")
-    columns = column_names(dataset)
-    replaced = {f"{side}_image": f"{side}_embeds" for side in SIDES if f"{side}_embeds" in columns}
-    missing = [column for column in needed if column not in columns and column not in replaced]
-    if missing:
-        raise ValueError(
-            f"{name} lacks the column(s) {missing}; it has {columns}. The losses need {list(needed)}: rename yours "
-            f"with `dataset.rename_column(old, new)`, or name them by the --*_column flags of examples/train_gmail.py."
-        )
-    images = [f"{side}_image" for side in SIDES if f"{side}_image" in needed and f"{side}_image" not in replaced]
-    for column in images:
-        feature = (dataset.features or {}).get(column)
-        if feature is not None and not isinstance(feature, Image):
-            raise ValueError(
-                f"Column '{column}' of {name} is {feature}, not an image; cast it with "
-                f"`dataset.cast_column('{column}', datasets.Image())`."
-            )
-    rows = list(_sample_rows(undecoded(dataset), sample))
-    failures = []
-    for row in rows:
-        if not isinstance(row["caption"], str):
-            raise ValueError(f"Column 'caption' of {name} holds {type(row['caption']).__name__}, not text.")
-        if row["image_id"] is None:
-            raise ValueError(f"Column 'image_id' of {name} has empty cells; each real image needs an id.")
-        try:
-            for column in images:
-                decode_image(row[column])
-            for column in replaced.values():
-                _check_embedding(row[column], column, name, embed_dim)
-        except BadImageError as error:
-            failures.append(f"the pair with image_id {row['image_id']}: {error}")
-    if len(failures) == len(rows) or (failures and on_bad_image == "error"):
-        raise ValueError(
-            f"{len(failures)} of {len(rows)} sampled pairs of {name} cannot be read, first {failures[0]}."
-        )
-    if isinstance(dataset, Dataset):  # of a stream the first rows say little about the others
-        _check_ids(dataset, rows, name)
-        for column in replaced.values():
-            _check_lengths(dataset, column, name)
-
-
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
     """The columns of a data set; those of its first row if it is streamed and declares none."""
     return dataset.column_names or list(next(iter(undecoded(dataset).take(1)), {}))
-
-
-def needed_columns(losses: GmailLossConfig) -> tuple[str, ...]:
-    """The columns that a data set needs for its losses, see [`check_pairs`]; captions and ids tell pairs apart."""
-    images = {"real_image": losses.needs_real, "generated_image": losses.needs_generated}
-    return (*(column for column, needed in images.items() if needed), "caption", "image_id")
-
-
-def _check_embedding(value: Any, column: str, name: str, dim: int | None) -> None:
-    if value is None:
-        raise BadImageError(f"no embedding in '{column}'")
-    array = np.asarray(value)
-    if array.dtype.kind != "f" or array.shape != (dim or array.size,):
-        raise ValueError(
-            f"Column '{column}' of {name} holds {array.dtype} of shape {array.shape}; each row needs one embedding, a "
-            f"list of {dim or array.size} floats."
-        )
-    if not np.isfinite(array).all():
-        raise BadImageError(f"the embedding in '{column}' is not finite")
-
-
-def _check_lengths(dataset: Dataset, column: str, name: str) -> None:
-    lengths = set()
-    for values in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100_000):
-        lengths.update(pc.unique(pc.list_value_length(values[column])).to_pylist())
-    if len(lengths - {None}) > 1:
-        raise ValueError(
-            f"Column '{column}' of {name} holds embeddings of different lengths, {sorted(lengths - {None})}."
-        )
-
-
-def _check_ids(dataset: Dataset, rows: list[dict], name: str) -> None:
-    """Each pair has a caption and an id; pairs that share one are no negatives, so they may not all do."""
-    for column in ("caption", "image_id"):
-        start = 0
-        for values in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100_000):
-            if values[column].null_count:
-                row = start + values[column].is_null().to_pylist().index(True)
-                raise ValueError(
-                    f"Row {row} of {name} has no '{column}'; leave such rows out, by "
-                    f"`dataset.filter(lambda row: row['{column}'] is not None)`."
-                )
-            start += len(values)
-        if len(rows) > 1 and len({row[column] for row in rows}) == 1 and len(set(dataset[column][:])) == 1:
-            raise ValueError(
-                f"Column '{column}' of {name} is {rows[0][column]!r} throughout: pairs that share it are no negatives "
-                "of each other, so there would be nothing to learn."
-            )
-
-
-def _sample_rows(dataset: Dataset | IterableDataset, sample: int) -> Iterable[dict]:
-    if isinstance(dataset, IterableDataset):
-        return dataset.take(sample)
-    if len(dataset) == 0:
-        return []
-    indices = np.unique(np.linspace(0, len(dataset) - 1, sample).astype(int))
-    return dataset.select(indices)
 
 
 def stable_id(value: str | int) -> int:
@@ -219,7 +92,7 @@ def stable_id(value: str | int) -> int:
     A number of 63 bits for an image id or a caption, the same in every process and on every machine.
 
     Raises:
-        ValueError: there is none; pairs without an id would count as pairs of one id.
+        ValueError: `value` is None; all pairs without an id would count as the same image.
     """
     if value is None:
         raise ValueError("A pair has an empty `image_id` or `caption`; each needs one.")
@@ -228,7 +101,7 @@ def stable_id(value: str | int) -> int:
 
 class GmailCollator:
     """
-    Rows of a data set of pairs to a batch: the arguments of [`GmailCLIPModel.forward`] and the ids of the pairs.
+    Turn rows of a data set of pairs into a batch: the arguments of [`GmailCLIPModel.forward`] and the pairs' ids.
 
     Args:
         processor: a `CLIPProcessor`, or an image processor alone if `with_text` is False.

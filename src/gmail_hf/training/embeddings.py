@@ -1,9 +1,10 @@
-"""Image embeddings of whole data sets, and the cache of those that a frozen branch gives."""
+"""Image embeddings of whole data sets, and the cache of a frozen branch's embeddings."""
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from PIL import Image as PILImage
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..branches.tower import adapter_of
 from .data import BadImageError, decode_image, image_processor_of, undecoded
 from .images import PixelValues
 
-# Rows of one file of the cache: the unit that an interrupted run computes again.
+# Rows per file of the cache: an interrupted run computes at most one file again.
 CACHE_SHARD_ROWS = 8192
 
 logger = logging.get_logger(__name__)
@@ -42,14 +44,14 @@ def embed_images(
         processor: a `CLIPProcessor` or an image processor.
         images: a sized iterable of images, such as a column of a data set; see [`decode_image`].
         modality (`str`): the branch.
-        batch_size (`int`): images a forward pass.
+        batch_size (`int`): images per forward pass.
         desc (`str`, *optional*): title of the progress bar; without one there is no bar.
 
     Returns:
-        `np.ndarray` of shape `(images, projection_dim)`, float32.
+        `np.ndarray` of shape `(images, dim)`, float32.
 
     Raises:
-        ValueError: an image cannot be read; the message tells its index. Unknown modality.
+        ValueError: an image cannot be read; the message names its index. Unknown modality.
     """
     embeds: list[np.ndarray] = []
     values, done = PixelValues(image_processor_of(processor)), 0
@@ -65,7 +67,7 @@ def embed_images(
             embeds.append(_embed(model, values, decoded, modality))
             done += len(batch)
             bar.update(len(batch))
-    return np.concatenate(embeds) if embeds else np.zeros((0, model.config.projection_dim), np.float32)
+    return np.concatenate(embeds) if embeds else np.zeros((0, model.embed_dim), np.float32)
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -79,18 +81,15 @@ def _embed(model: Any, values: PixelValues, images: list[PILImage.Image], modali
     return model.embed_images(values(images).to(model.device), modality).float().cpu().numpy()
 
 
-class _evaluating:
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode for a block."""
-
-    def __init__(self, model: torch.nn.Module):
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.was_training = self.model.training
-        self.model.eval()
-
-    def __exit__(self, *error: Any) -> None:
-        self.model.train(self.was_training)
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def cached_embeds(
@@ -108,28 +107,31 @@ def cached_embeds(
     """
     The embeddings of an image column by a frozen branch, computed once and kept on disk as Arrow files.
 
-    The files lie in the cache folder of `datasets` under a key of the branch's weights, the image processor and the
-    data, so that a change of any of them makes new files. They are memory-mapped, written shard by shard (an
-    interrupted run goes on with the next shard), and shared by the processes of a distributed run, each of which
-    computes its part.
+    The files are in the cache folder of `datasets`, under a key that depends on the branch's weights, the image
+    processor and the data. They are memory-mapped and written in shards: an interrupted run continues with the next
+    shard, and each process of a distributed run computes a part of them.
 
     Args:
         dataset (`datasets.Dataset`): rows with an image column.
         column (`str`): that column.
         model ([`GmailCLIPModel`]), processor, modality: as in [`embed_images`].
-        batch_size (`int`): images a forward pass.
+        batch_size (`int`): images per forward pass.
         on_bad_image (`str`): `"skip"` stores None for an unreadable image, with a warning; `"error"` raises.
-        barrier, rank, world_size: how the processes of a distributed run meet.
+        barrier (*optional*): a call that waits for all processes of a distributed run.
+        rank, world_size (`int`): the number of this process, and of all.
 
     Returns:
-        `datasets.Dataset` with the column `image_embeds`: float32 lists of `projection_dim`, L2-normalised, or None.
+        `datasets.Dataset` with the column `image_embeds`: lists of `dim` float32 numbers, L2-normalised, or None.
+
+    Raises:
+        ValueError: an unreadable image under `on_bad_image="error"`.
     """
     dataset = undecoded(dataset.select_columns([column]))
     key = cache_key(dataset, column, model, processor, modality)
     folder = Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf", key)
     folder.mkdir(parents=True, exist_ok=True)
     values = PixelValues(image_processor_of(processor))
-    dim = model.config.projection_dim
+    dim = model.embed_dim
     features = datasets.Features({"image_embeds": datasets.List(datasets.Value("float32"), length=dim)})
 
     def embed_batch(batch: dict[str, list], indices: list[int], first_row: int) -> dict[str, list]:
@@ -172,12 +174,12 @@ def cached_embeds(
             load_or_compute(shard)
         if barrier is not None:
             barrier()
-        # Where the processes share no folder, this computes what the others did not leave here.
+        # If the processes do not share a folder, this computes the missing shards.
         return datasets.concatenate_datasets([load_or_compute(shard) for shard in range(shards)])
 
 
 def embeds_array(embeds: Dataset) -> np.ndarray:
-    """The column `image_embeds` of [`cached_embeds`] as float32 `(rows, dim)`; NaN where there is none."""
+    """The column `image_embeds` of [`cached_embeds`] as float32 `(rows, dim)`, with NaN in place of None."""
     column = embeds.with_format("arrow")[:]["image_embeds"].combine_chunks()
     readable = column.is_valid().to_numpy(zero_copy_only=False)
     values = column.drop_null().flatten().to_numpy().reshape(readable.sum(), -1)
@@ -186,83 +188,30 @@ def embeds_array(embeds: Dataset) -> np.ndarray:
     return array
 
 
-class EmbeddedPairs(torch.utils.data.Dataset):
-    """
-    Pairs whose images are replaced by their embeddings (None where an image could not be read), without copying a row
-    of either.
-
-    Args:
-        pairs (`datasets.Dataset`): see [`check_pairs`].
-        real, generated (`datasets.Dataset`, *optional*): embeddings of the pairs' real and generated images, row by
-            row, in a column `image_embeds`, as from [`cached_embeds`].
-        partners (`np.ndarray` of shape `(pairs,)`, *optional*): the row whose real image each generated image gets.
-    """
-
-    def __init__(
-        self,
-        pairs: Dataset,
-        real: Dataset | None = None,
-        generated: Dataset | None = None,
-        partners: np.ndarray | None = None,
-    ):
-        embeds = {"real": real, "generated": generated}
-        images = [f"{side}_image" for side, given in embeds.items() if given is None]
-        kept = ["caption", *(column for column in images if column in pairs.column_names)]
-        self.pairs = undecoded(pairs.select_columns(kept))
-        self.image_ids = pairs.select_columns(["image_id"])
-        self.embeds = {side: given for side, given in embeds.items() if given is not None}
-        self.partners = np.arange(len(pairs)) if partners is None else partners
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        partners = self.partners[indices].tolist()
-        columns = {"image_id": self.image_ids[partners]["image_id"]}
-        for side, embeds in self.embeds.items():
-            columns[f"{side}_embeds"] = embeds[partners if side == "real" else indices]["image_embeds"]
-        return [
-            {**row, **dict(zip(columns, values, strict=True))}
-            for row, values in zip(self.pairs.__getitems__(indices), zip(*columns.values(), strict=True), strict=True)
-        ]
-
-
 def cache_key(dataset: Dataset, column: str, model: Any, processor: Any, modality: str = "real") -> str:
-    """A hash of all that decides the cached embeddings: the branch's weights and their use, image processor, data."""
+    """A hash of what determines the embeddings: the branch's weights and settings, the image processor, the data."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(("vision_model.", "visual_projection.")) and _serves(name, modality):
+        if name.startswith(("vision_model.", "visual_projection.")) and adapter_of(name) in (None, modality):
             digest.update(name.encode() + str(tensor.dtype).encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     vision_config = model.config.vision_config
-    shape = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size")  # what the weights do not tell
+    shape = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size")  # settings that weights do not show
     if modality in vision_config.trainable_modalities:
         shape += ("lora_alpha",)
     digest.update(str([getattr(vision_config, name) for name in shape]).encode())
     settings = json.loads(image_processor_of(processor).to_json_string())
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update(f"{column} {len(dataset)} {dataset._fingerprint}".encode())
-    # Images kept as paths can change without the data set's fingerprint noticing.
+    # The data set's fingerprint does not change with the files that it names.
     for path in _paths(dataset, column):
         stat = os.stat(path) if os.path.exists(path) else None
         digest.update(f"{path} {(stat.st_mtime_ns, stat.st_size) if stat else None}".encode())
     return digest.hexdigest()
 
 
-def _serves(weight: str, modality: str) -> bool:
-    """Whether a branch uses a weight: the shared ones and its own, not those of other branches."""
-    parts = weight.split(".")
-    for container in ("adapters", "branches"):
-        if container in parts:
-            return parts[parts.index(container) + 1] == modality
-    return True
-
-
 def _paths(dataset: Dataset, column: str) -> Iterator[str]:
-    """Paths of the images that the data set refers to without holding their bytes."""
+    """Paths of the images whose bytes are not in the data set."""
     for chunk in dataset.data.column(column).chunks:
         for path, held in zip(chunk.field("path"), chunk.field("bytes").is_valid(), strict=True):
             if not held.as_py() and path.is_valid:

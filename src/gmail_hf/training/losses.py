@@ -1,17 +1,18 @@
 """
 The losses of GMAIL: pure functions of L2-normalised embeddings. The model embeds, these functions score.
 
-Every function takes the pairs of one batch, row `i` of each argument belonging to pair `i`. Two pairs that share an
-image id or a caption id are no negatives of each other: COCO has five captions an image, class-like captions many
-images each, and telling such pairs apart is not what the loss is for.
+Every function takes the pairs of one batch; row `i` of each argument belongs to pair `i`. Two pairs that share an image
+id or a caption id are never negatives of each other: COCO has five captions per image, a class name has many images, and
+the losses should not separate such pairs.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import nn
+
+from .distributed import gather
 
 
 @dataclass
@@ -93,7 +94,7 @@ MADE_FROM = {
 
 def same_pair_mask(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> torch.Tensor | None:
     """
-    Which pairs are no negatives of each other, `(pairs, pairs)` boolean: those that share an id, not the diagonal.
+    Which pairs are not negatives of each other, `(pairs, pairs)` boolean: those that share an id, without the diagonal.
 
     Args:
         image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): equal numbers mean the same real
@@ -223,43 +224,6 @@ def contrastive_loss(
     logits = image_embeds @ text_embeds.t() * logit_scale  # (images, texts)
     mask = same_pair_mask(image_ids, caption_ids)
     return (_info_nce(logits, mask) + _info_nce(logits.t(), mask)) / 2
-
-
-class _AllGather(torch.autograd.Function):
-    """Tensors of equal shape from all processes, `(processes, ...)`; the gradient is summed over them."""
-
-    @staticmethod
-    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.stack(parts)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad[dist.get_rank()]
-
-
-def gather(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """
-    The rows of all processes in the order of their ranks, with gradient; the tensor itself in a single process.
-
-    A loss computed on gathered rows is the same in every process. Its gradient reaches a row once from each process,
-    which is the factor that DDP's average over processes takes out again: the result is the gradient of one process
-    that holds the whole batch.
-
-    Args:
-        tensor (`torch.Tensor` of shape `(rows, ...)`, *optional*): processes may hold different numbers of rows.
-    """
-    if tensor is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return tensor
-    counts = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device))
-    counts = [int(count) for count in counts]
-    padding = tensor.new_zeros(max(counts) - len(tensor), *tensor.shape[1:])
-    parts = _AllGather.apply(torch.cat([tensor, padding]))
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def gmail_loss(

@@ -1,4 +1,4 @@
-"""Which real image a generated one is paired with, where many real images share its caption."""
+"""Other partners for generated images, where many real images share a caption."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ def optimal_pairing(
     """
     Re-pair generated and real images within each caption by the assignment with the largest total cosine.
 
-    With class-like captions a partner drawn at random shares little with its generated image but the class, and Eq. 1
-    then learns to tell the modalities apart; the assignment of Kuhn (1955) in the frozen real branch's space avoids
-    that. Not in the paper.
+    If captions are class names, a random partner shares little more than the class with its generated image, and Eq. 1
+    then separates the modalities. The assignment of Kuhn (1955) in the space of the frozen real branch avoids that. Not
+    in the paper.
 
     Args:
         gen_embeds (`np.ndarray` of shape `(pairs, dim)`): generated images through the `real` branch, L2-normalised.

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer without its pickle, and with what a training cost."""
+"""The Hugging Face Trainer without pickles, and with the cost of training."""
 
 import json
 import os
@@ -22,10 +22,10 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata")  # files of torch.
 
 class SafeTrainer(Trainer):
     """
-    `Trainer` that leaves its arguments as training_args.json; its own pickle nobody should have to trust.
+    `Trainer` that saves its arguments as training_args.json instead of a pickle.
 
-    For the same reason it pushes models, by `push_to_hub()` and after each save (`hub_strategy="every_save"`), and
-    never the state of a training, which holds pickles.
+    It pushes the model, with `push_to_hub()` or after each save (`hub_strategy="every_save"`), but never the training
+    state, which contains pickles.
 
     Raises:
         ValueError: `hub_strategy` is "checkpoint" or "all_checkpoints"; weights are sharded, by FSDP or ZeRO-3.
@@ -40,24 +40,24 @@ class SafeTrainer(Trainer):
         super().__init__(model, args, *rest, **kwargs)
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             raise ValueError(
-                "Adapters are saved from whole weights, which no process has under FSDP or ZeRO-3: train by DDP, or "
-                "by ZeRO-2, which shards the optimizer alone."
+                "Adapters are saved from whole weights, which no process has under FSDP or ZeRO-3: train with DDP, or "
+                "with ZeRO-2, which shards only the optimizer."
             )
         for callback in self.callback_handler.callbacks:
-            # An evaluation before training would open a log in the working directory, and training go on with it.
+            # An evaluation before training would open a log in the working directory, which training would keep.
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = os.path.join(self.args.output_dir, default_logdir())
 
     def cost(self) -> dict[str, int]:
         """
-        What training takes, beside the time that `train` reports (the paper's Table 12).
+        What training takes, apart from the time that `train` reports (the paper's Table 12).
 
-        Call it after training; in a distributed run, in every process. It takes one more forward and backward pass,
-        and no step.
+        Call it after training; in a distributed run, in every process. It runs one forward and backward pass and
+        updates nothing.
 
         Returns:
             `trained_parameters` and `parameters`; `flops_per_step`, floating-point operations of one forward and
-            backward pass of this process on its first batch, a multiplication and an addition counted as two;
+            backward pass of this process on its first batch (a multiplication and an addition count as two);
             `peak_memory_bytes` of this process so far, on the GPU if there is one.
         """
         parameters = list(self.model.parameters())
@@ -80,7 +80,7 @@ class SafeTrainer(Trainer):
         }
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Push the model of a checkpoint, unless the push of an earlier one still goes on."""
+        """Push the model of a checkpoint, unless an earlier push is still running."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         if self.push_in_progress is not None and not self.push_in_progress.is_done():
@@ -88,7 +88,7 @@ class SafeTrainer(Trainer):
                 return
             self._finish_current_push()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        # The checkpoint may be deleted while its files go up: copies of them do. A card may be the user's own.
+        # Upload copies, because the checkpoint may be deleted meanwhile. A card may be the user's own.
         card = ["README.md"] if Path(self.args.output_dir, "README.md").exists() else []
         ignored = shutil.ignore_patterns(*PICKLES, *card)
         shutil.copytree(checkpoint_folder, self.args.output_dir, ignore=ignored, dirs_exist_ok=True)

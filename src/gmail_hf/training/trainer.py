@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..branches.configuration import TEXT_ADAPTER
+from ..branches.tower import adapter_of
 from ..metrics import alignment_metrics, image_text_retrieval
 from ..models.base import GmailOutput
 from ..models.clip import GmailCLIPModel
@@ -24,10 +25,10 @@ from ..publishing.model_cards import write_card
 from ..publishing.provenance import PROVENANCE, name_pairs, provenance, weights_digest
 from .arguments import GmailTrainingArguments
 from .callbacks import FiguresCallback
-from .data import SIDES, GmailCollator, check_pairs, column_names, needed_columns, undecoded
-from .embeddings import EmbeddedPairs, cached_embeds, embeds_array
+from .checks import check_for_training, needed_columns
+from .data import SIDES, GmailCollator, undecoded
 from .losses import gmail_loss
-from .pairing import optimal_pairing
+from .preparation import replace_images
 from .safe_trainer import SafeTrainer
 
 NO_PAIR = -1  # the caption id of rows that only fill a batch; ids are not negative
@@ -113,10 +114,13 @@ class GmailTrainer(SafeTrainer):
         named.update(eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset})
         for name, dataset in named.items():
             if dataset is not None:
-                _check_dataset(dataset, name, model, args)
+                check_for_training(dataset, name, model, args)
         if args.pairing == "optimal" and train_dataset is not None:
-            if model.trains("real") or not isinstance(train_dataset, Dataset):
-                raise ValueError('`pairing="optimal"` needs a frozen real branch and a data set that is not streamed.')
+            streamed = isinstance(train_dataset, IterableDataset)
+            if model.trains("real") or streamed or "generated_image" not in train_dataset.column_names:
+                raise ValueError(
+                    '`pairing="optimal"` needs a frozen real branch and generated images that are not streamed.'
+                )
         collator = GmailCollator(processing_class, args.needs_text, args.on_bad_image, eight_bit=True)
         kwargs.setdefault("data_collator", collator)
         kwargs.setdefault("compute_metrics", compute_pair_metrics)
@@ -152,58 +156,19 @@ class GmailTrainer(SafeTrainer):
         elif isinstance(eval_dataset, str):
             self.eval_dataset = {**self.eval_dataset, eval_dataset: self._prepare(self.eval_dataset[eval_dataset])}
         else:
-            _check_dataset(eval_dataset, "eval_dataset", self.model, self.args)
+            check_for_training(eval_dataset, "eval_dataset", self.model, self.args)
             eval_dataset = self._prepare(eval_dataset)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        _check_dataset(test_dataset, "test_dataset", self.model, self.args)
+        check_for_training(test_dataset, "test_dataset", self.model, self.args)
         return super().get_test_dataloader(self._prepare(test_dataset))
 
     def _prepare(self, dataset: Any, pairing: str = "caption") -> Any:
-        """Replace images by embeddings, the data set's own or cached ones, where their branch is frozen."""
-        if not isinstance(dataset, (Dataset, IterableDataset)):
+        if not isinstance(dataset, (Dataset, IterableDataset)):  # prepared before
             return dataset
-        columns = column_names(dataset)
-        given = [side for side in SIDES if f"{side}_embeds" in columns]
-        if isinstance(dataset, IterableDataset):
-            replaced = [f"{side}_image" for side in given if f"{side}_image" in columns]
-            return undecoded(dataset).remove_columns(replaced)
-        embeds = {
-            side: dataset.select_columns([f"{side}_embeds"]).rename_column(f"{side}_embeds", "image_embeds")
-            for side in given
-        }
-        if self.args.cache_real_embeds and self.args.token_weight == 0:  # patch tokens are not cached
-            for side, modality in branches_of(self.args):
-                if f"{side}_image" in columns and side not in given and not self.model.trains(modality):
-                    embeds[side] = self._embed_column(dataset, f"{side}_image", modality)
-        partners = self._optimal_partners(dataset, embeds["real"]) if pairing == "optimal" else None
-        return EmbeddedPairs(dataset, **embeds, partners=partners) if embeds else undecoded(dataset)
-
-    def _embed_column(self, dataset: Dataset, column: str, modality: str = "real") -> Dataset:
-        return cached_embeds(
-            dataset,
-            column,
-            self.model,
-            self.processing_class,
-            modality,
-            batch_size=self.args.per_device_eval_batch_size,
-            on_bad_image=self.args.on_bad_image,
-            barrier=self.accelerator.wait_for_everyone,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
-        )
-
-    def _optimal_partners(self, dataset: Dataset, real: Dataset) -> np.ndarray:
-        generated = embeds_array(self._embed_column(dataset, "generated_image"))
-        real = embeds_array(real)
-        real /= np.linalg.norm(real, axis=1, keepdims=True)  # the data set's own embeddings may have any length
-        rows = np.flatnonzero(np.isfinite(generated).all(axis=1) & np.isfinite(real).all(axis=1))  # readable pairs
-        all_captions = dataset["caption"][:]
-        captions = [all_captions[row] for row in rows]
-        partners = np.arange(len(dataset))
-        partners[rows] = rows[optimal_pairing(generated[rows], real[rows], captions, seed=self.args.seed)]
-        return partners
+        barrier = self.accelerator.wait_for_everyone
+        return replace_images(dataset, self.model, self.processing_class, self.args, pairing, barrier)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -229,8 +194,8 @@ class GmailTrainer(SafeTrainer):
 
     def _precomputed(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Take embeddings that replace images out of a batch, L2-normalised."""
-        embeds, dim = {}, self.model.config.projection_dim
-        for side, modality in branches_of(self.args):
+        embeds, dim = {}, self.model.embed_dim
+        for side, modality in self.args.branches.items():
             values = batch.pop(f"{side}_embeds", None)
             if values is None:
                 continue
@@ -318,40 +283,12 @@ class GmailTrainer(SafeTrainer):
         self.provenance["resumed"] = True
 
 
-def branches_of(args: GmailTrainingArguments) -> list[tuple[str, str]]:
-    """The branch of real and of generated images."""
-    return [("real", "real"), ("generated", args.generated_modality)]
-
-
-def _check_dataset(dataset: Any, name: str, model: GmailCLIPModel, args: GmailTrainingArguments) -> None:
-    if not isinstance(dataset, (Dataset, IterableDataset)):
-        raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
-    if isinstance(dataset, IterableDataset) and name != "train_dataset" and args.world_size > 1:
-        raise ValueError(  # processes would wait for each other for ever
-            f"{name} is streamed, whose parts are of unequal length: evaluate in one process."
-        )
-    check_pairs(dataset, name, args.on_bad_image, needed_columns(args), embed_dim=model.config.projection_dim)
-    for side, modality in branches_of(args):
-        if f"{side}_embeds" not in column_names(dataset):
-            continue
-        if model.trains(modality):
-            raise ValueError(
-                f"{name} has '{side}_embeds', but the `{modality}` branch trains, which changes its embeddings at "
-                f"every step. Give '{side}_image', and remove the column with `dataset.remove_columns`."
-            )
-        if args.token_weight > 0:
-            raise ValueError(
-                f"{name} has '{side}_embeds', but `token_weight` compares patch tokens. Give '{side}_image', and "
-                "remove the column with `dataset.remove_columns`."
-            )
-
-
 def _choose_trainable(model: GmailCLIPModel, args: GmailTrainingArguments) -> None:
     """Let train what a loss reaches: unused parameters would stop DDP."""
     model.freeze_base()
     modality = args.generated_modality
-    model.vision_model.check_modalities([modality])
-    layers = model.config.vision_config.num_hidden_layers
+    model.tower.check_modalities([modality])
+    layers = model.tower.config.num_hidden_layers
     if args.token_weight > 0 and not -layers - 1 <= args.token_layer <= layers:
         raise ValueError(f"`token_layer` {args.token_layer} is out of range: the vision tower has {layers} layers.")
     if args.gen_text_weight > 0 and not args.aligns and modality != "real" and model.is_base(modality):
@@ -361,7 +298,7 @@ def _choose_trainable(model: GmailCLIPModel, args: GmailTrainingArguments) -> No
         )
     reached = ({modality, "real"} if args.aligns else set()) | ({TEXT_ADAPTER} if args.needs_text else set())
     for name, parameter in model.adapter_parameters():
-        parameter.requires_grad_(any(adapter in name.split(".") for adapter in reached))
+        parameter.requires_grad_(adapter_of(name) in reached)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if trained == 0:
         raise ValueError(

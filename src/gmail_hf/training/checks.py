@@ -1,0 +1,170 @@
+"""The checks of pairs before hours of work start."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, Image, IterableDataset
+
+from .arguments import GmailTrainingArguments
+from .data import PAIR_COLUMNS, SIDES, BadImageError, column_names, decode_image, undecoded
+from .losses import GmailLossConfig
+
+
+def needed_columns(losses: GmailLossConfig) -> tuple[str, ...]:
+    """The columns of pairs that the losses need, for [`check_pairs`]; captions and ids identify equal pairs."""
+    images = {"real_image": losses.needs_real, "generated_image": losses.needs_generated}
+    return (*(column for column, needed in images.items() if needed), "caption", "image_id")
+
+
+def check_for_training(dataset: Any, name: str, model: Any, args: GmailTrainingArguments) -> None:
+    """
+    Check a data set that [`GmailTrainer`] is given.
+
+    Args:
+        dataset: the pairs.
+        name: what errors call it; one other than `"train_dataset"` is for evaluation.
+        model ([`GmailCLIPModel`]): the model, with the parameters frozen that will not train.
+        args ([`GmailTrainingArguments`]): the settings.
+
+    Raises:
+        TypeError: `dataset` is not a data set of the datasets library.
+        ValueError: see [`check_pairs`]; an evaluation set streamed to several processes; embeddings of a branch that
+            trains, or with `token_weight`.
+    """
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
+    if isinstance(dataset, IterableDataset) and name != "train_dataset" and args.world_size > 1:
+        # The parts have different lengths, so that processes would wait for each other forever.
+        raise ValueError(f"{name} is streamed, which several processes cannot evaluate: use one process.")
+    check_pairs(dataset, name, args.on_bad_image, needed_columns(args), embed_dim=model.embed_dim)
+    for side in SIDES:
+        if f"{side}_embeds" not in column_names(dataset):
+            continue
+        remedy = f"Give '{side}_image', and remove the column with `dataset.remove_columns`."
+        if model.trains(args.branches[side]):
+            raise ValueError(
+                f"{name} has '{side}_embeds', but the `{args.branches[side]}` branch trains, which changes its "
+                f"embeddings at every step. {remedy}"
+            )
+        if args.token_weight > 0:
+            raise ValueError(f"{name} has '{side}_embeds', but `token_weight` compares patch tokens. {remedy}")
+
+
+def check_pairs(
+    dataset: Dataset | IterableDataset,
+    name: str = "train_dataset",
+    on_bad_image: str = "skip",
+    needed: Sequence[str] = PAIR_COLUMNS,
+    sample: int = 8,
+    embed_dim: int | None = None,
+) -> None:
+    """
+    Check columns and types of a data set of pairs and read a sample of them, before hours of work start.
+
+    Args:
+        dataset: the pairs.
+        name: what errors call it.
+        on_bad_image: see [`GmailCollator`].
+        needed: the columns that must exist, see [`needed_columns`]. `real_embeds` can replace `real_image`, and
+            `generated_embeds` can replace `generated_image`.
+        sample: how many pairs to read.
+        embed_dim (`int`, *optional*): the length that embeddings must have.
+
+    Raises:
+        ValueError: the data set is empty; a column is missing, of another type or the same throughout; embeddings of
+            another length; a caption or id is missing; none of the sampled pairs can be read (or, under
+            `on_bad_image="error"`, one of them cannot). In a streamed data set only the sample is checked.
+    """
+    if next(iter(_sample_rows(undecoded(dataset), 1)), None) is None:
+        raise ValueError(f"{name} is empty.")
+    columns = column_names(dataset)
+    replaced = {f"{side}_image": f"{side}_embeds" for side in SIDES if f"{side}_embeds" in columns}
+    missing = [column for column in needed if column not in columns and column not in replaced]
+    if missing:
+        raise ValueError(
+            f"{name} lacks the column(s) {missing}; it has {columns}. The losses need {list(needed)}: rename yours "
+            "with `dataset.rename_column(old, new)`, or with the --*_column flags of `gmail-hf train`."
+        )
+    images = [f"{side}_image" for side in SIDES if f"{side}_image" in needed and f"{side}_image" not in replaced]
+    for column in images:
+        feature = (dataset.features or {}).get(column)
+        if feature is not None and not isinstance(feature, Image):
+            raise ValueError(
+                f"Column '{column}' of {name} is {feature}, not an image; cast it with "
+                f"`dataset.cast_column('{column}', datasets.Image())`."
+            )
+    rows = list(_sample_rows(undecoded(dataset), sample))
+    failures = []
+    for row in rows:
+        if not isinstance(row["caption"], str):
+            raise ValueError(f"Column 'caption' of {name} holds {type(row['caption']).__name__}, not text.")
+        if row["image_id"] is None:
+            raise ValueError(f"Column 'image_id' of {name} has empty cells; each real image needs an id.")
+        try:
+            for column in images:
+                decode_image(row[column])
+            for column in replaced.values():
+                _check_embedding(row[column], column, name, embed_dim)
+        except BadImageError as error:
+            failures.append(f"the pair with image_id {row['image_id']}: {error}")
+    if len(failures) == len(rows) or (failures and on_bad_image == "error"):
+        raise ValueError(
+            f"{len(failures)} of {len(rows)} sampled pairs of {name} cannot be read, first {failures[0]}."
+        )
+    if isinstance(dataset, Dataset):  # of a stream the first rows say little about the others
+        _check_ids(dataset, rows, name)
+        for column in replaced.values():
+            _check_lengths(dataset, column, name)
+
+
+def _check_embedding(value: Any, column: str, name: str, dim: int | None) -> None:
+    if value is None:
+        raise BadImageError(f"no embedding in '{column}'")
+    array = np.asarray(value)
+    if array.dtype.kind != "f" or array.shape != (dim or array.size,):
+        raise ValueError(
+            f"Column '{column}' of {name} holds {array.dtype} of shape {array.shape}; each row needs one embedding, a "
+            f"list of {dim or array.size} floats."
+        )
+    if not np.isfinite(array).all():
+        raise BadImageError(f"the embedding in '{column}' is not finite")
+
+
+def _check_lengths(dataset: Dataset, column: str, name: str) -> None:
+    lengths = set()
+    for values in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100_000):
+        lengths.update(pc.unique(pc.list_value_length(values[column])).to_pylist())
+    if len(lengths - {None}) > 1:
+        raise ValueError(
+            f"Column '{column}' of {name} holds embeddings of different lengths, {sorted(lengths - {None})}."
+        )
+
+
+def _check_ids(dataset: Dataset, rows: list[dict], name: str) -> None:
+    """Refuse pairs without a caption or an id, and pairs that all share one: none would have negatives."""
+    for column in ("caption", "image_id"):
+        start = 0
+        for values in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100_000):
+            if values[column].null_count:
+                row = start + values[column].is_null().to_pylist().index(True)
+                raise ValueError(
+                    f"Row {row} of {name} has no '{column}'; remove rows like it with "
+                    f"`dataset.filter(lambda row: row['{column}'] is not None)`."
+                )
+            start += len(values)
+        if len(rows) > 1 and len({row[column] for row in rows}) == 1 and len(set(dataset[column][:])) == 1:
+            raise ValueError(
+                f"All rows of {name} have {column}={rows[0][column]!r}. Pairs with the same {column} are never "
+                "negatives of each other, so there would be nothing to learn."
+            )
+
+
+def _sample_rows(dataset: Dataset | IterableDataset, sample: int) -> Iterable[dict]:
+    if isinstance(dataset, IterableDataset):
+        return dataset.take(sample)
+    if len(dataset) == 0:
+        return []
+    indices = np.unique(np.linspace(0, len(dataset) - 1, sample).astype(int))
+    return dataset.select(indices)

@@ -1,0 +1,120 @@
+"""Pairs with embeddings in place of the images of frozen branches, and other partners where that is asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+
+from .arguments import GmailTrainingArguments
+from .data import SIDES, column_names, undecoded
+from .embeddings import cached_embeds, embeds_array
+from .pairing import optimal_pairing
+
+
+class EmbeddedPairs(torch.utils.data.Dataset):
+    """
+    Pairs whose images are replaced by their embeddings (None where an image could not be read), without copying a row
+    of either.
+
+    Args:
+        pairs (`datasets.Dataset`): see [`check_pairs`].
+        real, generated (`datasets.Dataset`, *optional*): embeddings of the pairs' real and generated images, row by
+            row, in a column `image_embeds`, as from [`cached_embeds`].
+        partners (`np.ndarray` of shape `(pairs,)`, *optional*): the row whose real image each generated image gets.
+    """
+
+    def __init__(
+        self,
+        pairs: Dataset,
+        real: Dataset | None = None,
+        generated: Dataset | None = None,
+        partners: np.ndarray | None = None,
+    ):
+        embeds = {"real": real, "generated": generated}
+        images = [f"{side}_image" for side, given in embeds.items() if given is None]
+        kept = ["caption", *(column for column in images if column in pairs.column_names)]
+        self.pairs = undecoded(pairs.select_columns(kept))
+        self.image_ids = pairs.select_columns(["image_id"])
+        self.embeds = {side: given for side, given in embeds.items() if given is not None}
+        self.partners = np.arange(len(pairs)) if partners is None else partners
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        partners = self.partners[indices].tolist()
+        columns = {"image_id": self.image_ids[partners]["image_id"]}
+        for side, embeds in self.embeds.items():
+            columns[f"{side}_embeds"] = embeds[partners if side == "real" else indices]["image_embeds"]
+        return [
+            {**row, **dict(zip(columns, values, strict=True))}
+            for row, values in zip(self.pairs.__getitems__(indices), zip(*columns.values(), strict=True), strict=True)
+        ]
+
+
+def replace_images(
+    pairs: Dataset | IterableDataset,
+    model: Any,
+    processor: Any,
+    args: GmailTrainingArguments,
+    pairing: str = "caption",
+    barrier: Callable[[], None] | None = None,
+) -> torch.utils.data.Dataset | IterableDataset:
+    """
+    Replace images by embeddings, those of the data set or cached ones, where their branch is frozen.
+
+    Args:
+        pairs: see [`check_for_training`].
+        model ([`GmailCLIPModel`]), processor: as in [`cached_embeds`].
+        args ([`GmailTrainingArguments`]): the settings.
+        pairing (`str`): `"caption"` or `"optimal"`, see [`optimal_pairing`].
+        barrier: as in [`cached_embeds`].
+
+    Returns:
+        [`EmbeddedPairs`], or the pairs with undecoded images if none was replaced or they are streamed.
+    """
+    columns = column_names(pairs)
+    given = [side for side in SIDES if f"{side}_embeds" in columns]
+    if isinstance(pairs, IterableDataset):
+        return undecoded(pairs).remove_columns([f"{side}_image" for side in given if f"{side}_image" in columns])
+
+    def embed(side: str, modality: str) -> Dataset:
+        return cached_embeds(
+            pairs,
+            f"{side}_image",
+            model,
+            processor,
+            modality,
+            batch_size=args.per_device_eval_batch_size,
+            on_bad_image=args.on_bad_image,
+            barrier=barrier,
+            rank=args.process_index,
+            world_size=args.world_size,
+        )
+
+    embeds = {}
+    for side, modality in args.branches.items():
+        if side in given:
+            embeds[side] = pairs.select_columns([f"{side}_embeds"]).rename_column(f"{side}_embeds", "image_embeds")
+        elif f"{side}_image" in columns and not model.trains(modality):
+            if args.cache_real_embeds and args.token_weight == 0:  # patch tokens are not cached
+                embeds[side] = embed(side, modality)
+    if pairing == "optimal":
+        partners = _optimal_partners(embed("generated", "real"), embeds["real"], pairs["caption"][:], args.seed)
+        return EmbeddedPairs(pairs, **embeds, partners=partners)
+    return EmbeddedPairs(pairs, **embeds) if embeds else undecoded(pairs)
+
+
+def _optimal_partners(generated: Dataset, real: Dataset, captions: list[str], seed: int) -> np.ndarray:
+    """[`optimal_pairing`] of the pairs whose images could be read; the others keep their partners."""
+    generated, real = embeds_array(generated), embeds_array(real)
+    real /= np.linalg.norm(real, axis=1, keepdims=True)  # embeddings of the data set may have any length
+    rows = np.flatnonzero(np.isfinite(generated).all(axis=1) & np.isfinite(real).all(axis=1))
+    partners = np.arange(len(captions))
+    partners[rows] = rows[optimal_pairing(generated[rows], real[rows], [captions[row] for row in rows], seed=seed)]
+    return partners
