@@ -1,9 +1,9 @@
 """
 The losses of GMAIL: pure functions of L2-normalised embeddings. The model embeds, these functions score.
 
-Every function takes the pairs of one batch; row `i` of each argument belongs to pair `i`. Two pairs that share an image
-id or a caption id are never negatives of each other: COCO has five captions per image, a class name has many images, and
-the losses should not separate such pairs.
+Every function takes the pairs of one batch; row `i` of each argument belongs to pair `i`. Two pairs that share an
+image id or a caption id are never negatives of each other: COCO has five captions per image, a class name has many
+images, and the losses should not separate such pairs.
 """
 
 from collections.abc import Mapping
@@ -94,7 +94,8 @@ MADE_FROM = {
 
 def same_pair_mask(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> torch.Tensor | None:
     """
-    Which pairs are not negatives of each other, `(pairs, pairs)` boolean: those that share an id, without the diagonal.
+    Which pairs are not negatives of each other, `(pairs, pairs)` boolean: those that share an id; False on the
+    diagonal.
 
     Args:
         image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): equal numbers mean the same real

@@ -9,9 +9,9 @@ def optimal_pairing(
     """
     Re-pair generated and real images within each caption by the assignment with the largest total cosine.
 
-    If captions are class names, a random partner shares little more than the class with its generated image, and Eq. 1
-    then separates the modalities. The assignment of Kuhn (1955) in the space of the frozen real branch avoids that. Not
-    in the paper.
+    If captions are class names, a random partner shares little more than the class with its generated image, and
+    Eq. 1 then separates the modalities. The assignment of Kuhn (1955) in the space of the frozen real branch avoids
+    that. Not in the paper.
 
     Args:
         gen_embeds (`np.ndarray` of shape `(pairs, dim)`): generated images through the `real` branch, L2-normalised.
