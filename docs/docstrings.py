@@ -1,5 +1,6 @@
 """Docstrings are written as transformers' are; the site shows their links and types the way mkdocstrings does."""
 
+import ast
 import re
 
 import griffe
@@ -21,6 +22,22 @@ class TransformersDocstrings(griffe.Extension):
             text = HEAD.sub(r"\1 ", obj.docstring.value)
             text = TYPE.sub(lambda match: f"{match[1]}({OPTIONAL.sub('', match[2])}):", text)
             obj.docstring.value = LINK.sub(lambda match: self._link(obj, *match.groups()), text)
+
+    def on_module(self, *, mod: griffe.Module, **kwargs) -> None:
+        """The package's public names load on first use; the site finds them where they are defined."""
+        if mod.path == "gmail_hf":
+            for module, names in ast.literal_eval(str(mod["PUBLIC_NAMES"].value)).items():
+                for name in names:
+                    mod.set_member(name, griffe.Alias(name, f"gmail_hf.{module}.{name}", parent=mod))
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **kwargs) -> None:
+        """A training argument is described by its help, as on the command line."""
+        if attr.module.path.startswith("gmail_hf.training") and isinstance(attr.value, griffe.ExprCall):
+            keywords = [argument for argument in attr.value.arguments if isinstance(argument, griffe.ExprKeyword)]
+            fields = {keyword.name: keyword.value for keyword in keywords}
+            if "metadata" in fields:
+                attr.docstring = griffe.Docstring(ast.literal_eval(str(fields["metadata"]))["help"], parent=attr)
+                attr.value = fields["default"]
 
     def _link(self, obj: griffe.Object, short: str, name: str) -> str:
         first, _, rest = name.partition(".")
