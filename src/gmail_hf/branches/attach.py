@@ -116,6 +116,8 @@ def find_tower(model: nn.Module, tower: str | None = None) -> tuple[str, nn.Modu
     found = [entry for entry in found if not any(entry[0].startswith(f"{other}.") for other, _ in found)]
     if len(found) == 1:
         return found[0]
+    if not found and isinstance(model, BranchedTower):
+        return "", model
     inputs = inspect.signature(model.forward).parameters
     if not found and "input_ids" not in inputs and ("pixel_values" in inputs or "grid_thw" in inputs):
         return "", model
