@@ -103,6 +103,8 @@ def find_tower(model: nn.Module, tower: str | None = None) -> tuple[str, nn.Modu
     Raises:
         ValueError: there is none of that name, none at all, or several.
     """
+    if isinstance(model, BranchedTower):
+        return "", model
     if tower is not None:
         try:
             return tower, model.get_submodule(tower)
@@ -116,8 +118,6 @@ def find_tower(model: nn.Module, tower: str | None = None) -> tuple[str, nn.Modu
     found = [entry for entry in found if not any(entry[0].startswith(f"{other}.") for other, _ in found)]
     if len(found) == 1:
         return found[0]
-    if not found and isinstance(model, BranchedTower):
-        return "", model
     inputs = inspect.signature(model.forward).parameters
     if not found and "input_ids" not in inputs and ("pixel_values" in inputs or "grid_thw" in inputs):
         return "", model

@@ -84,7 +84,7 @@ class GmailModel(ModalityMixin):
     """
 
     head_name: str | None
-    tower_class: type[nn.Module]
+    tower_class: type[nn.Module] | None = None
     prefix_tokens = 0
     base_kwargs: dict[str, Any] = {}  # of the base's constructor
     text_padding: str | bool = True

@@ -158,6 +158,8 @@ class GmailCheckpoints(StrictLoading):
         Arguments are those of `PreTrainedModel.save_pretrained`.
         """
         hub = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "create_pr") if key in kwargs}
+        # Under the names of this model's modules: `Trainer` could not resume from those of transformers 4.
+        kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
@@ -268,7 +270,8 @@ class GmailCheckpoints(StrictLoading):
         self.tower.check_modalities([modality])
         config = self.config.plain()
         attention = self.config._attn_implementation
-        base = self.base_class._from_config(config, dtype=self.dtype, attn_implementation=attention)
+        options = {**self.base_kwargs, "dtype": self.dtype, "attn_implementation": attention}
+        base = self.base_class._from_config(config, **options)
         weights = merged_state_dict(self, [modality, TEXT_ADAPTER])
         base.load_state_dict({key: weights[key] for key in base.state_dict()})
         return base.to(self.device).eval()

@@ -24,6 +24,8 @@ TRAINING_SETTINGS = (
     *("learning_rate", "weight_decay", "optim", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("max_grad_norm", "bf16", "fp16", "seed"),
 )
+# What makes the pooled embedding, by the kind of the base.
+OWN_HEADS = {"CLIP": "projection", "MetaClip2": "projection"}
 COSTS = {
     "train_runtime": "seconds",
     "train_loss": "mean training loss",
@@ -146,12 +148,14 @@ def render_card(
     name = name or model_id.split("/")[-1]
     trained = "train_dataset" in datasets and plan is None
     eval_results = _eval_results(metrics, datasets)
+    base_class = (config.get("architectures") or ["GmailCLIPModel"])[0].removeprefix("Gmail")
+    kind, has_text = base_class.removesuffix("Model"), "text_lora" in config
     data = ModelCardData(
         language=language,
         license=license or base["license"],
         library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
-        tags=["gmail", "clip", "lora", "synthetic-data", *([tags] if isinstance(tags, str) else tags or [])],
+        pipeline_tag="zero-shot-image-classification" if has_text else "image-feature-extraction",
+        tags=["gmail", kind.lower(), "lora", "synthetic-data", *([tags] if isinstance(tags, str) else tags or [])],
         base_model=base["name"] if base["on_hub"] else None,
         datasets=list(dict.fromkeys(pairs["name"] for pairs in datasets.values() if pairs["on_hub"])) or None,
         model_name=name if eval_results else None,
@@ -185,7 +189,11 @@ def render_card(
         real=config["default_modality"],
         gen=gen or config["default_modality"],
         real_is_frozen=config["default_modality"] not in config["trainable_modalities"],
-        text_lora=config["text_lora"],
+        text_lora=config.get("text_lora", False),
+        kind=kind,
+        base_class=base_class,
+        has_text=has_text,
+        own_head=OWN_HEADS.get(kind, "pooling head") if has_text and config.get("head", "own") == "own" else None,
         settings=[
             (key, values[key])
             for values, keys in ((config, MODEL_SETTINGS), (args, LOSS_SETTINGS), (args, TRAINING_SETTINGS))
