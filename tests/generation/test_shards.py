@@ -29,7 +29,7 @@ def test_other_settings_are_refused_with_the_difference(make_args):
 
 def test_where_and_who_are_no_settings(make_args):
     synthesize(make_args(num_captions=16))
-    again = make_args(num_captions=16, shard_range="0:1", captions_license="mit", private=True)
+    again = make_args(num_captions=16, shard_range="0:1", captions_license="mit")
     assert len(synthesize(again).finished()) == 1
 
 
