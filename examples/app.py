@@ -5,7 +5,7 @@ The bundled digits, after `gmail-hf train` has written gmail-digits (needs `pip 
 
     python examples/app.py
 
-Any model, with pairs of its own to click on:
+Any model, with other pairs to click on:
 
     python examples/app.py --model org/gmail-coco --dataset org/coco-sd2 --split validation
 
@@ -131,7 +131,7 @@ def examples(name: str, split: str) -> list[dict[str, Any]]:
     `caption`.
 
     Raises:
-        ValueError: it has no such columns, or no rows that can be read.
+        ValueError: a column is missing, or no row can be read.
     """
     from gmail_hf.commands.bundled import load_pairs
     from gmail_hf.training.data import BadImageError, decode_image, undecoded

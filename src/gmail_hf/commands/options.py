@@ -142,7 +142,7 @@ class OptionParser(HfArgumentParser):
         The options of a YAML file as words of a command line.
 
         Raises:
-            OSError: no such file.
+            OSError: the file cannot be read.
             ValueError: it is not a mapping of known options.
         """
         with open(config_file(config), encoding="utf-8") as file:

@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         if model_args.train != written:
             raise ValueError(f"'{checkpoint}' was written by --train {written}: resume it with that.")
     training_args.remove_unused_columns = False  # the collator needs the conversations
-    # The Trainer would push adapters beside the whole model, as if the folder were an adapter.
+    # The Trainer would push adapters together with the whole model, as if the folder were an adapter.
     push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False
 
     train_rows, eval_rows = data_args.load(training_args)
