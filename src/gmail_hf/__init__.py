@@ -18,7 +18,10 @@ PUBLIC_NAMES = {
     "models.base": ["GmailOutput"],
     "models.clip": ["GmailCLIPModel", "GmailVisionModel", "GmailVisionModelWithProjection"],
     "models.configuration_clip": ["GmailConfig", "GmailVisionConfig"],
+    "models.longclip": ["convert_longclip"],
     "models.siglip": ["GmailSiglip2Config", "GmailSiglip2Model", "GmailSiglipConfig", "GmailSiglipModel"],
+    "models.stretching": ["stretch_positions"],
+    "models.synclr": ["convert_synclr"],
     "models.vision": [
         "GmailDINOv3ViTConfig",
         "GmailDINOv3ViTModel",

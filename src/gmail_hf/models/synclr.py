@@ -1,0 +1,74 @@
+"""SynCLR (Tian et al., 2023): vision encoders trained on generated images alone."""
+
+import os
+import re
+
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.utils import logging
+
+from .renaming import count_layers, fill, grid_size, read_tensors, require
+
+logger = logging.get_logger(__name__)
+
+HEAD_SIZE = 64
+PREFIX = re.compile(r"^(module\.)?visual\.")
+# In the encoder, but no part of its embedding.
+UNUSED = re.compile(r"^(head\.|mask_token$)")
+# From the names in transformers to timm's.
+RENAMES = (
+    (r"^embeddings\.cls_token", "cls_token"),
+    (r"^embeddings\.position_embeddings", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+    (r"^layernorm", "norm"),
+    (r"^layers", "blocks"),
+    (r"\.layernorm_before", ".norm1"),
+    (r"\.layernorm_after", ".norm2"),
+    (r"\.attention\.[qkv]_proj", ".attn.qkv"),
+    (r"\.attention\.o_proj", ".attn.proj"),
+)
+
+
+def convert_synclr(checkpoint: str | os.PathLike, output_dir: str | os.PathLike) -> None:
+    """
+    Write an official SynCLR checkpoint as a folder that [`from_base`] and
+    `ViTModel.from_pretrained(..., add_pooling_layer=False)` load.
+
+    Args:
+        checkpoint: the `.pth` file. Under `state_dict` or `model` it has a ViT in timm's naming, prefixed with
+            `visual.` or `module.visual.`; other weights, such as projection heads, are counted in the log and left
+            out. Tensors alone are read, no code. Sizes are taken from their shapes; attention heads have 64
+            dimensions.
+        output_dir: the folder; it gets the model in float32 and the processor of its images, with the resizing and
+            cropping of SynCLR's evaluation.
+
+    Raises:
+        ValueError: the file holds Python objects or no such encoder; the encoder lacks weights or has unknown ones.
+    """
+    everything = read_tensors(checkpoint)
+    encoder = {PREFIX.sub("", name): tensor for name, tensor in everything.items() if PREFIX.match(name)}
+    weights = {name: tensor for name, tensor in encoder.items() if not UNUSED.match(name)}
+    require(weights, ["patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"], checkpoint)
+    width, _, _, patch = weights["patch_embed.proj.weight"].shape
+    size = grid_size(weights["pos_embed"][0], "pos_embed") * patch
+    config = ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=count_layers(weights, "blocks."),
+        num_attention_heads=width // HEAD_SIZE,
+        intermediate_size=len(weights["blocks.0.mlp.fc1.weight"]),
+        layer_norm_eps=1e-6,
+        image_size=size,
+        patch_size=patch,
+    )
+    model = ViTModel(config, add_pooling_layer=False)
+    fill(model, weights, RENAMES, checkpoint)
+    model.save_pretrained(output_dir)
+    ViTImageProcessor(
+        size={"shortest_edge": size},
+        do_center_crop=True,
+        crop_size={"height": size, "width": size},
+        resample=PILImageResampling.BICUBIC,
+        image_mean=IMAGENET_DEFAULT_MEAN,
+        image_std=IMAGENET_DEFAULT_STD,
+    ).save_pretrained(output_dir)
+    logger.info(f"Left out {len(everything) - len(weights)} weights of '{checkpoint}' that the encoder does not use.")
