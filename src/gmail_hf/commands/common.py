@@ -88,27 +88,29 @@ def load_two_branches(
     name: str, revision: str | None = None, adapters: dict[str, Any] | None = None, **options: Any
 ) -> tuple[Any, Any]:
     """
-    A [`GmailCLIPModel`] and its processor.
+    A model with branches and its processor.
 
     Args:
-        name: a trained model, whole or adapters alone, a CLIP, which gets fresh branches, or `digits`.
+        name: a trained model, whole or adapters alone, a base, which gets fresh branches, or `digits`.
         revision: on the Hub.
         adapters: fields of [`GmailConfig`] for fresh branches.
         options: of `from_pretrained`.
 
     Raises:
-        OSError, ValueError: see [`GmailCLIPModel.from_pretrained`] and [`GmailCLIPModel.from_clip`].
+        OSError, ValueError: see [`GmailCLIPModel.from_pretrained`] and [`from_base`].
     """
     from transformers import AutoConfig
 
-    from ..models.clip import GmailCLIPModel
+    from ..models.auto import MODELS, from_base
     from .bundled import model_path
 
     path, hub = model_path(name), {"revision": revision} if revision else {}
-    if AutoConfig.from_pretrained(path, **hub).model_type == "gmail_clip":
-        model = GmailCLIPModel.from_pretrained(path, **hub, **options)
+    kind = AutoConfig.from_pretrained(path, **hub).model_type
+    trained = {model.config_class.model_type: model for model in MODELS}
+    if kind in trained:
+        model = trained[kind].from_pretrained(path, **hub, **options)
     else:
-        model = GmailCLIPModel.from_clip(path, **hub, **(adapters or {}), **options)
+        model = from_base(path, **hub, **(adapters or {}), **options)
     return model, load_processor(path, revision)
 
 

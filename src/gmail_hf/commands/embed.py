@@ -38,7 +38,10 @@ METADATA = "gmail_hf"
 class EmbeddingArguments:
     _argument_group_name = "embedding"
 
-    model: str = option("A GmailCLIPModel or a CLIP, by Hub id or folder, or digits, the bundled CLIP.", REQUIRED)
+    model: str = option(
+        "A model with branches or its base, by Hub id or folder, or digits, the bundled CLIP.",
+        REQUIRED,
+    )
     output_file: str = option("File to write, .parquet or .safetensors.", REQUIRED)
     model_revision: str | None = option(REVISION)
     images: str | None = option("Folder of images, searched with its subfolders.")
@@ -98,7 +101,7 @@ def main(argv: Sequence[str]) -> Path:
     try:
         with FileLock(f"{partial}.lock", timeout=0):
             _embed(args, model, processor, images, names, partial)
-            kept = _write(output, partial, model.config.projection_dim, names, settings)
+            kept = _write(output, partial, model.embed_dim, names, settings)
             for path in output.parent.glob(f".{glob.escape(output.name)}.*.partial*"):  # of other settings too
                 path.unlink()
     except Timeout:
@@ -146,7 +149,7 @@ def _embed(args: EmbeddingArguments, model: Any, processor: Any, images: Any, na
 
     from ..training.embeddings import embed_images
 
-    dim = model.config.projection_dim
+    dim = model.embed_dim
     with open(partial, "ab") as file:
         # Whole batches only: the next ones are then those of a run without interruption.
         done = file.tell() // (4 * dim * args.batch_size) * args.batch_size

@@ -36,7 +36,7 @@ from .options import REQUIRED, option, parse
 class EvaluationArguments:
     _argument_group_name = "evaluation"
 
-    model: str = option("A GmailCLIPModel, a CLIP, or an image-text-to-text model, by Hub id or folder.", REQUIRED)
+    model: str = option("A model with branches, its base or a model that writes text, by Hub id or folder.", REQUIRED)
     benchmarks: str = option("Names of benchmarks, separated by commas.", REQUIRED)
     output_dir: str = option("Folder for results and report.", REQUIRED)
     model_revision: str | None = option(REVISION)

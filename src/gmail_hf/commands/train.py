@@ -51,7 +51,7 @@ class ModelArguments:
     _argument_group_name = "model"
 
     stage: str = option("What to train: align, text or joint.", "align")
-    model: str | None = option("A CLIP or a GmailCLIPModel, by Hub id or folder, or digits, the bundled CLIP.")
+    model: str | None = option("A base or a model with branches, by Hub id or folder, or digits, the bundled CLIP.")
     model_revision: str | None = option(REVISION)
     lora_rank: int | None = option("Rank of the LoRA updates; 4 by default.")
     lora_alpha: float | None = option("Scale of the updates times their rank; 8 by default.")
@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     model, processor = load_two_branches(
         model_args.model, model_args.model_revision, adapters, dtype=torch.float32, **attention
     )
-    if model_args.text_lora and not model.config.text_lora:
+    if model_args.text_lora and not getattr(model.config, "text_lora", False):
         model.add_text_lora()
     for name, value in adapters.items():
         if getattr(model.config, name) != value:
@@ -134,7 +134,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
                 "option out, or start from its CLIP."
             )
     check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args))
-    check_free_disk(datasets.config.HF_DATASETS_CACHE, len(train_dataset) * model.config.projection_dim * 4)
+    check_free_disk(datasets.config.HF_DATASETS_CACHE, len(train_dataset) * model.embed_dim * 4)
 
     trainer = GmailTrainer(
         model=model,

@@ -7,7 +7,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..metrics import alignment_metrics, plot_embeddings, retrieval_ranks, separability
-from ..models.clip import GmailCLIPModel
+from ..models.base import GmailModel
 from ..training.data import decode_image
 from ..training.embeddings import batches
 from .embedding import embed_batch
@@ -81,4 +81,4 @@ def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Set
 
 
 def has_gen_branch(model: Any) -> bool:
-    return isinstance(model, GmailCLIPModel) and "gen" in model.config.modalities
+    return isinstance(model, GmailModel) and "gen" in model.config.modalities

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..models.clip import GmailCLIPModel
+from ..models.base import GmailModel, context_length, text_options
 from ..training.data import image_processor_of
 from ..training.embeddings import batches
 from .measure import Settings
@@ -45,10 +45,10 @@ def image_embeds(
 @torch.no_grad()
 def embed_batch(model: Any, processor: Any, cells: list[Any], modality: str, first: int, desc: str) -> np.ndarray:
     """As [`image_embeds`], of one batch whose first row is `first`."""
-    branch = {"modality": modality} if isinstance(model, GmailCLIPModel) else {}
+    branch = {"modality": modality} if isinstance(model, GmailModel) else {}
     images = [read_image(cell, f"{desc}: image {first + i}") for i, cell in enumerate(cells)]
-    pixel_values = image_processor_of(processor)(images=images, return_tensors="pt")["pixel_values"]
-    features = model.get_image_features(pixel_values.to(model.device, model.dtype), **branch).pooler_output
+    inputs = image_processor_of(processor)(images=images, return_tensors="pt").to(model.device, model.dtype)
+    features = model.get_image_features(**inputs, **branch).pooler_output
     return _unit(features, first, f"{desc}: the embedding of image")
 
 
@@ -70,18 +70,12 @@ def text_embeds(model: Any, processor: Any, texts: list[str], settings: Settings
     embeds = []
     with tqdm(desc=desc, unit="text", disable=desc is None or not settings.progress, total=len(texts)) as bar:
         for batch in batches(texts, settings.batch_size):
-            inputs = processor.tokenizer(
-                batch, padding=True, truncation=True, max_length=context_length(model), return_tensors="pt"
-            ).to(model.device)
-            features = model.get_text_features(**inputs).pooler_output
+            tokens = processor.tokenizer(batch, **text_options(model), return_tensors="pt").to(model.device)
+            names = [name for name in ("input_ids", "attention_mask") if name in tokens]
+            features = model.get_text_features(**{name: tokens[name] for name in names}).pooler_output
             embeds.append(_unit(features, sum(map(len, embeds)), "The embedding of text"))
             bar.update(len(batch))
     return np.concatenate(embeds)
-
-
-def context_length(model: Any) -> int:
-    """How many tokens of a text the model reads."""
-    return model.config.text_config.max_position_embeddings
 
 
 def count_truncated(model: Any, processor: Any, texts: list[str]) -> int:

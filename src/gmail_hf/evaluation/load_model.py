@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, CLIPConfig, CLIPModel, CLIPProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from ..models.clip import GmailCLIPModel
-from ..models.configuration_clip import GmailConfig
+from ..models.auto import MODELS
+from ..models.base import GmailModel
 from ..models.loading import check_nothing_missing
 from ..publishing.hub import resolve_commit
 from .answering import has_branches
 from .sources import fingerprint
+
+BASES = tuple(model.base_class for model in MODELS)
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,15 @@ class LoadedModel:
 
     @property
     def embeds(self) -> bool:
-        """Whether it is a CLIP; else it is an image-text-to-text model."""
-        return isinstance(self.model, CLIPModel)
+        """Whether it embeds images; else it is an image-text-to-text model."""
+        return isinstance(self.model, (GmailModel, *BASES))
 
     def check_modality(self, modality: str) -> None:
         """
         Raises:
             ValueError: the model has no such branch; one without branches has `real`.
         """
-        if isinstance(self.model, GmailCLIPModel):
+        if isinstance(self.model, GmailModel):
             branches = self.model.config.modalities
         else:
             branches = self.model.config.vision_config.modalities if has_branches(self.model) else ["real"]
@@ -56,7 +58,7 @@ def load_model(
     name: str, revision: str | None = None, dtype: str = "float32", device: str | torch.device = "cpu"
 ) -> LoadedModel:
     """
-    A [`GmailCLIPModel`], a `CLIPModel` or any image-text-to-text model, such as a ClipCap or LLaVA.
+    A model with branches, a plain base of one, or any image-text-to-text model, such as a ClipCap or LLaVA.
 
     Args:
         name: a Hub id or folder.
@@ -75,16 +77,15 @@ def load_model(
     else:  # all files of one commit, which is the folder that they are cached in
         commit = version = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
     config = AutoConfig.from_pretrained(name, revision=version)
-    if isinstance(config, GmailConfig):
-        kind, processor_class = GmailCLIPModel, CLIPProcessor
-    elif isinstance(config, CLIPConfig):
-        kind, processor_class = CLIPModel, CLIPProcessor
+    if type(config) in {cls for model in MODELS for cls in (model.config_class, model.base_class.config_class)}:
+        kind = AutoModel
     elif type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        kind, processor_class = AutoModelForImageTextToText, AutoProcessor
+        kind = AutoModelForImageTextToText
     else:
+        known = sorted(model.base_class.config_class.model_type for model in MODELS)
         raise ValueError(
-            f"'{name}' is a '{config.model_type}', neither a CLIP nor an image-text-to-text model such as ClipCap or "
-            "LLaVA."
+            f"'{name}' is a '{config.model_type}', neither one of {known}, with branches or without, nor an "
+            "image-text-to-text model such as ClipCap or LLaVA."
         )
     options = {"revision": version, "dtype": getattr(torch, dtype), "output_loading_info": True}
     if not config.model_type.startswith("gmail"):  # these see to it themselves
@@ -93,5 +94,5 @@ def load_model(
             commit = version = options["revision"] = resolve_commit(name, {"revision": revision or "main"})
     model, info = kind.from_pretrained(name, **options)
     check_nothing_missing(name, info["missing_keys"])
-    processor = processor_class.from_pretrained(name, revision=version)
+    processor = AutoProcessor.from_pretrained(name, revision=version)
     return LoadedModel(model.eval().to(device), processor, name, commit)

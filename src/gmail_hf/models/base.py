@@ -87,7 +87,6 @@ class GmailModel(ModalityMixin):
     tower_class: type[nn.Module] | None = None
     prefix_tokens = 0
     base_kwargs: dict[str, Any] = {}  # of the base's constructor
-    text_padding: str | bool = True
     accepts_loss_kwargs = False
     # Small steps are lost in half precision; the base may have any.
     _keep_in_fp32_modules_strict = {"adapters", "branches"}
@@ -392,6 +391,22 @@ class GmailModel(ModalityMixin):
             if tokens is not None:
                 output[f"{short}_tokens"] = tokens
         return output
+
+
+def text_options(model: Any) -> dict[str, Any]:
+    """
+    How captions are tokenised for a model, with branches or without: `padding`, `truncation` and `max_length`.
+
+    The model's context length decides, whatever limit the tokenizer has: those of long-context CLIPs still say 77.
+    SigLIP is trained on captions padded to that length and pools the last position.
+    """
+    padding = "max_length" if "siglip" in model.config.model_type else True
+    return {"padding": padding, "truncation": True, "max_length": context_length(model)}
+
+
+def context_length(model: Any) -> int:
+    """How many tokens of a text a model reads."""
+    return model.config.text_config.max_position_embeddings
 
 
 def _take_prefixed(kwargs: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -61,7 +61,6 @@ class GmailSiglip2Config(ImageTextFields, Siglip2Config):
 
 class _Siglip(GmailModel, GmailCheckpoints):
     head_name = "vision_model.head"
-    text_padding = "max_length"
 
     @property
     def embed_dim(self) -> int:

@@ -104,12 +104,14 @@ class GmailCollator:
     Turn rows of a data set of pairs into a batch: the arguments of [`GmailCLIPModel.forward`] and the pairs' ids.
 
     Args:
-        processor: a `CLIPProcessor`, or an image processor alone if `with_text` is False.
+        processor: a model's processor, or an image processor alone if no captions are needed.
         with_text (`bool`): tokenise the captions too; the text losses need them.
         on_bad_image (`str`): `"skip"` leaves the pair of an unreadable image out, with a warning that names it, and
             counts it in `skipped_pairs`; `"error"` raises.
         eight_bit (`bool`): leave pixels as uint8, a quarter of the bytes on their way to the model, which normalises
             them with the processor's `pixel_mean` and `pixel_std` `(3,)`, float32.
+        text_options (`dict`, *optional*): of the tokenizer, see [`text_options`]; default padding to the longest
+            caption and the tokenizer's own limit.
 
     Returns of a call:
         `generated_pixel_values`, `real_pixel_values` `(pairs, channels, height, width)` or, where the rows hold
@@ -122,7 +124,14 @@ class GmailCollator:
         ValueError: a bad image under `"error"`; a pair without id or caption.
     """
 
-    def __init__(self, processor: Any, with_text: bool = False, on_bad_image: str = "skip", eight_bit: bool = False):
+    def __init__(
+        self,
+        processor: Any,
+        with_text: bool = False,
+        on_bad_image: str = "skip",
+        eight_bit: bool = False,
+        text_options: dict[str, Any] | None = None,
+    ):
         if on_bad_image not in ("skip", "error"):
             raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{on_bad_image}'.")
         self.pixel_values = PixelValues(image_processor_of(processor))
@@ -130,6 +139,7 @@ class GmailCollator:
         if with_text and self.tokenizer is None:
             raise ValueError("The text losses need a processor with a tokenizer, such as CLIPProcessor.")
         self.with_text = with_text
+        self.text_options = text_options or {"padding": True, "truncation": True}
         self.on_bad_image = on_bad_image
         self.eight_bit = eight_bit
 
@@ -158,12 +168,16 @@ class GmailCollator:
                 batch[f"{side}_embeds"] = torch.from_numpy(np.stack(values))
             else:
                 pixels = self.pixel_values.eight_bit(values) if self.eight_bit else None
-                batch[f"{side}_pixel_values"] = self.pixel_values(values) if pixels is None else pixels
-                if pixels is not None:
+                if pixels is None:
+                    inputs = self.pixel_values.inputs(values)
+                    batch |= {f"{side}_{name}": tensor for name, tensor in inputs.items()}
+                else:
+                    batch[f"{side}_pixel_values"] = pixels
                     batch |= {"pixel_mean": self.pixel_values.mean, "pixel_std": self.pixel_values.std}
         if self.with_text:
             captions = [row["caption"] for row in kept]
-            batch.update(self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt"))
+            tokens = self.tokenizer(captions, **self.text_options, return_tensors="pt")
+            batch.update({name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens})
         return batch
 
     def _empty_batch(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

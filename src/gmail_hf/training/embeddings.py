@@ -78,7 +78,8 @@ def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _embed(model: Any, values: PixelValues, images: list[PILImage.Image], modality: str) -> np.ndarray:
-    return model.embed_images(values(images).to(model.device), modality).float().cpu().numpy()
+    inputs = {name: tensor.to(model.device) for name, tensor in values.inputs(images).items()}
+    return model.embed_images(inputs.pop("pixel_values"), modality, **inputs).float().cpu().numpy()
 
 
 @contextmanager
@@ -192,14 +193,14 @@ def cache_key(dataset: Dataset, column: str, model: Any, processor: Any, modalit
     """A hash of what determines the embeddings: the branch's weights and settings, the image processor, the data."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(("vision_model.", "visual_projection.")) and adapter_of(name) in (None, modality):
+        if not name.startswith(("text_", "logit_")) and adapter_of(name) in (None, modality):
             digest.update(name.encode() + str(tensor.dtype).encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    vision_config = model.config.vision_config
+    vision_config = model.tower.config
     shape = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size")  # settings that weights do not show
     if modality in vision_config.trainable_modalities:
         shape += ("lora_alpha",)
-    digest.update(str([getattr(vision_config, name) for name in shape]).encode())
+    digest.update(str([getattr(vision_config, name, None) for name in shape]).encode())
     settings = json.loads(image_processor_of(processor).to_json_string())
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update(f"{column} {len(dataset)} {dataset._fingerprint}".encode())

@@ -71,6 +71,12 @@ class PixelValues:
             return self._process(images)
         return pixels.float().sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
 
+    def inputs(self, images: Sequence[PILImage.Image | np.ndarray]) -> dict[str, torch.Tensor]:
+        """What a model takes: `pixel_values`, and whatever else its processor gives, such as `spatial_shapes`."""
+        if len(self.image_processor.model_input_names) == 1:
+            return {"pixel_values": self(images)}
+        return dict(self.image_processor(images=list(images), return_tensors="pt"))
+
     def eight_bit(self, images: Sequence[PILImage.Image | np.ndarray]) -> torch.Tensor | None:
         """
         Resized and cropped images, a quarter of the bytes of their pixel values.
@@ -78,7 +84,7 @@ class PixelValues:
         Returns:
             `torch.ByteTensor` of shape `(images, 3, height, width)`, or None for a processor with its own arithmetic.
         """
-        if self.mean is None:
+        if self.mean is None or len(self.image_processor.model_input_names) > 1:
             return None
         arrays = [self._resized(image) for image in images]
         if any(array.dtype != np.uint8 for array in arrays):

@@ -227,12 +227,41 @@ def contrastive_loss(
     return (_info_nce(logits, mask) + _info_nce(logits.t(), mask)) / 2
 
 
+def sigmoid_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    logit_bias: torch.Tensor | float,
+    image_ids: torch.Tensor | None = None,
+    caption_ids: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    SigLIP's image-text loss (Zhai et al., 2023, Eq. 2), without negatives that share an id.
+
+        L = -1/|B| sum_i sum_j log sigmoid(z_ij (t x_i . y_j + b)),  z_ij = 1 if i = j, else -1
+
+    Args:
+        image_embeds, text_embeds, image_ids, caption_ids: as in [`contrastive_loss`].
+        logit_scale (`float` or `torch.FloatTensor` of one element): `t`, `model.logit_scale.exp()`.
+        logit_bias (`float` or `torch.FloatTensor` of one element): `b`, `model.logit_bias`.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`, in nats.
+    """
+    logits = image_embeds @ text_embeds.t() * logit_scale + logit_bias  # (images, texts)
+    signs = 2 * torch.eye(len(logits), device=logits.device) - 1
+    terms = -nn.functional.logsigmoid(signs * logits)
+    mask = same_pair_mask(image_ids, caption_ids)
+    return (terms if mask is None else terms.masked_fill(mask, 0)).sum(dim=1).mean()
+
+
 def gmail_loss(
     embeds: Mapping[str, torch.Tensor | None],
     image_ids: torch.Tensor | None = None,
     caption_ids: torch.Tensor | None = None,
     logit_scale: torch.Tensor | float | None = None,
     config: GmailLossConfig | None = None,
+    logit_bias: torch.Tensor | float | None = None,
 ) -> dict[str, torch.Tensor]:
     """
     All losses of a batch of pairs in float32.
@@ -245,6 +274,8 @@ def gmail_loss(
         logit_scale (`float` or `torch.FloatTensor` of shape `()`, *optional*): see [`contrastive_loss`]; the text
             losses need it.
         config ([`GmailLossConfig`], *optional*): weights and temperature; default the paper's recipe, Eq. 1.
+        logit_bias (`float` or `torch.FloatTensor` of one element, *optional*): with it the text losses are
+            [`sigmoid_loss`].
 
     Returns:
         `dict` of `torch.FloatTensor` of shape `()`: the weighted sum as `loss`, and the terms whose weight is not
@@ -285,9 +316,11 @@ def gmail_loss(
             losses["token"] = token_alignment_loss(**tokens, gather_statistics=config.gather_negatives)
         for kind in ("gen", "real"):
             if getattr(config, f"{kind}_text_weight") > 0:
-                losses[f"{kind}_text"] = contrastive_loss(
-                    given[f"{kind}_embeds"], given["text_embeds"], logit_scale, image_ids, caption_ids
-                )
+                pair = given[f"{kind}_embeds"], given["text_embeds"], logit_scale
+                if logit_bias is None:
+                    losses[f"{kind}_text"] = contrastive_loss(*pair, image_ids, caption_ids)
+                else:
+                    losses[f"{kind}_text"] = sigmoid_loss(*pair, logit_bias, image_ids, caption_ids)
         total = sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items())
         return {"loss": total, **losses}
 

@@ -19,8 +19,7 @@ from transformers.utils import logging
 from ..branches.configuration import TEXT_ADAPTER
 from ..branches.tower import adapter_of
 from ..metrics import alignment_metrics, image_text_retrieval
-from ..models.base import GmailOutput
-from ..models.clip import GmailCLIPModel
+from ..models.base import GmailModel, GmailOutput, text_options
 from ..publishing.model_cards import write_card
 from ..publishing.provenance import PROVENANCE, name_pairs, provenance, weights_digest
 from .arguments import GmailTrainingArguments
@@ -59,14 +58,15 @@ def compute_pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 class GmailTrainer(SafeTrainer):
     """
-    Train the branches of a [`GmailCLIPModel`] (Algorithm 1 of the paper, stage 1, and the text losses of stage 2).
+    Train the branches of a [`GmailCLIPModel`] or of another base (Algorithm 1 of the paper, stage 1, and the text
+    losses of stage 2).
 
     Arguments as in `Trainer`; the data sets hold pairs, see [`data`](data.py). The base stays frozen: the image
     adapters train if a loss aligns images, the `text` adapter if a loss compares with captions. Images of a frozen
     branch are embedded once, when the data set is first used.
 
     Args:
-        model ([`GmailCLIPModel`]): the model.
+        model ([`GmailCLIPModel`], [`GmailSiglipModel`], [`GmailDinov2Model`], ...): the model.
         args ([`GmailTrainingArguments`]): the settings.
         train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, or for evaluation a `dict` of
             them): pairs. A column `real_embeds` or `generated_embeds`, lists of `projection_dim` floats (None or NaN
@@ -86,15 +86,15 @@ class GmailTrainer(SafeTrainer):
 
     def __init__(
         self,
-        model: GmailCLIPModel,
+        model: GmailModel,
         args: GmailTrainingArguments,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
         processing_class: Any = None,
         **kwargs: Any,
     ):
-        if not isinstance(model, GmailCLIPModel):
-            raise TypeError(f"GmailTrainer trains a GmailCLIPModel, got {type(model).__name__}; see `from_clip`.")
+        if not isinstance(model, GmailModel):
+            raise TypeError(f"GmailTrainer trains a model with branches, got {type(model).__name__}; see `from_base`.")
         if not isinstance(args, GmailTrainingArguments):
             raise TypeError(f"GmailTrainer takes GmailTrainingArguments, got {type(args).__name__}.")
         if processing_class is None:
@@ -121,7 +121,10 @@ class GmailTrainer(SafeTrainer):
                 raise ValueError(
                     '`pairing="optimal"` needs a frozen real branch and generated images that are not streamed.'
                 )
-        collator = GmailCollator(processing_class, args.needs_text, args.on_bad_image, eight_bit=True)
+        if args.needs_text and not hasattr(model, "text_model"):
+            raise ValueError(f"{type(model).__name__} has no text encoder: text losses need one.")
+        text = text_options(model) if args.needs_text else None
+        collator = GmailCollator(processing_class, args.needs_text, args.on_bad_image, True, text)
         kwargs.setdefault("data_collator", collator)
         kwargs.setdefault("compute_metrics", compute_pair_metrics)
         # From the data sets as the user gave them: prepared ones tell less about their origin.
@@ -184,7 +187,9 @@ class GmailTrainer(SafeTrainer):
             token_layer=args.token_layer if args.token_weight > 0 else None,
         )
         outputs = GmailOutput(**outputs, **precomputed)
-        losses = gmail_loss(outputs, **ids, logit_scale=self.model.logit_scale.exp(), config=args)
+        scale, bias = (getattr(self.model, name, None) for name in ("logit_scale", "logit_bias"))
+        scale = None if scale is None else scale.exp()
+        losses = gmail_loss(outputs, **ids, logit_scale=scale, config=args, logit_bias=bias)
         loss = losses.pop("loss")
         if model.training:
             self.skipped_pairs += int(skipped) if skipped is not None else 0
@@ -283,7 +288,7 @@ class GmailTrainer(SafeTrainer):
         self.provenance["resumed"] = True
 
 
-def _choose_trainable(model: GmailCLIPModel, args: GmailTrainingArguments) -> None:
+def _choose_trainable(model: GmailModel, args: GmailTrainingArguments) -> None:
     """Let train what a loss reaches: unused parameters would stop DDP."""
     model.freeze_base()
     modality = args.generated_modality
@@ -293,7 +298,7 @@ def _choose_trainable(model: GmailCLIPModel, args: GmailTrainingArguments) -> No
         raise ValueError(f"`token_layer` {args.token_layer} is out of range: the vision tower has {layers} layers.")
     if args.gen_text_weight > 0 and not args.aligns and modality != "real" and model.is_base(modality):
         raise ValueError(
-            f"The `{modality}` branch is still the pretrained CLIP: text losses would take generated images for real "
+            f"The `{modality}` branch is still the pretrained model: text losses would take generated images for real "
             'ones. Align it first (stage 1), or set `generated_modality="real"` to do so on purpose.'
         )
     reached = ({modality, "real"} if args.aligns else set()) | ({TEXT_ADAPTER} if args.needs_text else set())
