@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Image
 from PIL import ImageFilter
-from transformers import AutoProcessor
+from transformers import AutoModel, AutoProcessor, IJepaConfig, IJepaModel, ViTConfig, ViTModel
 
 from gmail_hf import GmailCLIPModel, GmailLlavaForConditionalGeneration
 from gmail_hf.commands import cli
@@ -22,6 +22,10 @@ README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 SHELL = re.compile(r"```bash\n(.*?)```", flags=re.DOTALL)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+SMALL |= {"image_size": 32, "patch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +48,8 @@ def namespace(tmp_path_factory) -> dict:
     scenes = load_digits("train", 32)
     blurred = [image.filter(ImageFilter.GaussianBlur(1)) for image in scenes["real_image"]]
     pairs = scenes.add_column("generated_image", [Image().encode_example(i) for i in blurred], feature=Image())
+    vision = ViTConfig(**SMALL)
+    ViTModel(vision).save_pretrained(folder / "vision")
     return {
         "photograph": scenes[0]["real_image"],
         "generated": blurred[0],
@@ -65,6 +71,7 @@ def run(code: str, name: Path, namespace: dict) -> dict:
         "gmail-coco-text": folder / "text",
         "gmail-coco": folder / "own",
         "clipcap-coco": folder / "clipcap",
+        "org/some-vision-model": folder / "vision",
     }
     for stand_in, path in stand_ins.items():
         code = code.replace(f'"{stand_in}"', repr(str(path)))
@@ -121,6 +128,20 @@ def test_page_runs(page, namespace, tmp_path, monkeypatch):
             embeds = variables["clip_gen"].get_image_features(**pixel_values).pooler_output
         embeds = torch.nn.functional.normalize(embeds, dim=-1)
         torch.testing.assert_close(embeds, torch.from_numpy(variables["train_embeds"][:2]), atol=1e-5, rtol=0)
+    if page.stem == "add_a_base":
+        config = IJepaConfig(**SMALL)
+        IJepaModel(config, add_pooling_layer=False).save_pretrained(tmp_path / "base")
+        model = variables["GmailIJepaModel"].from_base(tmp_path / "base").eval()
+        plain = IJepaModel.from_pretrained(tmp_path / "base", add_pooling_layer=False).eval()
+        pixel_values = torch.randn(2, 3, 32, 32)
+        assert torch.equal(model(pixel_values).last_hidden_state, plain(pixel_values).last_hidden_state)
+        for _, parameter in model.adapter_parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        model.save_adapters(tmp_path / "adapters")
+        again = AutoModel.from_pretrained(tmp_path / "adapters")
+        assert type(again) is variables["GmailIJepaModel"]
+        assert torch.equal(again.embed_images(pixel_values, "gen"), model.embed_images(pixel_values, "gen"))
+        assert not torch.allclose(model.embed_images(pixel_values, "gen"), model.embed_images(pixel_values, "real"))
     if page.stem == "quickstart":
         assert not variables["trainer"].model.is_base("gen")
 

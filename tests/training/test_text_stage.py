@@ -138,7 +138,7 @@ def test_joint_training_is_the_weighted_sum(clip_folder):
 def test_branch_that_was_never_aligned_is_told(clip_folder, train):
     fresh = GmailCLIPModel.from_clip(clip_folder, text_lora=True)
     assert fresh.is_base("gen") and fresh.is_base("real") and not make_model(clip_folder).is_base("gen")
-    with pytest.raises(ValueError, match="`gen` branch is still the pretrained CLIP.*stage 1"):
+    with pytest.raises(ValueError, match="`gen` branch is still the pretrained model.*stage 1"):
         train(model=fresh, **TEXT)
     train(model=fresh, generated_modality="real", max_steps=1, **TEXT)
     joint = GmailCLIPModel.from_clip(clip_folder, text_lora=True)

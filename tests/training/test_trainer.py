@@ -277,7 +277,7 @@ def test_optimal_pairing_needs_cached_embeddings(clip_folder, train, dataset, fi
 def test_wrong_model_or_arguments_are_refused(clip, arguments, clip_folder):
     from transformers import TrainingArguments
 
-    with pytest.raises(TypeError, match="CLIPModel.*from_clip"):
+    with pytest.raises(TypeError, match="CLIPModel.*from_base"):
         GmailTrainer(clip, arguments(), make_pairs(4), processing_class=make_processor())
     with pytest.raises(TypeError, match="GmailTrainingArguments"):
         GmailTrainer(make_model(clip_folder), TrainingArguments(output_dir="x"), make_pairs(4))

@@ -86,9 +86,13 @@ class GmailVisionOnly(GmailModel, BranchedTower, GmailCheckpoints):
         return self._embed_sides(sides, generated_modality, mini_batch_size, token_layer, scale, kwargs)
 
     def get_image_features(self, pixel_values: torch.Tensor, modality: Modality | None = None, **kwargs: Any) -> Any:
-        """The base's output, its `pooler_output` `(batch, hidden)` the class token; arguments as in `forward`."""
+        """
+        The base's output, its `pooler_output` `(batch, hidden)` the class token, or the mean of the patch tokens where
+        there is none; arguments as in `forward`.
+        """
         outputs = self(pixel_values, modality=modality, **kwargs)
-        outputs.pooler_output = outputs.last_hidden_state[:, 0]
+        tokens = outputs.last_hidden_state
+        outputs.pooler_output = tokens[:, 0] if self.prefix_tokens else tokens.mean(dim=1)
         return outputs
 
 
