@@ -111,7 +111,7 @@ def test_no_images_to_keep(make_args):
 
 
 def test_no_such_file(make_args):
-    with pytest.raises(FileNotFoundError, match="No captions at"):
+    with pytest.raises(FileNotFoundError, match="No data set at"):
         load_captions(make_args(dataset="nothing.json"))
 
 

@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     training_args.remove_unused_columns = False  # the collator needs the captions
 
     names = {"caption": data_args.caption_column, "image_id": data_args.image_id_column}
-    train_pairs, eval_pairs = data_args.load(training_args, names)
+    train_pairs, eval_pairs = data_args.load(training_args, data_args.found(data_args.image_column) | names)
     for pairs, split, image_column in (
         (train_pairs, data_args.split, data_args.image_column),
         (eval_pairs, data_args.eval_split, data_args.real_image_column),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 ATTENTION = "Attention implementation: sdpa, eager or flash_attention_2."
 PAIRS = (
-    "Pairs: a Hub id, a folder saved by datasets, parquet files, an imagefolder, or digits, which are bundled and "
-    "generated on first use."
+    "Pairs: a Hub id; a CSV, JSON, JSONL, parquet, Arrow or tar file, or a folder of them; folders of images; or "
+    "digits, bundled and generated on first use."
 )
 DTYPES = ("float32", "bfloat16", "float16")
 REVISION = "Revision of --model on the Hub."
@@ -51,6 +51,12 @@ class PairArguments:
             if not self.eval_split:
                 return train, None
             return train, load_pairs(self.dataset, self.eval_split, max_samples=self.max_eval_samples, **source)
+
+    def found(self, *columns: str) -> dict[str, str]:
+        """The real images' column and others, as far as they have usual names for the loader to find."""
+        from ..training.data import PAIR_COLUMNS
+
+        return {name: name for name in (self.real_image_column, *columns) if name in PAIR_COLUMNS}
 
     def title(self, split: str) -> str:
         """What error messages call a split."""

@@ -132,7 +132,7 @@ def _column(args: EmbeddingArguments) -> tuple[None, Any]:
     from ..training.data import undecoded
     from .bundled import load_pairs
 
-    dataset = load_pairs(args.dataset, args.split, args.dataset_config, args.dataset_revision)
+    dataset = load_pairs(args.dataset, args.split, args.dataset_config, args.dataset_revision, columns={})
     images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
     column = args.column or (images[0] if len(images) == 1 else None)
     if column not in images:

@@ -125,7 +125,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     # The Trainer would push adapters together with the whole model, as if the folder were an adapter.
     push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False
 
-    train_rows, eval_rows = data_args.load(training_args)
+    found = data_args.found(data_args.image_column, data_args.caption_column)
+    train_rows, eval_rows = data_args.load(training_args, found)
     train_dataset, eval_dataset = (
         conversations(
             rows,

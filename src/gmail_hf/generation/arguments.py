@@ -29,8 +29,8 @@ class SynthesisArguments:
     output_dir: str = field(metadata={"help": "Folder for the shards; all processes share it."})
     dataset: str = field(
         metadata={
-            "help": "Captions: a Hub id, parquet, json, jsonl or csv files, a folder of parquet files, or an "
-            "imagefolder. A caption may be a text or a list of them."
+            "help": "Captions: a Hub id; a CSV, JSON, JSONL, parquet, Arrow or tar file, or a folder of them; COCO's "
+            "annotations; a folder of images and texts. A caption may be a text or a list of them."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})

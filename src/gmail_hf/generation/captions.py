@@ -5,16 +5,14 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import datasets
 import numpy as np
-from datasets import Dataset, Image, Value
+from datasets import Dataset, Image
 from transformers.utils import logging
 
+from ..training.columns import find_column, is_missing, texts_of
 from ..training.data import undecoded
-from ..training.loading import load_pairs
+from ..training.sources import load_rows, resolve_images
 from .arguments import SynthesisArguments
-
-FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv"}
 
 logger = logging.get_logger(__name__)
 
@@ -35,24 +33,34 @@ class Captions:
     """
 
     def __init__(self, dataset: Dataset, args: SynthesisArguments):
+        if args.real_images != "drop":
+            dataset = resolve_images(dataset, Path(args.dataset))
         dataset = undecoded(dataset)
         columns = dataset.column_names
-        id_column = _column(columns, args.image_id_column, ("image_id",), "image_id_column")
-        image_column = _column(columns, args.real_image_column, ("real_image", "image"), "real_image_column")
-        _column(columns, args.caption_column, (), "caption_column")
+        id_column = find_column(dataset, "image_id", args.image_id_column)
+        image_column = find_column(dataset, "real_image", args.real_image_column)
+        caption_column = find_column(dataset, "caption", args.caption_column)
+        if caption_column is None:
+            raise ValueError(f"There is no column 'caption' but {columns}: name yours by `caption_column`.")
         self.real_images = args.real_images or ("keep" if image_column else "drop")
         if self.real_images != "drop" and image_column is None:
             raise ValueError(
                 f"`real_images='{self.real_images}'` needs a column of images; there are {columns}: name it by "
                 "`real_image_column`."
             )
+        if image_column and self.real_images != "drop" and not isinstance(dataset.features[image_column], Image):
+            raise ValueError(
+                f"Column '{image_column}' is {dataset.features[image_column]}, neither images nor their paths."
+            )
         ids = dataset[id_column][:] if id_column else range(len(dataset))
         count: Counter = Counter()
         rows, captions, image_ids, caption_ids, empty = [], [], [], [], 0
-        for row, (image_id, cell) in enumerate(zip(ids, dataset[args.caption_column][:], strict=True)):
-            for caption in cell if isinstance(cell, list) else [cell]:
+        for row, (image_id, cell) in enumerate(zip(ids, dataset[caption_column][:], strict=True)):
+            if is_missing(image_id):
+                raise ValueError(f"Row {row} of '{args.dataset}' has no '{id_column}'.")
+            for caption in texts_of(cell):
                 if caption is not None and not isinstance(caption, str):
-                    raise ValueError(f"Column '{args.caption_column}' holds {type(caption).__name__}, not text.")
+                    raise ValueError(f"Column '{caption_column}' holds {type(caption).__name__}, not text.")
                 name = f"{image_id}-{count[image_id]}"
                 count[image_id] += 1
                 if not caption or not caption.strip():
@@ -67,11 +75,11 @@ class Captions:
         if empty:
             logger.warning(f"{empty} empty captions are left out.")
         if not captions:
-            raise ValueError(f"'{args.dataset}' holds no caption in column '{args.caption_column}'.")
+            raise ValueError(f"'{args.dataset}' holds no caption in column '{caption_column}'.")
         keep = slice(args.num_captions)
         self.rows = np.array(rows[keep])
         self.captions, self.image_ids, self.caption_ids = captions[keep], image_ids[keep], caption_ids[keep]
-        self.images = None if self.real_images == "drop" else _image_column(dataset, image_column)
+        self.images = None if self.real_images == "drop" else dataset[image_column]
         if self.real_images == "reference" and self.images[int(self.rows[0])]["path"] is None:
             raise ValueError(f"Column '{image_column}' holds bytes without a path: they can be kept, not referenced.")
 
@@ -106,28 +114,14 @@ def load_captions(args: SynthesisArguments) -> Captions:
     The captions of `args.dataset`.
 
     Raises:
-        FileNotFoundError, ValueError: see [`load_pairs`] and [`Captions`].
+        FileNotFoundError, ConnectionError, ValueError: see [`load_rows`] and [`Captions`].
     """
-    name = args.dataset
-    if Path(name).suffix in FILE_BUILDERS:
-        if not Path(name).exists():
-            raise FileNotFoundError(f"No captions at '{name}'.")
-        dataset = datasets.load_dataset(FILE_BUILDERS[Path(name).suffix], data_files=name, split="train")
-    else:
-        dataset = load_pairs(name, args.split, args.dataset_config, args.dataset_revision)
-    return Captions(dataset, args)
-
-
-def _column(columns: list[str], asked: str | None, usual: tuple[str, ...], option: str) -> str | None:
-    if asked is not None and asked not in columns:
-        raise ValueError(f"There is no column '{asked}' but {columns}: see `{option}`.")
-    return asked or next((column for column in usual if column in columns), None)
-
-
-def _image_column(dataset: Dataset, column: str) -> datasets.arrow_dataset.Column:
-    feature = dataset.features[column]
-    if feature == Value("string"):  # paths, as in a json or csv file
-        dataset = dataset.cast_column(column, Image(decode=False))
-    elif not isinstance(feature, Image):
-        raise ValueError(f"Column '{column}' is {feature}, neither images nor their paths.")
-    return dataset[column]
+    rows = load_rows(
+        args.dataset,
+        args.split,
+        args.dataset_config,
+        args.dataset_revision,
+        any_split=Path(args.dataset).is_file(),  # which has none
+        images=args.real_images != "drop",
+    )
+    return Captions(rows, args)

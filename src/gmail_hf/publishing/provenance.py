@@ -26,6 +26,8 @@ CITATION = """@inproceedings{mo2025gmail,
   url       = {https://arxiv.org/abs/2602.15368}
 }"""
 PACKAGE = Path(__file__).parents[1]
+# A name that ends in one of these is a file, never a Hub id.
+DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".tar", ".txt", ".zip", ".gz")
 
 
 def provenance(
@@ -99,8 +101,28 @@ def bundled_generator(name: str | None) -> Path | None:
 
 
 def on_hub(name: str | None) -> bool:
-    """Whether a name is a Hub id rather than a path."""
-    return bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists())
+    """Whether a name is a Hub id: `owner/name`, and no existing path and no file of data."""
+    is_id = bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name))
+    return is_id and Path(name).suffix.lower() not in DATA_SUFFIXES and not Path(name).exists()
+
+
+def local_path(name: str | os.PathLike, kind: str) -> Path | None:
+    """
+    The path that a name means; None for a Hub id.
+
+    Args:
+        name: as users give it.
+        kind: what the error calls it, such as `"data set"`.
+
+    Raises:
+        FileNotFoundError: it is neither an existing path nor a Hub id.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if on_hub(str(name)):
+        return None
+    raise FileNotFoundError(f"No {kind} at '{name}': this path does not exist. A Hub id has the form owner/name.")
 
 
 def public_name(name: str | os.PathLike | None) -> str | None:

@@ -1,16 +1,17 @@
-"""Loading pairs from any source, and the checks of a command before a long run."""
+"""Pairs from any source, and the checks of a command before a long run."""
 
 import os
 import shutil
 from pathlib import Path
 
-import datasets
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from .columns import find_column, one_caption_each, pair_rows, with_ids
 from .data import PAIR_COLUMNS
+from .sources import load_rows
 
 
 def load_pairs(
@@ -25,24 +26,34 @@ def load_pairs(
     A data set of pairs with the columns of [`data.PAIR_COLUMNS`].
 
     Args:
-        name: a Hub id; a folder that `save_to_disk` wrote; a parquet file, a glob of them or a folder that holds some;
-            or a folder of images with a metadata file (`datasets`' imagefolder, columns `real_image_file_name` and
-            `generated_image_file_name`).
-        split: the split; a source without splits is `train`.
-        config_name, revision: of a data set on the Hub.
-        columns: the data set's names for those of [`data.PAIR_COLUMNS`] that it calls otherwise.
+        name, split, config_name, revision: see [`sources.load_rows`].
+        columns: the columns of [`data.PAIR_COLUMNS`] that are wanted, each with the data set's name for it. One that
+            has its own name is found by its usual names. All of them by default.
         max_samples: keep this many pairs, the first ones.
 
+    Returns:
+        Pairs with one caption each: a row with a list of captions becomes several. `image_id` is text; without such a
+        column it is the path of the real image, or else the row's number. Rows of single images, real or generated,
+        become pairs by their ids or captions. Wanted columns that the data set lacks are left out.
+
     Raises:
-        FileNotFoundError: `name` looks like a path that does not exist.
-        ValueError: an unknown split, or a missing column.
+        FileNotFoundError: a path that does not exist.
+        ConnectionError: a Hub id that cannot be read.
+        ValueError: an unknown split, a missing column, several candidates for one, or a row without an id.
     """
-    dataset = _load(name, split, config_name, revision)
-    if isinstance(dataset, DatasetDict):
-        if split not in dataset:
-            raise ValueError(f"'{name}' has no split '{split}'; it has {list(dataset)}.")
-        dataset = dataset[split]
-    dataset = rename_columns(dataset, columns or {}, name)
+    dataset = load_rows(name, split, config_name, revision)
+    columns = dict(zip(PAIR_COLUMNS, PAIR_COLUMNS, strict=True)) if columns is None else columns
+    dataset = rename_columns(dataset, {ours: theirs for ours, theirs in columns.items() if ours != theirs}, name)
+    for role in columns:
+        found = find_column(dataset, role)
+        if found not in (None, role):
+            dataset = dataset.rename_column(found, role)
+    if "image_id" in columns:
+        dataset = with_ids(dataset, name)
+    if "generated_image" in columns:
+        dataset = pair_rows(dataset, name)
+    if "caption" in columns and "caption" in dataset.column_names:
+        dataset = one_caption_each(dataset)
     return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
 
@@ -64,24 +75,6 @@ def rename_columns(dataset: Dataset, columns: dict[str, str], name: str) -> Data
         raise ValueError(f"'{name}' has no column(s) {missing}; it has {dataset.column_names}.")
     replaced = [ours for ours in renames.values() if ours in dataset.column_names and ours not in renames]
     return dataset.remove_columns(replaced).rename_columns(renames)
-
-
-def _load(name: str, split: str, config_name: str | None, revision: str | None) -> Dataset | DatasetDict:
-    path = Path(name)
-    if path.is_dir():
-        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            dataset = load_from_disk(name)
-            return dataset if isinstance(dataset, DatasetDict) else DatasetDict(train=dataset)
-        # Splits follow from the names of files and folders, as in a repository on the Hub.
-        return load_dataset("parquet" if any(path.rglob("*.parquet")) else "imagefolder", data_dir=name)
-    if name.endswith(".parquet"):
-        return load_dataset("parquet", data_files=name)
-    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise FileNotFoundError(f"No data set at '{name}'.")
-    available = datasets.get_dataset_split_names(name, config_name, revision=revision)
-    if split not in available:
-        raise ValueError(f"'{name}' has no split '{split}'; it has {available}.")
-    return load_dataset(name, config_name, split=split, revision=revision)
 
 
 def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None = None) -> str | None:

@@ -1,0 +1,200 @@
+"""Columns of pairs: found by their usual names, ids as text, one caption per row, pairs from rows of single images."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets
+from transformers.utils import logging
+
+# Names of columns and folders by what they hold, without words such as "image" and "path", see `words_of`.
+USUAL = {
+    "caption": {"caption", "captions", "text", "texts", "txt", "sentence", "sentences", "prompt", "prompts"},
+    "real_image": {"image", "real", "photo", "photos", "photograph", "photographs", "original"},
+    "generated_image": {"generated", "gen", "synthetic", "synth", "fake"},
+    "image_id": {"image_id", "imgid", "cocoid"},
+}
+IMAGE_NAMES = USUAL["real_image"] | USUAL["generated_image"]
+FILLERS = {"image", "images", "img", "path", "file", "filename", "filepath", "name", "jpg", "jpeg", "png", "webp"}
+REAL_WORDS = {"real", "photo", "photograph", "original", "natural"}
+REAL_FLAGS = ("is_real", "real")
+# By 1 they mean a generated image; label_a is Defactify's.
+GENERATED_FLAGS = ("is_generated", "generated", "is_fake", "fake", "is_synthetic", "synthetic", "is_ai", "label_a")
+
+SHOWN = 5  # names in a warning
+
+logger = logging.get_logger(__name__)
+
+
+def find_column(dataset: Dataset, role: str, asked: str | None = None) -> str | None:
+    """
+    The column with the captions, the images or their ids.
+
+    Args:
+        dataset: rows of [`load_rows`].
+        role: one of [`data.PAIR_COLUMNS`].
+        asked: its name, if the user gave it; the name of the role itself counts as not given.
+
+    Returns:
+        The column `asked`, or `role`, or the only column with another usual name, which is reported; None if there is
+        none.
+
+    Raises:
+        ValueError: `asked` does not exist; several columns have usual names.
+    """
+    columns = dataset.column_names
+    if asked not in (None, role):
+        if asked not in columns:
+            raise ValueError(f"There is no column '{asked}' but {columns}: see `{role}_column`.")
+        return asked
+    if role in columns:
+        return role
+    images = [column for column in columns if isinstance(dataset.features[column], Image)]
+    fitting = images if role.endswith("_image") else [column for column in columns if column not in images]
+    found = [column for column in fitting if words_of(column) in USUAL[role]]
+    if len(found) > 1:
+        raise ValueError(f"Several columns can be '{role}': {found}. Choose one with --{role}_column.")
+    if not found:
+        return None
+    logger.warning(f"Using column '{found[0]}' as '{role}'.")
+    return found[0]
+
+
+def texts_of(cell: Any) -> list[str]:
+    """The captions of a cell: a text, or a list of texts or of Karpathy's sentences."""
+    if isinstance(cell, dict):
+        cell = cell.get("raw", cell.get("caption"))
+    return [text for part in cell for text in texts_of(part)] if isinstance(cell, list) else [cell]
+
+
+def is_missing(image_id: Any) -> bool:
+    """Whether an id is None, empty or NaN."""
+    return image_id is None or image_id == "" or image_id != image_id
+
+
+def report_unmatched(names: Iterable[Any], what: str) -> None:
+    """Count and list what is left out."""
+    names = list(names)
+    if names:
+        shown = ", ".join(str(name) for name in names[:SHOWN])
+        logger.warning(f"{len(names)} {what} left out: {shown}{', ...' if len(names) > SHOWN else ''}.")
+
+
+def words_of(column: str) -> str:
+    """`caption` for `Caption`, `real` for `real_image_path` and `real.jpg`, `image` for `image` and `file_name`."""
+    words = "".join(letter if letter.isalnum() else " " for letter in column.lower()).split()
+    if words[-1:] == ["id"]:
+        return "_".join(words)
+    return "_".join(word for word in words if word not in FILLERS) or "image"
+
+
+def with_ids(dataset: Dataset, name: str) -> Dataset:
+    """
+    Image ids as text in the column `image_id`.
+
+    Raises:
+        ValueError: a row has none, or they are numbers and text.
+    """
+    if "image_id" not in dataset.column_names:
+        paths = _paths(dataset, "real_image") if "real_image" in dataset.column_names else []
+        ids = paths if paths and None not in paths else [str(row) for row in range(len(dataset))]
+        origin = "the path of its real image" if ids is paths else "its row number"
+        logger.warning(f"'{name}' has no column 'image_id': the id of a row is {origin}.")
+    else:
+        values = dataset["image_id"][:]
+        for row, value in enumerate(values):
+            if is_missing(value):
+                raise ValueError(f"Row {row} of '{name}' has no 'image_id'. Fill in the cell, or remove the column.")
+        if type(dataset.features["image_id"]).__name__ == "Json":  # in which "007" is read as 7
+            raise ValueError(f"Column 'image_id' of '{name}' mixes numbers and text. Put all ids in quotes.")
+        if all(isinstance(value, str) for value in values):
+            return dataset
+        ids = [str(value) for value in values]
+    return _with_column(dataset, "image_id", ids)
+
+
+def one_caption_each(dataset: Dataset) -> Dataset:
+    """Rows with a list of captions, or with Karpathy's sentences, repeated for each of them."""
+    cells = dataset["caption"][:]
+    if not any(isinstance(cell, (list, dict)) for cell in cells):
+        return dataset
+    texts = [[text for text in texts_of(cell) if text and text.strip()] for cell in cells]
+    report_unmatched((row for row, found in enumerate(texts) if not found), "rows without a caption are")
+    rows = [row for row, found in enumerate(texts) for _ in found]
+    return _with_column(dataset.select(rows), "caption", [text for found in texts for text in found])
+
+
+def pair_rows(dataset: Dataset, name: str) -> Dataset:
+    """
+    Pairs from rows of single images, of which a column says whether they are real or generated: each generated image
+    gets the first real one with the same id, or else with the same caption. Other data sets pass unchanged.
+
+    Raises:
+        ValueError: the column holds numbers and its name does not say what they mean, or nothing has a partner.
+    """
+    if "generated_image" in dataset.column_names or not {"real_image", "caption"} <= set(dataset.column_names):
+        return dataset
+    kinds = _kinds(dataset, name)
+    if kinds is None:
+        return dataset
+    rows = {kind: [row for row, value in enumerate(kinds) if value == kind] for kind in (True, False)}
+    for column in ("image_id", "caption"):
+        keys = [str(key) for key in dataset[column][:]]
+        real = {keys[row]: row for row in reversed(rows[False])}
+        found = [(real[keys[row]], row) for row in rows[True] if keys[row] in real]
+        if found:
+            break
+    else:
+        raise ValueError(f"No generated image of '{name}' has the image_id or the caption of a real one.")
+    matched = {row for pair in found for row in pair}
+    report_unmatched(
+        (row for row in range(len(kinds)) if row not in matched), f"rows of '{name}' without a partner are"
+    )
+    generated = dataset.select([row for _, row in found]).select_columns(["real_image"])
+    generated = generated.rename_column("real_image", "generated_image")
+    return concatenate_datasets([dataset.select([row for row, _ in found]), generated], axis=1)
+
+
+def _kinds(dataset: Dataset, name: str) -> list[bool] | None:
+    """Whether each image is generated, by the column that says so; None if there is none."""
+    for column, feature in dataset.features.items():
+        if column in ("caption", "image_id") or not isinstance(feature, (Value, ClassLabel)):
+            continue
+        values = dataset[column][:]
+        values = [feature.int2str(value) for value in values] if isinstance(feature, ClassLabel) else values
+        known = {str(value).strip().lower() for value in values}
+        title = re.sub(r"\W+", "_", column.lower())
+        if len(known) > 1 and known & REAL_WORDS:
+            logger.warning(
+                f"Column '{column}' of '{name}' tells real images ({sorted(known & REAL_WORDS)}) from generated ones "
+                f"({sorted(known - REAL_WORDS)})."
+            )
+            return [str(value).strip().lower() not in REAL_WORDS for value in values]
+        if known in ({"0", "1"}, {"false", "true"}):
+            if title in (*REAL_FLAGS, *GENERATED_FLAGS):
+                return [
+                    (str(value).strip().lower() in ("1", "true")) == (title in GENERATED_FLAGS) for value in values
+                ]
+            if title.startswith(("label", "class", "type", "kind", "source")):
+                raise ValueError(
+                    f"Column '{column}' of '{name}' may say by 0 and 1 which images are generated. Rename it to "
+                    "'is_generated' or 'is_real', by which of them 1 means, or remove it."
+                )
+    return None
+
+
+def _with_column(dataset: Dataset, column: str, values: list) -> Dataset:
+    others = [name for name in dataset.column_names if name != column]
+    values = Dataset.from_dict({column: values})
+    return concatenate_datasets([dataset.select_columns(others), values], axis=1) if others else values
+
+
+def _paths(dataset: Dataset, column: str) -> list[str | None]:
+    """The path of each image that is a file of its own."""
+    if not isinstance(dataset.features[column], Image):
+        return []
+    return [
+        path.as_py() if not held.as_py() else None
+        for chunk in dataset.data.column(column).chunks
+        for path, held in zip(chunk.field("path"), chunk.field("bytes").is_valid(), strict=True)
+    ]

@@ -1,0 +1,259 @@
+"""Layouts of files that datasets has no builder for: annotations of COCO, folders of images and texts, plain CSV."""
+
+import glob
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import Dataset, Features, Image, Value, concatenate_datasets, load_dataset
+from PIL import Image as PILImage
+
+from .columns import USUAL, find_column, report_unmatched, texts_of, words_of
+
+# Builders of datasets by file type. In a folder with several types, the first one here holds the rows.
+BUILDERS = {
+    ".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".jsonl": "json", ".csv": "csv", ".tsv": "csv",
+    ".json": "json",
+}  # fmt: skip
+NAMING = (".jsonl", ".csv", ".tsv", ".json")  # text that names images, rather than containing them
+IMAGE_SUFFIXES = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
+KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
+
+
+def read_files(files: list[Path], split: str) -> Iterator[tuple[Path, Dataset]]:
+    """The rows of files of one type, as they are written; files of text one by one, each with its path."""
+    suffixes = {suffix_of(file) for file in files}
+    if len(suffixes) > 1 or not suffixes <= BUILDERS.keys():
+        raise ValueError(f"'{files[0]}' is none of {list(BUILDERS)}, and no folder.")
+    suffix = suffixes.pop()
+    together = [[file] for file in files] if suffix in NAMING else [files]
+    for group in together:
+        options: dict[str, Any] = {}
+        if BUILDERS[suffix] == "csv":  # as it is written: neither 007 nor an id beside an empty cell is a number
+            sep = "\t" if suffix == ".tsv" else ","
+            header = pd.read_csv(group[0], sep=sep, nrows=0, encoding="utf-8-sig").columns
+            features = Features(dict.fromkeys(header, Value("string")))
+            options = {"sep": sep, "keep_default_na": False, "features": features, "encoding": "utf-8-sig"}
+        paths = [glob.escape(str(file.resolve())) for file in group]
+        rows = load_dataset(BUILDERS[suffix], data_files={split: paths}, split=split, **options)
+        yield group[0], _from_tar(rows) if suffix == ".tar" else rows
+
+
+def _from_tar(rows: Dataset) -> Dataset:
+    """Keys that are unique over all shards, captions from `.txt`, one per line, or from `.json`."""
+    keys = unique_keys(rows.select_columns(["__key__", "__url__"]))
+    columns: dict[str, list] = {"image_id": [row["__key__"] for row in keys]}
+    if "txt" in rows.column_names:
+        columns["captions"] = [(text or "").splitlines() for text in rows["txt"]]
+    elif isinstance(rows.features.get("json"), dict):
+        fields = rows.select_columns("json").flatten()
+        captions = [name for name in fields.column_names if words_of(name.partition(".")[2]) in USUAL["caption"]]
+        if len(captions) == 1:
+            columns["captions"] = [texts_of(cell) for cell in fields[captions[0]]]
+    kept = [name for name in rows.column_names if name not in ("__key__", "__url__", "txt", *columns)]
+    return concatenate_datasets([rows.select_columns(kept), Dataset.from_dict(columns)], axis=1)
+
+
+def unique_keys(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """
+    Rows of a webdataset whose keys are unique over all shards: a key that an earlier shard has gets its shard's name.
+
+    Raises:
+        ValueError: a shard has a key twice.
+    """
+    seen: set[str] = set()
+    for row in rows:
+        key = row["__key__"]
+        if key in seen:
+            key = f"{Path(row['__url__']).stem}/{key}"
+        if key in seen:
+            raise ValueError(f"'{row['__url__']}' has the key '{row['__key__']}' twice.")
+        seen.add(key)
+        yield {**row, "__key__": key}
+
+
+def suffix_of(file: Path) -> str:
+    return Path(file.name.removesuffix(".gz")).suffix.lower()
+
+
+def subfolders(path: Path) -> list[Path]:
+    return [sub for sub in sorted(path.iterdir()) if sub.is_dir() and not sub.name.startswith(".")]
+
+
+def two_folders(path: Path) -> Dataset | None:
+    """Pairs of the images of the same names in two subfolders, with their captions; None for another layout."""
+    folders = subfolders(path)
+    generated = [folder for folder in folders if words_of(folder.name) in USUAL["generated_image"]]
+    if not generated and len(folders) == 2:
+        generated = [folder for folder in folders if next(folder.rglob("*.txt"), None)]
+    real = [folder for folder in folders if folder not in generated]
+    if len(real) > 1:
+        real = [folder for folder in real if words_of(folder.name) in USUAL["real_image"]]
+    if not len(generated) == len(real) == 1:
+        return None
+    theirs, ours = (_images(folder.rglob("*"), folder) for folder in (real[0], generated[0]))
+    if not theirs or not ours:
+        return None
+    both = [name for name in ours if name in theirs]
+    captions = {name: text for name in both if (text := _text(ours[name], theirs[name]))}
+    captions = captions or _table_of_captions(path, {Path(name).name for name in (*ours, *theirs)})
+    if captions is None:
+        return None
+    report_unmatched(
+        (str(ours[name]) for name in ours if name not in theirs), "generated images without a partner are"
+    )
+    report_unmatched((str(theirs[name]) for name in theirs if name not in ours), "photographs without a partner are")
+    texts = {name: captions.get(name, captions.get(Path(name).name)) for name in both}
+    report_unmatched((name for name in both if not texts[name]), "pairs without a caption are")
+    kept = [name for name in both if texts[name]]
+    if not kept:
+        raise ValueError(f"No image in '{real[0]}' has the name of one in '{generated[0]}' and a caption.")
+    return _image_rows(
+        {"real_image": [theirs[name] for name in kept], "generated_image": [ours[name] for name in kept]},
+        captions=[texts[name] for name in kept],
+        image_id=kept,
+    )
+
+
+def _table_of_captions(path: Path, names: set[str]) -> dict[str, list[str]] | None:
+    """The captions by image name, from the one table in a folder; None if it names the images of pairs itself."""
+    tables = [file for file in sorted(path.iterdir()) if suffix_of(file) in BUILDERS and suffix_of(file) != ".tar"]
+    if len(tables) != 1:
+        return None
+    ((_, rows),) = read_files(tables, "train")
+    caption = find_column(rows, "caption")
+    keys = [column for column in rows.column_names if column != caption and _stem(rows[0][column]) in names]
+    if caption is None or len(keys) != 1 or (path / str(rows[0][keys[0]])).exists():
+        return None
+    captions: dict[str, list[str]] = {}
+    for row in rows:
+        captions.setdefault(_stem(row[keys[0]]), []).extend(text for text in texts_of(row[caption]) if text)
+    return captions
+
+
+def _stem(value: Any) -> str:
+    path = Path(str(value))
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+
+
+def captioned_images(files: list[Path]) -> Dataset | None:
+    """Images with `.txt` files of the same names; None if there are none."""
+    if not any(file.suffix.lower() in IMAGE_SUFFIXES and file.with_suffix(".txt").exists() for file in files):
+        return None
+    images = _images(files, Path(files[0].anchor))
+    texts = {image: _text(image) for image in images.values()}
+    report_unmatched((image for image, text in texts.items() if text is None), "images without a text are")
+    kept = {image: text for image, text in texts.items() if text}
+    return _image_rows({"image": kept}, captions=list(kept.values()))
+
+
+def _images(files: Iterable[Path], folder: Path) -> dict[str, Path]:
+    """Images by name without suffix, relative to a folder."""
+    found: dict[str, Path] = {}
+    for file in sorted(files):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+            if name in found:
+                raise ValueError(f"'{found[name]}' and '{file}' have the same name, so that one text belongs to both.")
+            found[name] = file
+    return found
+
+
+def _text(*images: Path) -> list[str] | None:
+    """The captions in a `.txt` file next to one of these images, one per line."""
+    files = (image.with_suffix(".txt") for image in images)
+    text = next((file.read_text(encoding="utf-8") for file in files if file.exists()), "")
+    return [line.strip() for line in text.splitlines() if line.strip()] or None
+
+
+def _image_rows(images: dict[str, Iterable[Path]], **columns: list) -> Dataset:
+    cells = {name: [{"bytes": None, "path": str(path)} for path in paths] for name, paths in images.items()}
+    rows = Dataset.from_dict({**cells, **columns})
+    return rows.cast(Features({**rows.features, **dict.fromkeys(images, Image())}))
+
+
+def annotations(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file with a list of images, as of COCO and Karpathy; None for JSON of rows."""
+    if path.suffix.lower() != ".json":
+        return None
+    with open(path, encoding="utf-8") as file:
+        first = file.readline()
+        if not first.lstrip().startswith("{"):
+            return None
+        try:
+            content = json.loads(first + file.read())
+        except json.JSONDecodeError:  # an object per line
+            return None
+    images = content.get("images")
+    return content if isinstance(images, list) and images and isinstance(images[0], dict) else None
+
+
+def has_captions(content: dict[str, Any]) -> bool:
+    return "sentences" in content["images"][0] or "caption" in (content.get("annotations") or [{}])[0]
+
+
+def annotated_images(content: dict[str, Any], path: Path) -> dict[str, Dataset]:
+    """The images of COCO's annotations, or by split those of Karpathy's file, with ids and lists of captions."""
+    images = content["images"]
+    if not has_captions(content):
+        raise ValueError(f"'{path}' has annotations without captions; COCO's are in captions_*.json.")
+    if "sentences" in images[0]:
+        rows = [
+            (
+                "/".join(part for part in (image.get("filepath"), image["filename"]) if part),
+                image.get("cocoid", image.get("imgid")),
+                texts_of(image["sentences"]),
+                next((ours for ours, theirs in KARPATHY_SPLITS.items() if image["split"] in theirs), image["split"]),
+            )
+            for image in images
+        ]
+    else:
+        captions: dict[Any, list[str]] = {image["id"]: [] for image in images}
+        lost = [note for note in content["annotations"] if note["image_id"] not in captions]
+        report_unmatched((note["image_id"] for note in lost), "captions of images that are not listed are")
+        for note in content["annotations"]:
+            captions.get(note["image_id"], []).append(note["caption"])
+        report_unmatched(
+            (image["file_name"] for image in images if not captions[image["id"]]), "images without a caption are"
+        )
+        rows = [
+            (image["file_name"], image["id"], captions[image["id"]], "train")
+            for image in images
+            if captions[image["id"]]
+        ]
+    splits: dict[str, list] = {}
+    for row, (name, image_id, texts, split) in enumerate(rows):
+        image = _near(name, path, row)
+        splits.setdefault(split, []).append((image, str(image_id), texts))
+    return {
+        split: _image_rows({"image": images}, image_id=list(ids), captions=list(texts))
+        for split, (images, ids, texts) in ((split, zip(*found, strict=True)) for split, found in splits.items())
+    }
+
+
+def _near(name: str, path: Path, row: int) -> Path:
+    """
+    An image that annotations name: next to them, in the working directory, or in a folder where COCO keeps images.
+
+    Raises:
+        FileNotFoundError: it is in none of them.
+        ValueError: it is in several.
+    """
+    parent = path.resolve().parent
+    for folder in (parent, Path.cwd()):
+        if (folder / name).exists():
+            return folder / name
+    bases = [base for top in (parent, parent.parent) for base in (top, top / "images") if base.is_dir()]
+    folders = dict.fromkeys([parent.parent, *(folder for base in bases for folder in subfolders(base))])
+    found = [folder for folder in folders if (folder / name).exists()]
+    if len(found) > 1:  # captions_val2017.json belongs to val2017
+        found = [folder for folder in found if folder.name in path.stem] or found
+    if not found:
+        raise FileNotFoundError(f"Row {row} of '{path}' names '{name}', which exists in no folder next to that file.")
+    if len(found) > 1:
+        raise ValueError(
+            f"Row {row} of '{path}' names '{name}', which exists in several folders: {list(map(str, found))}."
+        )
+    return found[0] / name
