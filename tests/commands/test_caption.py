@@ -115,7 +115,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, scored, cap
 
     # Each image is captioned once, through `real`, by what was saved, and scored against all its captions.
     lines = [json.loads(line) for line in (whole / "captions.jsonl").read_text().splitlines()]
-    assert [line["image_id"] for line in lines] == list(range(6))
+    assert [line["image_id"] for line in lines] == [str(number) for number in range(6)]
     assert all(len(line["references"]) == 2 for line in lines)
     assert scored == [([line["caption"] for line in lines], [line["references"] for line in lines])]
     model, processor = AutoModelForImageTextToText.from_pretrained(whole), AutoProcessor.from_pretrained(whole)
@@ -194,12 +194,12 @@ def test_other_images_or_another_branch_are_refused_on_resume(run, tmp_path):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-@pytest.mark.parametrize(("caption", "row"), [([["a", "b"]] * 32, 0), (["a"] * 20 + [None] + ["a"] * 11, 20)])
-def test_captions_are_checked_before_training(run, tmp_path, pairs, caption, row):
+def test_captions_are_checked_before_training(run, tmp_path, pairs):
+    caption = ["a"] * 20 + [None] + ["a"] * 11
     Dataset.from_parquet(pairs).remove_columns("caption").add_column("text", caption).to_parquet(
         tmp_path / "pairs.parquet"
     )
-    with pytest.raises(ValueError, match=f"Column 'text', row {row}: .* is no caption"):
+    with pytest.raises(ValueError, match="Column 'text', row 20: .* is no caption"):
         run("out", "--dataset", str(tmp_path / "pairs.parquet"), "--caption_column", "text")
     assert not (tmp_path / "out").exists()
 
