@@ -19,6 +19,7 @@ PUBLIC_NAMES = {
     "models.clip": ["GmailCLIPModel", "GmailVisionModel", "GmailVisionModelWithProjection"],
     "models.configuration_clip": ["GmailConfig", "GmailVisionConfig"],
     "models.longclip": ["convert_longclip"],
+    "models.metaclip": ["GmailMetaClip2Config", "GmailMetaClip2Model"],
     "models.siglip": ["GmailSiglip2Config", "GmailSiglip2Model", "GmailSiglipConfig", "GmailSiglipModel"],
     "models.stretching": ["stretch_positions"],
     "models.synclr": ["convert_synclr"],

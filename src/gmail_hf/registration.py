@@ -18,6 +18,7 @@ TABLE = "transformers.models.auto.configuration_auto"
 MODULES = {
     "gmail_clip": "models.clip",
     "gmail_clip_vision_model": "models.clip",
+    "gmail_metaclip_2": "models.metaclip",
     "gmail_siglip": "models.siglip",
     "gmail_siglip2": "models.siglip",
     "gmail_dinov2": "models.vision",

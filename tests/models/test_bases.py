@@ -11,7 +11,7 @@ from transformers import AutoModel, CLIPModel
 
 from gmail_hf import GmailCLIPModel, GmailSiglipModel, from_base
 
-BASES = ["clip", "siglip", "siglip2", "dinov2", "dinov2_with_registers", "dinov3", "vit"]
+BASES = ["clip", "metaclip_2", "siglip", "siglip2", "dinov2", "dinov2_with_registers", "dinov3", "vit"]
 NAMES = ["real", "gen", "gen", "real"]
 
 

@@ -7,11 +7,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..publishing.hub import hub_kwargs
 from .clip import GmailCLIPModel
+from .metaclip import GmailMetaClip2Model
 from .siglip import GmailSiglip2Model, GmailSiglipModel
 from .vision import GmailDinov2Model, GmailDinov2WithRegistersModel, GmailDINOv3ViTModel, GmailViTModel
 
 MODELS = (
     GmailCLIPModel,
+    GmailMetaClip2Model,
     GmailSiglipModel,
     GmailSiglip2Model,
     GmailDinov2Model,
@@ -26,7 +28,8 @@ def from_base(pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -
     Put fresh branches on a pretrained model, in the class for its architecture.
 
     Args:
-        pretrained_model_name_or_path: a Hub id or folder of a CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3 or ViT.
+        pretrained_model_name_or_path: a Hub id or folder of a CLIP, MetaCLIP 2, SigLIP, SigLIP 2, DINOv2, DINOv3 or
+            ViT.
         kwargs: as of [`~GmailCLIPModel.from_base`].
 
     Raises:

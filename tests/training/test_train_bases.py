@@ -33,15 +33,19 @@ def small_tokenizer():
 
 
 SIZE = {"height": 16, "width": 16}
+CLIP = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SIZE)
 PROCESSORS = {
-    "clip": CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SIZE),
+    "clip": CLIP,
+    "metaclip_2": CLIP,
     "siglip": SiglipImageProcessor(size=SIZE),
     "siglip2": Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16),
 }
 DEFAULT = BitImageProcessor(size=SIZE, do_center_crop=False)
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "dinov2", "dinov2_with_registers", "dinov3", "vit"])
+@pytest.mark.parametrize(
+    "name", ["clip", "metaclip_2", "siglip", "siglip2", "dinov2", "dinov2_with_registers", "dinov3", "vit"]
+)
 def test_the_gen_branch_trains(name, tmp_path):
     make(name).save_pretrained(tmp_path / "base")
     model = from_base(tmp_path / "base")
