@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gmail_hf import GmailTrainer, GmailTrainingArguments, alignment_loss
 from gmail_hf.generation import SynthesisArguments, synthesize
-from gmail_hf.training.losses import _AllGather
+from gmail_hf.training.distributed import _AllGather
 
 MIXED = ["real", "gen", "gen", "real"]
 # Of the norm of a gradient; of that of embeddings a quarter. The other branch's embeddings are off by more than half.

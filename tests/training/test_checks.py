@@ -91,7 +91,7 @@ def test_one_id_for_all_pairs_is_refused(column):
         ({"align_weight": 0.0, "gen_text_weight": 1.0}, {"generated_image"}),
         ({"align_weight": 0.0, "real_text_weight": 1.0}, {"real_image"}),
     ],
-    ids=str,
+    ids=["align", "gen_text", "real_text"],
 )
 def test_losses_need_the_images_they_look_at(losses, images):
     assert {*needed_columns(GmailLossConfig(**losses))} == {*images, "caption", "image_id"}
