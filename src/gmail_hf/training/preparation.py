@@ -8,8 +8,10 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from .arguments import GmailTrainingArguments
+from .checks import needed_columns
 from .data import SIDES, column_names, undecoded
 from .embeddings import cached_embeds, embeds_array
+from .losses import GmailLossConfig
 from .pairing import optimal_pairing
 
 
@@ -55,6 +57,15 @@ class EmbeddedPairs(torch.utils.data.Dataset):
             {**row, **dict(zip(columns, values, strict=True))}
             for row, values in zip(self.pairs.__getitems__(indices), zip(*columns.values(), strict=True), strict=True)
         ]
+
+
+def drop_unused(pairs: Dataset | IterableDataset, losses: GmailLossConfig) -> Dataset | IterableDataset:
+    """The pairs without the images and embeddings that no loss looks at; metrics of an evaluation may use them."""
+    if isinstance(pairs, IterableDataset):
+        pairs = undecoded(pairs)  # or it would decode images in order to remove a column
+    unused = [side for side in SIDES if f"{side}_image" not in needed_columns(losses)]
+    unused = [f"{side}_{kind}" for side in unused for kind in ("image", "embeds")]
+    return pairs.remove_columns([column for column in pairs.column_names or [] if column in unused])
 
 
 def replace_images(

@@ -24,10 +24,10 @@ from ..publishing.model_cards import write_card
 from ..publishing.provenance import PROVENANCE, name_pairs, provenance, weights_digest
 from .arguments import GmailTrainingArguments
 from .callbacks import FiguresCallback
-from .checks import check_for_training, needed_columns
-from .data import SIDES, GmailCollator, undecoded
+from .checks import check_for_training
+from .data import GmailCollator
 from .losses import gmail_loss
-from .preparation import replace_images
+from .preparation import drop_unused, replace_images
 from .safe_trainer import SafeTrainer
 
 NO_PAIR = -1  # the caption id of rows that only fill a batch; ids are not negative
@@ -132,7 +132,7 @@ class GmailTrainer(SafeTrainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=None if train_dataset is None else drop_unused(train_dataset, args),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
@@ -143,14 +143,7 @@ class GmailTrainer(SafeTrainer):
         self.skipped_pairs = 0
 
     def get_train_dataloader(self) -> DataLoader:
-        dataset = self.train_dataset
-        if isinstance(dataset, IterableDataset):
-            dataset = undecoded(dataset)  # or it would decode the images in order to remove a column
-        if isinstance(dataset, (Dataset, IterableDataset)):  # drop what no loss looks at; in evaluation, metrics may
-            unused = [side for side in SIDES if f"{side}_image" not in needed_columns(self.args)]
-            unused = [f"{side}_{kind}" for side in unused for kind in ("image", "embeds")]
-            dataset = dataset.remove_columns([column for column in dataset.column_names or [] if column in unused])
-        self.train_dataset = self._prepare(dataset, self.args.pairing)
+        self.train_dataset = self._prepare(self.train_dataset, self.args.pairing)
         return super().get_train_dataloader()
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
