@@ -142,6 +142,14 @@ def test_page_runs(page, namespace, tmp_path, monkeypatch):
         assert type(again) is variables["GmailIJepaModel"]
         assert torch.equal(again.embed_images(pixel_values, "gen"), model.embed_images(pixel_values, "gen"))
         assert not torch.allclose(model.embed_images(pixel_values, "gen"), model.embed_images(pixel_values, "real"))
+    if page.stem == "your_data":
+        for layout in ("table", "folders", "coco", "tars", "single"):
+            assert len(variables[layout]) == 4
+            for i, row in enumerate(variables[layout]):
+                expected = namespace["pairs"][i]
+                assert row["caption"] == expected["caption"] and int(row["image_id"]) == i
+                for side in ("real_image", "generated_image")[: 1 if layout == "coco" else 2]:
+                    assert row[side].convert("RGB").tobytes() == expected[side].tobytes(), (layout, side)
     if page.stem == "quickstart":
         assert not variables["trainer"].model.is_base("gen")
 

@@ -79,7 +79,7 @@ def test_digits_needs_no_data(run_evaluate, tmp_path):
         ("coco", ["--dataset", "coco={coco}", "--modality", "fake"], ValueError, "has no branch 'fake'"),
         ("scienceqa", ["--dataset", "scienceqa={dtd}"], ValueError, "lacks the column"),
         ("dtd", ["--dataset", "dtd={dtd}", "--captioner", "{gmail}"], ValueError, "--captioner is an image"),
-        ("dtd", ["--dataset", "dtd={dtd}", "--model", "gmail-nowhere"], FileNotFoundError, "no model at"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--model", "gmail-nowhere"], FileNotFoundError, "No model at"),
         ("dtd", ["--dataset", "dtd={dtd}", "--dtype", "int8"], ValueError, "--dtype: invalid choice: 'int8'"),
         ("dtd", ["--dataset", "dtd={dtd}", "--limit", "0"], ValueError, "--limit is at least 1"),
         ("dtd", ["--dataset", "dtd={dtd}", "--card", "{dtd}"], FileNotFoundError, "no card at"),

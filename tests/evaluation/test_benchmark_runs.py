@@ -90,7 +90,7 @@ def test_models_that_do_not_fit_are_refused(planned, loaded, model_folders, tmp_
         clip.check_modality("gen")
     with pytest.raises(ValueError, match="clipcap' has no branch 'fake'"):
         loaded["clipcap"].check_modality("fake")
-    with pytest.raises(FileNotFoundError, match="no model at 'gmail-nowhere'"):
+    with pytest.raises(FileNotFoundError, match="No model at 'gmail-nowhere'"):
         load_model("gmail-nowhere")
     with pytest.raises(ValueError, match="is a 'llama', neither one of .* nor an image-text-to-text model"):
         load_model(llama_path())

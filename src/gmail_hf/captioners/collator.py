@@ -124,7 +124,13 @@ def caption_embeds(
 
     Returns:
         A caption an image, without special tokens and outer spaces.
+
+    Raises:
+        ValueError: an embedding is not finite, as of an unreadable image; the message names its row.
     """
+    bad = np.flatnonzero(~np.isfinite(embeds).all(axis=1))
+    if len(bad):
+        raise ValueError(f"The embedding in row {bad[0]} is not finite. Leave out unreadable images.")
     was_training = model.training
     model.eval()
     captions: list[str] = []

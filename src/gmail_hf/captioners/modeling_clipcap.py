@@ -312,8 +312,12 @@ class ClipCapForConditionalGeneration(ModalityMixin, StrictLoading, PreTrainedMo
             output object with `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: as `forward`, and for unknown keywords, or a beginning that leaves the caption no room.
+            ValueError: as `forward`, and for unknown keywords, a beginning that leaves the caption no room, or
+                embeddings that are not finite, as of an unreadable image.
         """
+        if image_embeds is not None and not torch.isfinite(image_embeds).all():
+            rows = (~torch.isfinite(image_embeds).flatten(1).all(1)).nonzero().flatten().tolist()
+            raise ValueError(f"The `image_embeds` of rows {rows} are not finite. Leave out unreadable images.")
         prefix = self.get_prefix_embeds(pixel_values, image_embeds, modality, interpolate_pos_encoding)
         config = copy.deepcopy(generation_config or self.generation_config)
         config.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)

@@ -16,6 +16,7 @@ from ..digits.benchmark import BENCHMARK
 from ..digits.generate import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from ..digits.questions import QUESTIONS, scene_messages
 from ..evaluation import registry
+from ..evaluation.sources import own_benchmark
 from ..generation import SynthesisArguments, engines, job
 from ..generation.shards import ShardFolder
 from ..training import loading
@@ -56,8 +57,10 @@ def text_model_path(name: str) -> str:
     return digits.llama_path() if name == DIGITS else name
 
 
-def get_benchmark(name: str) -> registry.Benchmark:
-    """As [`evaluation.get_benchmark`], of `BENCHMARKS`."""
+def get_benchmark(name: str, place: str | None = None) -> registry.Benchmark:
+    """As [`evaluation.get_benchmark`], of `BENCHMARKS`; another name means the user's own data at `place`."""
+    if name not in BENCHMARKS and place is not None:
+        return own_benchmark(name, place)
     return registry.get_benchmark(name, BENCHMARKS)
 
 

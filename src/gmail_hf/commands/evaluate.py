@@ -12,9 +12,12 @@ Captions and questions need an image-text-to-text model, such as a ClipCap or a 
 
     gmail-hf evaluate --model llava-coco --benchmarks scienceqa,mmmu,coco --dtype bfloat16 --output_dir llava-scores
 
---dataset NAME=PLACE reads the data of a benchmark from elsewhere: a folder, a parquet file or another Hub id with the
-same layout, such as a clone of clip-benchmark/wds_vtab-dtd. For coco and flickr30k it may be pairs with generated
-images, on which alignment is measured too.
+--dataset NAME=PLACE reads the data of a benchmark from elsewhere: a folder, a file or another Hub id with the same
+layout, such as a clone of clip-benchmark/wds_vtab-dtd. For coco and flickr30k it may be pairs with generated images,
+on which alignment is measured too. Another NAME means data of your own: class folders (optionally with classnames.txt
+and templates.txt), or images with captions in any layout that gmail-hf train reads:
+
+    gmail-hf evaluate --model org/gmail-coco --benchmarks mine --dataset mine=photos --output_dir mine-scores
 
 The benchmarks are {benchmarks}.
 
@@ -76,8 +79,9 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     )
     from ..publishing.results import add_results, card_file
 
-    benchmarks = [get_benchmark(name.strip()) for name in args.benchmarks.split(",")]
-    places = _places(args.dataset, [benchmark.name for benchmark in benchmarks])
+    names = [name.strip() for name in args.benchmarks.split(",")]
+    places = _places(args.dataset, names)
+    benchmarks = [get_benchmark(name, places.get(name)) for name in names]
     for name in ("limit", "batch_size", "num_beams"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} is at least 1, not {getattr(args, name)}.")

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ..metrics import alignment_metrics, plot_embeddings, retrieval_ranks, separability
 from ..models.base import GmailModel
-from ..training.data import decode_image
+from ..training.data import caption_ids, decode_image
 from ..training.embeddings import batches
 from .embedding import embed_batch
 from .measure import Example, Measured, Settings, interval, recall_intervals
@@ -52,17 +52,19 @@ def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Set
             for row in rows[: EXAMPLES - len(examples)]:
                 images = [decode_image(row["real_image"]), decode_image(row["generated_image"])]
                 examples.append(Example(images, row["caption"]))
-            ids += [(str(row["caption"]), str(row["image_id"])) for row in rows]
+            captions = [row["caption"] for row in rows]
+            found = caption_ids(captions, getattr(processor, "tokenizer", None))
+            ids += [(str(caption), str(row["image_id"])) for caption, row in zip(found, rows, strict=True)]
             bar.update(len(rows))
     if len(ids) < MIN_PAIRS:
         raise ValueError(f"Alignment needs at least {MIN_PAIRS} pairs; '{source.name}' has {len(ids)}.")
     generated = {name: np.concatenate(parts) for name, parts in embeds.items()}
     real = generated.pop("real")
     both = np.array(ids)
-    caption_ids, image_ids = both.T
+    caption_keys, image_ids = both.T
     scores, intervals, figures = {}, {}, {}
     for when, moved in generated.items():
-        found = alignment_metrics(moved, real, caption_ids, image_ids)
+        found = alignment_metrics(moved, real, caption_keys, image_ids)
         found["separability"] = separability(moved, real, settings.seed)
         ranks = retrieval_ranks(moved, real, both, both)
         means = {

@@ -13,6 +13,7 @@ from ..models.auto import MODELS
 from ..models.base import GmailModel
 from ..models.loading import check_nothing_missing
 from ..publishing.hub import resolve_commit
+from ..publishing.provenance import local_path
 from .answering import has_branches
 from .sources import fingerprint
 
@@ -70,9 +71,7 @@ def load_model(
         FileNotFoundError: `name` is a folder, and there is none.
         ValueError: the model is of another kind, or lacks weights.
     """
-    if name.count("/") != 1 and not Path(name).exists():
-        raise FileNotFoundError(f"There is no model at '{name}'.")
-    if Path(name).exists():
+    if local_path(name, "model"):
         commit, version = fingerprint(name), None
     else:  # all files of one commit, which is the folder that they are cached in
         commit = version = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name

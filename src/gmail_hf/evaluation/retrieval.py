@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 from ..metrics import image_text_ranks, recall_at_k
+from ..models.base import text_options
+from ..training.data import caption_ids
 from .embedding import count_truncated, image_embeds, text_embeds
 from .measure import Measured, Settings, recall_intervals
 from .sources import Source, captions_of
@@ -14,7 +16,7 @@ def evaluate_retrieval(model: Any, processor: Any, source: Source, settings: Set
     """
     Recall of captions by images and of images by captions.
 
-    Where each image has one caption, images whose captions are equal are right answers for each other.
+    Where each image has one caption, images whose captions are equal to the model are right answers for each other.
 
     Args:
         model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device.
@@ -43,7 +45,7 @@ def evaluate_retrieval(model: Any, processor: Any, source: Source, settings: Set
     embeds = text_embeds(model, processor, texts, settings, "Captions")
     image_ids = np.arange(len(images))
     if len(texts) == len(images):
-        ids = {"caption_ids": np.array(texts)}
+        ids = {"caption_ids": np.array(caption_ids(texts, processor.tokenizer, **text_options(model)))}
     else:
         ids = {"text_image_ids": np.repeat(image_ids, counts)}
     scores, intervals = {}, {}

@@ -1,5 +1,6 @@
 """The data of a benchmark: streamed from the Hub, read from a local folder of the same layout, or bundled."""
 
+import glob
 import hashlib
 import json
 import os
@@ -14,9 +15,16 @@ import datasets
 from huggingface_hub import HfApi, hf_hub_download
 from PIL import Image as PILImage
 
-from ..training.data import BadImageError, decode_image, undecoded
-from .registry import ALIGNMENT, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark, ZeroShotQuestions
+from ..publishing.provenance import local_path
+from ..training.columns import is_missing
+from ..training.data import BadImageError, column_names, decode_image, undecoded
+from ..training.layouts import BUILDERS, IMAGE_SUFFIXES, subfolders, suffix_of, unique_keys
+from ..training.loading import as_pairs
+from ..training.sources import load_rows
+from .registry import ALIGNMENT, CAPTIONING, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark, ZeroShotQuestions
 
+CLASS_NAMES, TEMPLATES = LAYOUTS["classes"].files
+DEFAULT_TEMPLATE = "a photo of a {c}."
 SHAREGPT4V_FILE, SHAREGPT4V_ROWS = "share-captioner_coco_lcs_sam_1246k_1107.json", 1000
 
 
@@ -63,9 +71,9 @@ def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | N
 
     Args:
         benchmark: see `get_benchmark`.
-        dataset: a folder, a parquet file or a Hub id to use in place of the benchmark's own data. For a benchmark with
-            captions it may hold pairs (`real_image`, `caption`, `image_id`, `generated_image`). The only split of a
-            data set is used whatever its name.
+        dataset: a folder, a file or a Hub id to use in place of the benchmark's own data. For a benchmark with
+            captions it may be whatever [`load_pairs`] reads; for one of classes, a folder of class folders. The only
+            split of a data set is used whatever its name.
         limit: number of rows to read, the first ones; all by default.
 
     Raises:
@@ -80,14 +88,9 @@ def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | N
         raise ValueError(f"Give the data by --dataset {benchmark.name}=FOLDER: {wanted}.")
     if benchmark.rows is not None and dataset is None:
         split, revision, read, lines = benchmark.split, f"gmail-hf {version('gmail-hf')}", benchmark.rows, _no_lines
-    elif Path(name).exists():
-        revision = fingerprint(name)
-        split, read = _local_rows(Path(name), benchmark)
-
-        def lines(file: str) -> list[str]:
-            return Path(name, file).read_text(encoding="utf-8").splitlines()
-    elif Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:
-        raise FileNotFoundError(f"No data set at '{name}'.")
+    elif path := local_path(name, "data set"):
+        revision = fingerprint(path)
+        split, read, lines = _local_rows(path, benchmark)
     else:
         split, revision, read, lines = _hub_rows(name, benchmark)
     try:
@@ -96,8 +99,9 @@ def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | N
         raise ConnectionError(f"'{name}' cannot be read: {error}") from error
     if first is None:
         raise ValueError(f"Split '{split}' of '{name}' is empty.")
-    layout = "pairs" if RETRIEVAL in benchmark.tasks and "real_image" in first else benchmark.layout
-    layout = "captions" if layout == "sharegpt4v" and "txt" in first else layout
+    layout = benchmark.layout
+    if layout != "classes" and RETRIEVAL in benchmark.tasks:
+        layout = "pairs" if "real_image" in first else "captions" if "txt" in first else layout
     missing = [column for column in LAYOUTS[layout].columns if column not in first]
     if not any(column in first for column in LAYOUTS[layout].images):
         missing.append(" or ".join(LAYOUTS[layout].images))
@@ -136,6 +140,8 @@ def captions_of(row: dict[str, Any], source: Source) -> tuple[Any, list[str]]:
     """
     if source.layout == "pairs":
         image_id, captions = row["image_id"], [row["caption"]]
+        if is_missing(image_id):
+            raise ValueError(f"A row of '{source.name}' with the caption '{row['caption']}' has no 'image_id'.")
     elif source.layout == "sharegpt4v":
         # One line, as in Long-CLIP's evaluation.
         image_id, captions = row["image"]["path"], [row["conversations"][1]["value"].replace("\n", " ")]
@@ -192,21 +198,91 @@ def _nonempty(name: str, lines: Callable[[str], list[str]]) -> Callable[[str], l
     return read
 
 
-def _local_rows(path: Path, benchmark: Benchmark) -> tuple[str, Callable]:
+def _local_rows(path: Path, benchmark: Benchmark) -> tuple[str, Callable, Callable]:
+    def lines(file: str) -> list[str]:
+        return (path / file).read_text(encoding="utf-8").splitlines()
+
     annotations = path / SHAREGPT4V_FILE
     if benchmark.layout == "sharegpt4v" and annotations.exists():
-        return "first 1,000 rows", lambda limit: _sharegpt4v_rows(annotations, limit)
+        return "first 1,000 rows", lambda limit: _sharegpt4v_rows(annotations, limit), lines
     if any((path / benchmark.split).glob("*.tar")):
-        return benchmark.split, _streamed(_webdataset(f"{path}/{benchmark.split}/*.tar", benchmark.split))
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        loaded = datasets.load_from_disk(str(path))
-        splits = loaded if isinstance(loaded, dict) else {benchmark.split: loaded}
-    elif path.is_file():
-        splits = datasets.load_dataset("parquet", data_files=str(path), streaming=True)
+        tars = f"{glob.escape(str(path / benchmark.split))}/*.tar"
+        return benchmark.split, _streamed(_webdataset(tars, benchmark.split)), lines
+    if benchmark.layout == "classes" and class_folders(path, benchmark.split):
+        return _class_rows(path, benchmark.split, lines)
+    if benchmark.layout == "mmmu" and path.is_dir():
+        return (*_configured(str(path), benchmark, None), lines)
+    rows = load_rows(str(path), benchmark.split, any_split=True)
+    if RETRIEVAL in benchmark.tasks:
+        rows = as_pairs(rows, str(path))
+    return str(rows.split or benchmark.split), _streamed(rows), lines
+
+
+def class_folders(path: Path, split: str) -> list[Path]:
+    """The folders of a folder, or of its folder of a split, that hold the images of a class each."""
+    top = path / split if (path / split).is_dir() else path
+    folders = subfolders(top) if top.is_dir() else []
+    return folders if len(folders) > 1 and all(_images_in(folder) for folder in folders) else []
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def own_benchmark(name: str, dataset: str) -> Benchmark:
+    """
+    A benchmark of a user's own data: zero-shot classification of class folders, or retrieval, captioning and
+    alignment of images with captions.
+
+    Args:
+        name: its name in results.
+        dataset: a folder or file, see [`open_source`], or a Hub id.
+
+    Raises:
+        FileNotFoundError: `dataset` looks like a path that does not exist.
+    """
+    path = local_path(dataset, "data set")
+    if path is not None and _holds_classes(path):
+        tasks, layout = (ZERO_SHOT,), "classes"
     else:
-        return _configured(str(path), benchmark, None)
-    split = _choose(splits, benchmark, str(path))
-    return split, _streamed(splits[split])
+        tasks, layout = (RETRIEVAL, CAPTIONING, ALIGNMENT), "captions"
+    return Benchmark(name, name, tasks, layout, None, "test", paper=None, source="own data")
+
+
+def _holds_classes(path: Path) -> bool:
+    if (path / CLASS_NAMES).exists():
+        return True
+    folders = class_folders(path, "test")
+    tables = [file for file in path.iterdir() if suffix_of(file) in BUILDERS] if folders else []
+    return bool(folders) and not tables and not any(next(folder.rglob("*.txt"), None) for folder in folders)
+
+
+def _class_rows(path: Path, split: str, lines: Callable[[str], list[str]]) -> tuple[str, Callable, Callable]:
+    """
+    Images in class folders. Lines of classnames.txt, if there is one, name the folders in alphabetical order.
+
+    Raises:
+        ValueError: classnames.txt has another number of lines.
+    """
+    folders = class_folders(path, split)
+    files = {CLASS_NAMES: None, TEMPLATES: None}
+    for file, others in ((CLASS_NAMES, ()), (TEMPLATES, ("templates.txt",))):
+        there = next((name for name in (file, *others) if (path / name).exists()), None)
+        files[file] = [line for line in lines(there) if line.strip()] if there else None
+    names = files[CLASS_NAMES] or [folder.name.replace("_", " ") for folder in folders]
+    if len(names) != len(folders):
+        raise ValueError(f"'{path / CLASS_NAMES}' has {len(names)} lines for {len(folders)} class folders.")
+    content = {CLASS_NAMES: names, TEMPLATES: files[TEMPLATES] or [DEFAULT_TEMPLATE]}
+
+    def read(limit: int | None) -> Iterator[dict[str, Any]]:
+        rows = (
+            {"image": {"bytes": None, "path": str(image)}, "cls": label}
+            for label, folder in enumerate(folders)
+            for image in _images_in(folder)
+        )
+        return islice(rows, limit)
+
+    return split if (path / split).is_dir() else "all", read, content.__getitem__
 
 
 def _hub_rows(name: str, benchmark: Benchmark) -> tuple[str, str, Callable, Callable]:
@@ -263,7 +339,8 @@ def _choose(splits: dict[str, Any], benchmark: Benchmark, name: str) -> str:
 
 def _streamed(rows: datasets.Dataset | datasets.IterableDataset) -> Callable:
     rows = undecoded(rows)
-    return lambda limit: islice(iter(rows), limit)
+    keyed = "__key__" in column_names(rows)
+    return lambda limit: islice(unique_keys(rows) if keyed else iter(rows), limit)
 
 
 def _sharegpt4v_rows(annotations: Path, limit: int | None) -> Iterator[dict[str, Any]]:

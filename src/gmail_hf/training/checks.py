@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Image, IterableDataset
 
 from .arguments import GmailTrainingArguments
+from .columns import is_missing
 from .data import PAIR_COLUMNS, SIDES, BadImageError, column_names, decode_image, undecoded
 from .losses import GmailLossConfig
 
@@ -30,14 +31,20 @@ def check_for_training(dataset: Any, name: str, model: Any, args: GmailTrainingA
 
     Raises:
         TypeError: `dataset` is not a data set of the datasets library.
-        ValueError: see [`check_pairs`]; an evaluation set streamed to several processes; embeddings of a branch that
-            trains, or with `token_weight`.
+        ValueError: see [`check_pairs`]; an evaluation set streamed to several processes; a batch of one pair;
+            embeddings of a branch that trains, or with `token_weight`.
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
     if isinstance(dataset, IterableDataset) and name != "train_dataset" and args.world_size > 1:
         # The parts have different lengths, so that processes would wait for each other forever.
         raise ValueError(f"{name} is streamed, which several processes cannot evaluate: use one process.")
+    batch = args.train_batch_size * (args.world_size if args.gather_negatives else 1)
+    if batch == 1 and name == "train_dataset" and args.consistency_weight == 0:
+        raise ValueError(
+            "A batch of one pair has no negatives, so that the loss would always be 0. Use a "
+            "`per_device_train_batch_size` of 2 or more; gradient accumulation adds no negatives."
+        )
     check_pairs(dataset, name, args.on_bad_image, needed_columns(args), embed_dim=model.embed_dim)
     for side in SIDES:
         if f"{side}_embeds" not in column_names(dataset):
@@ -100,7 +107,7 @@ def check_pairs(
     for row in rows:
         if not isinstance(row["caption"], str):
             raise ValueError(f"Column 'caption' of {name} holds {type(row['caption']).__name__}, not text.")
-        if row["image_id"] is None:
+        if is_missing(row["image_id"]):
             raise ValueError(f"Column 'image_id' of {name} has empty cells; each real image needs an id.")
         try:
             for column in images:
@@ -147,11 +154,12 @@ def _check_ids(dataset: Dataset, rows: list[dict], name: str) -> None:
     for column in ("caption", "image_id"):
         start = 0
         for values in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100_000):
-            if values[column].null_count:
-                row = start + values[column].is_null().to_pylist().index(True)
+            absent = pc.is_null(values[column], nan_is_null=True).to_pylist()
+            if any(absent):
+                kept = f"{column} is not None and {column} == {column}"  # NaN equals nothing
                 raise ValueError(
-                    f"Row {row} of {name} has no '{column}'; remove rows like it with "
-                    f"`dataset.filter(lambda row: row['{column}'] is not None)`."
+                    f"Row {start + absent.index(True)} of {name} has no '{column}'; remove rows like it with "
+                    f"`dataset.filter(lambda {column}: {kept}, input_columns='{column}')`."
                 )
             start += len(values)
         if len(rows) > 1 and len({row[column] for row in rows}) == 1 and len(set(dataset[column][:])) == 1:

@@ -38,29 +38,51 @@ def decode_image(cell: Any) -> PILImage.Image:
     """
     An RGB image from a cell of an image column: a `PIL.Image`, or `{"bytes", "path"}` of `Image(decode=False)`.
 
+    Transparent parts become white, as in the image processors of transformers. 16-bit grayscale is scaled to 8 bits.
+
     Raises:
-        BadImageError: the image is missing, truncated or in no known format.
+        BadImageError: the image is missing, truncated, in no known format, or of 32-bit integers or floats.
     """
     opened = isinstance(cell, PILImage.Image)
     if not opened and (not isinstance(cell, dict) or (cell.get("bytes") is None and cell.get("path") is None)):
         raise BadImageError("no image in this cell")
     try:
         if opened:
-            return ImageOps.exif_transpose(cell).convert("RGB")  # an opened file is read only now
+            return _to_rgb(ImageOps.exif_transpose(cell), cell.format)  # an opened file is read only now
         with PILImage.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]) as image:
             ImageOps.exif_transpose(image, in_place=True)  # upright, as datasets decodes it
             image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return _to_rgb(image, image.format)
     except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
         name = getattr(cell, "filename", None) if opened else cell.get("path")
         raise BadImageError(f"{name or 'image'} cannot be read ({error})") from error
+
+
+def _to_rgb(image: PILImage.Image, file_format: str | None) -> PILImage.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):  # which has 16 bits at most
+        image = PILImage.fromarray(np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its values, of Pillow's mode {image.mode}, have no range; convert it to 8 bits")
+    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        return PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """
     The data set with raw images in its columns of images and of lists of them, so that a damaged image fails where it
     can be named, not while loading.
+
+    Raises:
+        ValueError: the data set has a transform, which expects decoded images.
     """
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+        raise ValueError(
+            "The data set has a transform (`set_transform` or `with_transform`), which would not be applied: images "
+            "are decoded later, and those of a frozen branch only once. Remove it with `dataset.reset_format()`. For a "
+            "fixed change of the images, use `dataset.map`."
+        )
     for name, feature in (dataset.features or {}).items():
         raw = _undecoded_feature(feature)
         if raw == feature:
@@ -92,11 +114,28 @@ def stable_id(value: str | int) -> int:
     A number of 63 bits for an image id or a caption, the same in every process and on every machine.
 
     Raises:
-        ValueError: `value` is None; all pairs without an id would count as the same image.
+        ValueError: `value` is None or NaN; all pairs without an id would count as the same image.
     """
-    if value is None:
+    if value is None or value != value:
         raise ValueError("A pair has an empty `image_id` or `caption`; each needs one.")
     return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def caption_ids(captions: list[str], tokenizer: Any = None, **options: Any) -> list[int]:
+    """
+    A number for each caption, equal for captions that are equal to the model, such as `a cat` and `A cat ` to CLIP.
+
+    Args:
+        captions: texts.
+        tokenizer: the model's; without one, captions that differ in case and spaces only are equal.
+        options: of the tokenizer.
+    """
+    if None in captions:
+        return [stable_id(caption) for caption in captions]
+    if tokenizer is None:
+        return [stable_id(" ".join(caption.lower().split())) for caption in captions]
+    tokens = tokenizer(captions, **{**options, "padding": False})["input_ids"]
+    return [stable_id(" ".join(map(str, ids))) for ids in tokens]
 
 
 class GmailCollator:
@@ -160,7 +199,9 @@ class GmailCollator:
             return self._empty_batch(rows)
         batch = {
             "image_ids": torch.tensor([stable_id(row["image_id"]) for row in kept]),
-            "caption_ids": torch.tensor([stable_id(row["caption"]) for row in kept]),
+            "caption_ids": torch.tensor(
+                caption_ids([row["caption"] for row in kept], self.tokenizer, **self.text_options)
+            ),
             "skipped_pairs": torch.tensor(len(rows) - len(kept)),
         }
         for side, values in zip(sides, zip(*images, strict=True), strict=True):

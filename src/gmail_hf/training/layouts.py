@@ -37,7 +37,12 @@ def read_files(files: list[Path], split: str) -> Iterator[tuple[Path, Dataset]]:
             features = Features(dict.fromkeys(header, Value("string")))
             options = {"sep": sep, "keep_default_na": False, "features": features, "encoding": "utf-8-sig"}
         paths = [glob.escape(str(file.resolve())) for file in group]
-        rows = load_dataset(BUILDERS[suffix], data_files={split: paths}, split=split, **options)
+        try:
+            rows = load_dataset(BUILDERS[suffix], data_files={split: paths}, split=split, **options)
+        except ValueError as error:
+            if "corresponds to no data" in str(error):
+                raise ValueError(f"'{group[0]}' is empty.") from None
+            raise
         yield group[0], _from_tar(rows) if suffix == ".tar" else rows
 
 

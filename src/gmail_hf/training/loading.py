@@ -41,7 +41,12 @@ def load_pairs(
         ConnectionError: a Hub id that cannot be read.
         ValueError: an unknown split, a missing column, several candidates for one, or a row without an id.
     """
-    dataset = load_rows(name, split, config_name, revision)
+    dataset = as_pairs(load_rows(name, split, config_name, revision), name, columns)
+    return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
+
+
+def as_pairs(dataset: Dataset, name: str, columns: dict[str, str] | None = None) -> Dataset:
+    """Rows of [`sources.load_rows`] as pairs; arguments, result and errors as of [`load_pairs`]."""
     columns = dict(zip(PAIR_COLUMNS, PAIR_COLUMNS, strict=True)) if columns is None else columns
     dataset = rename_columns(dataset, {ours: theirs for ours, theirs in columns.items() if ours != theirs}, name)
     for role in columns:
@@ -54,7 +59,7 @@ def load_pairs(
         dataset = pair_rows(dataset, name)
     if "caption" in columns and "caption" in dataset.column_names:
         dataset = one_caption_each(dataset)
-    return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
+    return dataset
 
 
 def rename_columns(dataset: Dataset, columns: dict[str, str], name: str) -> Dataset:

@@ -228,6 +228,11 @@ class GmailTrainer(SafeTrainer):
         if "loss" in logs:
             for name, values in self._terms.items():
                 logs[name] = self.accelerator.gather(torch.stack(values).mean()).mean().item()
+                if logs[name] == 0:
+                    logger.warning(
+                        f"{name} was 0 in each of the last {len(values)} steps: no pair had a negative in its batch. "
+                        "Use larger batches, or shuffle pairs that share a caption."
+                    )
             self._terms.clear()
             skipped = self.accelerator.gather(torch.tensor(self.skipped_pairs, device=self.args.device)).sum().item()
             if skipped:

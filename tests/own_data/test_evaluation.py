@@ -1,0 +1,152 @@
+"""Benchmarks of one's own: class folders and images with captions, by `gmail-hf evaluate`."""
+
+import json
+
+import pytest
+from benchmark_data import save_gmail, webp, write_webdataset
+from pyarrow import parquet
+from tiny import make_pairs, picture
+
+from gmail_hf.commands import evaluate
+from gmail_hf.commands.bundled import get_benchmark
+from gmail_hf.evaluation import open_source
+from gmail_hf.evaluation.sources import captions_of
+from gmail_hf.evaluation.zero_shot import class_question
+from gmail_hf.training.data import decode_image
+
+
+@pytest.fixture(scope="module")
+def gmail(tmp_path_factory):
+    return save_gmail(tmp_path_factory.mktemp("model") / "gmail")
+
+
+@pytest.fixture
+def run(gmail, tmp_path):
+    def main(place):
+        options = ["--model", gmail, "--benchmarks", "mine", "--dataset", f"mine={place}", "--device", "cpu"]
+        return evaluate.main([*options, "--output_dir", str(tmp_path / "scores")])["mine"]
+
+    return main
+
+
+def mine(place):
+    return open_source(get_benchmark("mine", str(place)), str(place))
+
+
+@pytest.fixture
+def classes(tmp_path):
+    folder = tmp_path / "my [classes]"
+    for number, name in enumerate(("red_fox", "cat", "cat", "owl")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        picture(number).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_class_folders(classes, run):
+    found = mine(classes)
+    rows = list(found.read())
+    assert [row["cls"] for row in rows] == [0, 0, 1, 2]
+    order = [1, 2, 3, 0]  # cat, owl, red_fox
+    assert [decode_image(row["image"]).tobytes() for row in rows] == [picture(i).tobytes() for i in order]
+    assert class_question(found).prompts == [[["a photo of a cat."], ["a photo of a owl."], ["a photo of a red fox."]]]
+    result = run(classes)
+    assert list(result["tasks"]) == ["zero_shot"]
+    assert result["tasks"]["zero_shot"]["counts"] == {"images": 4, "classes": 3, "prompts a class": 1}
+
+
+def test_names_and_templates_of_class_folders(classes):
+    (classes / "classnames.txt").write_text("house cat\nbarn owl\nfox\n")
+    (classes / "templates.txt").write_text("a {c}\nthe {c}\n")
+    assert class_question(mine(classes)).prompts == [
+        [["a house cat", "the house cat"], ["a barn owl", "the barn owl"], ["a fox", "the fox"]]
+    ]
+    (classes / "classnames.txt").write_text("cat\nowl\n")
+    with pytest.raises(ValueError, match="has 2 lines for 3 class folders"):
+        mine(classes)
+
+
+def test_classes_of_the_test_split(classes):
+    (classes / "test" / "owl").mkdir(parents=True)
+    (classes / "test" / "cat").mkdir()
+    picture(8).save(classes / "test" / "owl" / "8.png")
+    picture(9).save(classes / "test" / "cat" / "9.png")
+    rows = list(mine(classes).read())
+    assert [(row["cls"], decode_image(row["image"]).tobytes()) for row in rows] == [
+        (0, picture(9).tobytes()),
+        (1, picture(8).tobytes()),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "texts", "coco"])
+def test_images_with_captions(kind, tmp_path, run):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    captions = [["a cat"], ["a dog"], ["a bird"]]
+    for i, (text,) in enumerate(captions):
+        picture(i).save(folder / f"{i}.png")
+        if kind == "texts":
+            (folder / f"{i}.txt").write_text(text)
+    place = folder
+    if kind == "csv":
+        place = folder / "captions.csv"
+        place.write_text("file_name,text\n" + "".join(f"{i}.png,{text}\n" for i, (text,) in enumerate(captions)))
+    if kind == "coco":
+        captions[1].append("a hound")
+        place = folder / "captions.json"
+        notes = [{"image_id": i, "caption": text} for i, texts in enumerate(captions) for text in texts]
+        content = {"images": [{"id": i, "file_name": f"{i}.png"} for i in range(3)], "annotations": notes}
+        place.write_text(json.dumps(content))
+    found = mine(place)
+    read = {}
+    for row in found.read():
+        image_id, texts = captions_of(row, found)
+        assert decode_image(row[found.image_column]).tobytes() == picture(len(read) - (image_id in read)).tobytes()
+        read.setdefault(image_id, []).extend(texts)
+    assert list(read.values()) == captions
+    if kind == "coco":
+        assert list(read) == ["0", "1", "2"]
+    result = run(place)
+    assert list(result["tasks"]) == ["retrieval"]
+    counts = result["tasks"]["retrieval"]["counts"]
+    assert (counts["images"], counts["captions"]) == (3, sum(map(len, captions)))
+
+
+def test_pairs_of_photographs_and_generated_images(tmp_path):
+    for i in range(3):
+        for side in ("photos", "generated"):
+            (tmp_path / "own" / side).mkdir(parents=True, exist_ok=True)
+            picture(i + 5 * (side == "generated")).save(tmp_path / "own" / side / f"{i}.png")
+        (tmp_path / "own" / "generated" / f"{i}.txt").write_text(f"number {i}")
+    found = mine(tmp_path / "own")
+    assert found.has_pairs
+    rows = list(found.read())
+    assert [row["caption"] for row in rows] == ["number 0", "number 1", "number 2"]
+    assert decode_image(rows[1]["generated_image"]).tobytes() == picture(6).tobytes()
+
+
+def test_a_name_without_data_is_unknown():
+    with pytest.raises(ValueError, match="Unknown benchmark 'mine'"):
+        get_benchmark("mine")
+    with pytest.raises(FileNotFoundError, match="No data set at './nothing'"):
+        get_benchmark("mine", "./nothing")
+
+
+def test_keys_that_begin_again_in_each_shard(tmp_path):
+    """Every image counts, with its own caption."""
+    samples = [{"webp": webp(i), "txt": f"number {i}".encode()} for i in range(6)]
+    for shard in range(2):
+        write_webdataset(tmp_path / str(shard), samples[3 * shard : 3 * shard + 3], shards=1)
+    (tmp_path / "1" / "test" / "0.tar").rename(tmp_path / "0" / "test" / "1.tar")
+    found = open_source(get_benchmark("coco"), str(tmp_path / "0"))
+    read = [(captions_of(row, found), decode_image(row["webp"]).tobytes()) for row in found.read()]
+    ids = ["s0000000", "s0000001", "s0000002", "1/s0000000", "1/s0000001", "1/s0000002"]
+    assert read == [((ids[i], [f"number {i}"]), picture(i).tobytes()) for i in range(6)]
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_missing_ids_are_refused(value, tmp_path):
+    ids = [1.0, value, 3.0]
+    rows = make_pairs(3).remove_columns("image_id").add_column("image_id", ids)
+    parquet.write_table(rows.data.table, tmp_path / "pairs.parquet")
+    with pytest.raises(ValueError, match="Row 1 of .* has no 'image_id'"):
+        open_source(get_benchmark("coco"), str(tmp_path / "pairs.parquet"))
