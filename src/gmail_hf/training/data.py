@@ -80,8 +80,8 @@ def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         raise ValueError(
             "The data set has a transform (`set_transform` or `with_transform`), which would not be applied: images "
-            "are decoded later, and those of a frozen branch only once. Remove it with `dataset.reset_format()`. For a "
-            "fixed change of the images, use `dataset.map`."
+            "are decoded later, and those of a frozen branch only once. Remove it with `dataset.reset_format()`. A "
+            "fixed change of the images can be made with `dataset.map`."
         )
     for name, feature in (dataset.features or {}).items():
         raw = _undecoded_feature(feature)
