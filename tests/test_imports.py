@@ -1,6 +1,8 @@
 """The package's imports of its own modules have no cycle; lazy and type-checking imports count."""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -80,3 +82,18 @@ def test_a_cycle_is_found(tmp_path, back):
 
     with pytest.raises(CycleError):
         TopologicalSorter(import_graph(tmp_path)).prepare()
+
+
+def test_the_import_costs_next_to_nothing():
+    """Public names load on first use; transformers still finds the models by their type, without an import of ours."""
+    code = """
+import sys, torch, transformers
+before = set(sys.modules)
+import gmail_hf
+print(sorted(name for name in set(sys.modules) - before if not name.startswith("importlib")))
+print(type(transformers.AutoConfig.for_model("gmail_siglip")).__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules, found = done.stdout.splitlines()[-2:]
+    assert modules == "['gmail_hf', 'gmail_hf.registration', 'gmail_hf.version']"
+    assert found == "gmail_hf.models.siglip"
