@@ -2,7 +2,7 @@
 Collect in wheels/ what a GPU machine without a network lacks; `make gpu-bundle` runs this.
 
 The wheels are for Linux x86-64 and Python 3.12. Together with the working tree they must not exceed 64 MiB; if they
-do, the largest files are listed. The commit is written beside them, for a copy of the tree without its history.
+do, the largest files are listed. The commit is written next to them, for a copy of the tree without its history.
 """
 
 import os

@@ -81,7 +81,7 @@ class Part:
         operations: float | None = None,
         moved: float | None = None,
     ) -> None:
-        """Speed and floor of what made `count` of `unit` by so many operations and bytes in each of `seconds`."""
+        """Speed and floor of `count` items of `unit`, made by these operations and bytes in each of `seconds`."""
         median = statistics.median(seconds)
         line |= {"seconds": median, "spread": [min(seconds), max(seconds)], "speed": count / median, "unit": unit}
         line |= {"operations": operations, "bytes": moved}
@@ -374,7 +374,7 @@ def generation(part: Part) -> None:
 
 
 def caching(part: Part) -> None:
-    """Gradient caching: 4,096 pairs in mini-batches of 256, beside a plain batch of 256."""
+    """Gradient caching: 4,096 pairs in mini-batches of 256, next to a plain batch of 256."""
     size, batch, mini = part.choose(("narrow", 16, 4), ("vit-l-14", 4096, 256))
     plain = measure_step(part, f"plain batch of {mini} ({size})", lambda: gmail_clip(part, size), mini)
     cached = lambda: gmail_clip(part, size, mini_batch_size=mini)  # noqa: E731

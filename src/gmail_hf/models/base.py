@@ -117,7 +117,7 @@ class GmailModel(ModalityMixin):
         super()._init_weights(module)
         init_adapters(module)
         # A branch that no checkpoint filled starts as the base's head, so it is copied again whenever that may have
-        # been drawn anew. Inside another model only `_init_weights` is called on loading.
+        # been drawn again. Inside another model only `_init_weights` is called on loading.
         head = self.get_submodule(self.head_name) if self.head_name else None
         if isinstance(head, (BranchedLinear, BranchedModule)) and (module is self or module in head.modules()):
             init_adapters(head)

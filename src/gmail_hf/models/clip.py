@@ -2,7 +2,7 @@
 The two-branch CLIP of GMAIL (Mo & Yun, ICML 2025, section 3).
 
 One frozen CLIP serves every image modality. A branch adds a low-rank update to each linear layer of the vision encoder
-and has a visual projection of its own.
+and has its own visual projection.
 """
 
 import os

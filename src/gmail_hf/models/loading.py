@@ -66,7 +66,7 @@ def check_nothing_missing(
 
 
 def adapter_files(source: str | os.PathLike, name: str, **kwargs: Any) -> tuple[str, str] | None:
-    """Paths of the two files of the PEFT folder `name`, downloaded if need be; None if there is no such folder."""
+    """Paths of the two files of the PEFT folder `name`, downloaded if need be; None if the folder does not exist."""
     kwargs["subfolder"] = os.path.join(kwargs.get("subfolder", ""), name)
     config_file = cached_file(source, "adapter_config.json", _raise_exceptions_for_missing_entries=False, **kwargs)
     if config_file is None:

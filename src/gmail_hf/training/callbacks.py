@@ -71,7 +71,7 @@ class FiguresCallback(TrainerCallback):
             return
         try:
             self._log(state.global_step, args, model, processing_class)
-        except Exception as error:  # drawing, disk or tracker: training goes on without the picture
+        except Exception as error:  # drawing, disk or tracker: training continues without the picture
             logger.warning(f"No pictures of the evaluation at step {state.global_step}: {error!r}.")
 
     def _log(self, step: int, args: Any, model: Any, processor: Any) -> None:
