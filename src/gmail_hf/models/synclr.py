@@ -43,7 +43,7 @@ def convert_synclr(checkpoint: str | os.PathLike, output_dir: str | os.PathLike)
             cropping of SynCLR's evaluation.
 
     Raises:
-        ValueError: the file holds Python objects or another kind of encoder; the encoder lacks weights or has unknown ones.
+        ValueError: the file holds Python objects or another kind of encoder; weights are missing or unknown.
     """
     everything = read_tensors(checkpoint)
     encoder = {PREFIX.sub("", name): tensor for name, tensor in everything.items() if PREFIX.match(name)}

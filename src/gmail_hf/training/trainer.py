@@ -256,7 +256,7 @@ class GmailTrainer(SafeTrainer):
             license: of the model; by default that of its base.
             model_name: the title; by default the last part of the model's id.
             dataset: the id of the pairs, which `datasets` knows in lower case, and of files not at all.
-            known: other arguments of transformers, such as `finetuned_from` and `tasks`; the run's own records are used.
+            known: other arguments of transformers, such as `tasks`; the run's own records are used.
         """
         if not self.is_world_process_zero():
             return
