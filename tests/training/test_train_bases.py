@@ -2,19 +2,22 @@
 
 import pytest
 import torch
-from tiny import make_pairs
+from tiny import make_pairs, picture, randomise
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from towers import make
+from towers import IMAGES, TEXT, make
 from transformers import (
     AutoModel,
     BitImageProcessor,
     CLIPImageProcessor,
     PreTrainedTokenizerFast,
     Siglip2ImageProcessorPil,
+    SiglipConfig,
     SiglipImageProcessor,
+    SiglipModel,
     SiglipProcessor,
+    pipeline,
 )
 
 from gmail_hf import GmailTrainer, GmailTrainingArguments, from_base
@@ -105,3 +108,24 @@ def test_sigmoid_loss_by_hand():
     # The first two share a caption, so that each has one negative less.
     masked = sigmoid_loss(images, texts, 2.0, -1.0, caption_ids=torch.tensor([5, 5, 6]))
     torch.testing.assert_close(masked, expected * 7 / 9)
+
+
+def test_the_pipeline_serves_siglip(tmp_path):
+    """The real branch scores like plain SigLIP, with its sigmoid and its padding; the gen branch differs."""
+    siglip = SiglipModel(SiglipConfig(text_config={**TEXT, "max_position_embeddings": 64}, vision_config=IMAGES))
+    processor = SiglipProcessor(image_processor=PROCESSORS["siglip"], tokenizer=small_tokenizer())
+    for folder in ("base", "gmail"):
+        processor.save_pretrained(tmp_path / folder)
+    siglip.save_pretrained(tmp_path / "base")
+    randomise(from_base(tmp_path / "base")).save_pretrained(tmp_path / "gmail")
+    labels = {"candidate_labels": ["a cat", "a dog"], "hypothesis_template": "{}"}
+
+    def scores(pipe):
+        return {entry["label"]: entry["score"] for entry in pipe(picture(0), **labels)}
+
+    plain = pipeline("zero-shot-image-classification", model=str(tmp_path / "base"))
+    served = pipeline("zero-shot-image-classification", model=str(tmp_path / "gmail"))
+    assert type(served.model).__name__ == "GmailSiglipModel"
+    assert scores(served) == pytest.approx(scores(plain), abs=1e-6)
+    with served.model.using("gen"):
+        assert scores(served) != pytest.approx(scores(plain), abs=1e-6)

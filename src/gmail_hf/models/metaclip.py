@@ -5,8 +5,6 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-    CLIPProcessor,
     MetaClip2Config,
     MetaClip2Model,
     MetaClip2VisionConfig,
@@ -56,4 +54,3 @@ class GmailMetaClip2Model(GmailModel, GmailCheckpoints, MetaClip2Model):
 AutoConfig.register("gmail_metaclip_2", GmailMetaClip2Config)
 AutoModel.register(GmailMetaClip2Config, GmailMetaClip2Model)
 AutoModelForZeroShotImageClassification.register(GmailMetaClip2Config, GmailMetaClip2Model)
-AutoProcessor.register(GmailMetaClip2Config, CLIPProcessor)

@@ -10,14 +10,11 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForZeroShotImageClassification,
-    AutoProcessor,
     Siglip2Config,
     Siglip2Model,
-    Siglip2Processor,
     Siglip2VisionConfig,
     SiglipConfig,
     SiglipModel,
-    SiglipProcessor,
     SiglipVisionConfig,
 )
 
@@ -104,11 +101,7 @@ class GmailSiglip2Model(_Siglip, Siglip2Model):
         self.attach()
 
 
-for config, model, processor in (
-    (GmailSiglipConfig, GmailSiglipModel, SiglipProcessor),
-    (GmailSiglip2Config, GmailSiglip2Model, Siglip2Processor),
-):
+for config, model in ((GmailSiglipConfig, GmailSiglipModel), (GmailSiglip2Config, GmailSiglip2Model)):
     AutoConfig.register(config.model_type, config)
     AutoModel.register(config, model)
     AutoModelForZeroShotImageClassification.register(config, model)
-    AutoProcessor.register(config, processor)
