@@ -319,6 +319,19 @@ def test_two_folders_and_a_table_of_captions(kind, images, caplog):
     assert "1 photographs without a partner are left out" in caplog.text
 
 
+def test_two_folders_without_captions_are_refused(images):
+    with pytest.raises(ValueError, match="hold pairs without captions"):
+        load_pairs(str(images))
+
+
+def test_semicolons_and_empty_cells(images):
+    columns = table()
+    columns["generated_image"][2] = ""
+    rows = load_pairs(str(write_csv(images / "pairs.csv", columns, ";")))
+    assert rows["image_id"][:] == IDS and rows[2]["generated_image"] is None
+    check(rows.select([0, 1, 3]), [IDS[i] for i in (0, 1, 3)], [CAPTIONS[i] for i in (0, 1, 3)], [0, 1, 3])
+
+
 def test_images_with_texts(images, caplog):
     for i in range(3):
         (images / "real" / f"{i}.txt").write_text(CAPTIONS[i])

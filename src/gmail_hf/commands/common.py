@@ -86,8 +86,12 @@ def check_trained(name: str) -> None:
     Raises:
         FileNotFoundError: the message names the command that trains one.
     """
-    if "/" not in name and not Path(name).exists():
-        raise FileNotFoundError(f"There is no model '{name}'. Train it first with gmail-hf train.")
+    from ..publishing.provenance import local_path
+
+    try:
+        local_path(name, "model")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Train it first with gmail-hf train.") from None
 
 
 def load_two_branches(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..publishing.provenance import local_path
 from .arguments import DEFAULT_STEPS, SynthesisArguments
 
 PIECE = 1 << 20
@@ -81,7 +82,7 @@ def describe_generator(args: SynthesisArguments, path: str | None = None) -> Gen
 
     path = args.generator if path is None else path
     guidance_scale = args.guidance_scale
-    if os.path.isdir(path) and not os.path.exists(os.path.join(path, "model_index.json")):
+    if local_path(path, "pipeline of diffusers") and not os.path.exists(os.path.join(path, "model_index.json")):
         raise OSError(f"'{path}' holds no pipeline of diffusers: it has no model_index.json.")
     index, commit = diffusers.DiffusionPipeline.load_config(
         path, revision=args.generator_revision, return_commit_hash=True

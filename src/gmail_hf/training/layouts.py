@@ -34,6 +34,8 @@ def read_files(files: list[Path], split: str) -> Iterator[tuple[Path, Dataset]]:
         if BUILDERS[suffix] == "csv":  # as it is written: neither 007 nor an id beside an empty cell is a number
             sep = "\t" if suffix == ".tsv" else ","
             header = pd.read_csv(group[0], sep=sep, nrows=0, encoding="utf-8-sig").columns
+            if len(header) == 1 and ";" in header[0]:  # as spreadsheets write it in much of Europe
+                sep, header = ";", header[0].split(";")
             features = Features(dict.fromkeys(header, Value("string")))
             options = {"sep": sep, "keep_default_na": False, "features": features, "encoding": "utf-8-sig"}
         paths = [glob.escape(str(file.resolve())) for file in group]
@@ -105,6 +107,11 @@ def two_folders(path: Path) -> Dataset | None:
     captions = {name: text for name in both if (text := _text(ours[name], theirs[name]))}
     captions = captions or _table_of_captions(path, {Path(name).name for name in (*ours, *theirs)})
     if captions is None:
+        if both and not any(suffix_of(file) in BUILDERS for file in path.iterdir()):
+            raise ValueError(
+                f"'{real[0]}' and '{generated[0]}' hold pairs without captions. Put them into .txt files with the "
+                "names of the generated images, or into a table next to the two folders."
+            )
         return None
     report_unmatched(
         (str(ours[name]) for name in ours if name not in theirs), "generated images without a partner are"

@@ -190,7 +190,9 @@ def resolve_images(rows: Dataset, file: Path) -> Dataset:
         cells, row = [], 0
         for part, chunk in zip(content, paths, strict=True):
             found = [_found(path, row + i, column, file) for i, path in enumerate(chunk.to_pylist())]
-            cells.append(pa.StructArray.from_arrays([part, pa.array(found, pa.string())], ["bytes", "path"]))
+            fields = [part, pa.array(found, pa.string())]
+            absent = pc.and_(*(field.is_null() for field in fields))
+            cells.append(pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=absent))
             row += len(chunk)
         images = Dataset(pa.table({name: pa.chunked_array(cells)})).cast_column(name, Image())
         others = [other for other in rows.column_names if other != column]
