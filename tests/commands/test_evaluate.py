@@ -1,6 +1,7 @@
 """`gmail-hf evaluate` as a user runs it, at a size of seconds."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,11 @@ def run_evaluate(folders, tmp_path, monkeypatch):
         return evaluate.main([*model, "--benchmarks", benchmarks, *map(str, options)])
 
     return main
+
+
+@pytest.fixture(autouse=True)
+def log_as_the_command_does(caplog):
+    caplog.set_level(logging.INFO, logger="gmail_hf")
 
 
 def test_benchmarks_one_after_the_other_and_once(run_evaluate, folders, tmp_path, monkeypatch, caplog):
