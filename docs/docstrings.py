@@ -7,7 +7,7 @@ import griffe
 
 # [`GmailCLIPModel`], [`~GmailCLIPModel.from_clip`]
 LINK = re.compile(r"\[`(~?)([\w.]+)`\](?:\(\w+\.py\))?")
-# The head of an item that goes on in the next line; mkdocstrings looks for its colon in the first.
+# The head of an item that continues in the next line; mkdocstrings looks for its colon in the first.
 HEAD = re.compile(r"^( {4}\w[^:\n]*)\n {8}(?=[^\n]*:)", flags=re.MULTILINE)
 # name (`int`, *optional*, defaults to 4): mkdocstrings reads the default from the signature
 TYPE = re.compile(r"^( +[\w, ]+ )\((.*`.*)\):", flags=re.MULTILINE)

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -377,7 +378,7 @@ def caching(part: Part) -> None:
     """Gradient caching: 4,096 pairs in mini-batches of 256, next to a plain batch of 256."""
     size, batch, mini = part.choose(("narrow", 16, 4), ("vit-l-14", 4096, 256))
     plain = measure_step(part, f"plain batch of {mini} ({size})", lambda: gmail_clip(part, size), mini)
-    cached = lambda: gmail_clip(part, size, mini_batch_size=mini)  # noqa: E731
+    cached = partial(gmail_clip, part, size, mini_batch_size=mini)
     measure_step(part, f"{batch} in mini-batches of {mini}", cached, batch, plain.get("of_a_pair"), plain, repeats=2)
 
 

@@ -234,7 +234,7 @@ def test_what_cannot_run_is_missing_with_the_remedy(monkeypatch, lacks):
     ],
 )
 def test_java_version(monkeypatch, tmp_path, script, version):
-    """On some systems a `java` that only tells where to get one stands in for it."""
+    """On some systems `java` is a program that only says where to get Java."""
     if script:
         (tmp_path / "java").write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "java").chmod(0o755)

@@ -63,7 +63,7 @@ def attach_branches(
         dropout (`float`): dropout on the input of the updates, in training.
         targets (`Sequence[str]`, *optional*): names of the linear layers that get an update, such as `"q_proj"`; by
             default every linear layer of the encoder.
-        modalities, trainable_modalities (`Sequence[str]`): the branches, and those with weights of their own.
+        modalities, trainable_modalities (`Sequence[str]`): the branches, and those with their own weights.
         tower (`str`, *optional*): the tower's name in `model`, where there are several.
 
     Returns:

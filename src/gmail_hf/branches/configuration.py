@@ -24,7 +24,7 @@ class AdapterFields:
         lora_targets (`list[str]`, *optional*): names of the linear layers that get a LoRA update, such as `q_proj`; by
             default every linear layer of the encoder.
         modalities (`list[str]`, defaults to `["real", "gen"]`): the image branches; `"real"` must be among them.
-        trainable_modalities (`list[str]`, defaults to `["gen"]`): the branches with LoRA and a head of their own. A
+        trainable_modalities (`list[str]`, defaults to `["gen"]`): the branches with their own LoRA and head. A
             branch that is not listed *is* the pretrained model: no parameters, no cost. `["real", "gen"]` trains both.
         default_modality (`str`, defaults to `"real"`): the branch used where none is asked for.
         head (`str`, defaults to `"own"`): `"own"` gives each trainable branch a copy of the module that makes the

@@ -38,8 +38,7 @@ class ClipCapTrainer(SafeTrainer):
         file = Path(resume_from_checkpoint, SAMPLE_NAME)
         if not file.exists():
             raise ValueError(
-                f"'{resume_from_checkpoint}' lacks {SAMPLE_NAME}, which tells the embeddings that it was trained on: "
-                "start anew."
+                f"'{resume_from_checkpoint}' lacks {SAMPLE_NAME}, which identifies its embeddings: start again."
             )
         sample, started_with = self._sample(), load_file(file)["image_embeds"]
         if sample.shape != started_with.shape or not sample.allclose(started_with, rtol=0, atol=TOLERANCE):

@@ -1,4 +1,4 @@
-"""Captions beside cached image embeddings, their batches, and the captions that a model writes."""
+"""Captions with cached image embeddings, their batches, and the captions that a model writes."""
 
 from typing import Any
 

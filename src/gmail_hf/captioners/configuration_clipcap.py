@@ -71,7 +71,7 @@ class ClipCapConfig(PreTrainedConfig):
 
     @property
     def max_caption_length(self) -> int | None:
-        """Tokens of a caption that fit the language model's context beside the prefix; None where it has no bound."""
+        """Tokens of a caption that fit the language model's context after the prefix; None where it has no bound."""
         context = getattr(self.text_config.get_text_config(), "max_position_embeddings", None)
         return None if context is None or context < 0 else context - self.prefix_length
 

@@ -25,7 +25,7 @@ class MLPMapper(nn.Sequential):
 
 class TransformerMapper(nn.Module):
     """
-    The embedding as `mapping_clip_length` tokens, beside `prefix_length` learned constants that attend to them and
+    The embedding as `mapping_clip_length` tokens, next to `prefix_length` learned constants that attend to them and
     become the prefix (section 3.3); for a language model that stays frozen.
 
     Image embeddings `(batch, projection_dim)` to prefixes `(batch, prefix_length, hidden)`.

@@ -1,7 +1,7 @@
 """
 ClipCap (Mokady et al., 2021) on a two-branch CLIP: captions from one image embedding.
 
-A mapping network turns the embedding into a prefix of token embeddings, and a causal language model goes on from
+A mapping network turns the embedding into a prefix of token embeddings, and a causal language model continues from
 there. Trained on f_g(generated), served with f_r(real photograph): stages 2 and 3 of GMAIL's Algorithm 1.
 """
 
@@ -209,7 +209,7 @@ class ClipCapForConditionalGeneration(ModalityMixin, StrictLoading, PreTrainedMo
         room = self.config.max_caption_length
         if room is not None and input_ids.shape[1] > room:
             raise ValueError(
-                f"`input_ids` have {input_ids.shape[1]} tokens; beside the prefix of {prefix.shape[1]} the language "
+                f"`input_ids` have {input_ids.shape[1]} tokens; with the prefix of {prefix.shape[1]} the language "
                 f"model's context has room for {room}. Cut captions: `CaptionCollator(tokenizer, max_length={room})`."
             )
         if attention_mask is None:
@@ -260,7 +260,7 @@ class ClipCapForConditionalGeneration(ModalityMixin, StrictLoading, PreTrainedMo
         """
         reject_unknown("ClipCapForConditionalGeneration.forward()", KEYWORDS, kwargs)
         if kwargs.pop("use_cache", None):
-            raise ValueError("`use_cache=True`: forward() returns no cache; generate() keeps one of its own.")
+            raise ValueError("`use_cache=True`: forward() returns no cache; generate() keeps its own.")
         if labels is not None and (input_ids is None or labels.shape != input_ids.shape):
             shape = None if input_ids is None else tuple(input_ids.shape)
             raise ValueError(f"`labels` have shape {tuple(labels.shape)}, `input_ids` {shape}: they must be the same.")
@@ -329,7 +329,7 @@ class ClipCapForConditionalGeneration(ModalityMixin, StrictLoading, PreTrainedMo
             if room < 1:
                 raise ValueError("The beginnings in `input_ids` fill the language model's context: shorten them.")
             config.max_new_tokens = min(config.max_new_tokens, room)
-        # Padding goes to the front: the prefix and the beginning must end where the caption goes on.
+        # Padding goes to the front: the prefix and the beginning must end where the caption continues.
         order = inputs["attention_mask"].argsort(dim=1, stable=True)  # (batch, prefix_length + tokens)
         rows = torch.arange(len(order), device=order.device)[:, None]
         inputs = {name: values[rows, order] for name, values in inputs.items()}

@@ -6,13 +6,13 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 
 class ClipCapProcessorKwargs(ProcessingKwargs, total=False):
-    # The prefix stands where a text would begin, and the caption goes on where its beginning ends.
+    # The prefix takes the place where a text would begin; the caption continues where its beginning ends.
     _defaults = {"text_kwargs": {"add_special_tokens": False}}
 
 
 class ClipCapProcessor(ProcessorMixin):
     """
-    An image processor and the language model's tokenizer, saved beside the model.
+    An image processor and the language model's tokenizer, saved next to the model.
 
     `processor(images, text, return_tensors="pt")` gives `pixel_values` and, for the beginnings of captions in `text`,
     `input_ids` and `attention_mask`. A tokenizer without a padding token gets its end-of-text token for one.

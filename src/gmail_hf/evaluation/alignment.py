@@ -20,12 +20,12 @@ EXAMPLES = 12
 
 def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
     """
-    Generated images beside their real partners, before alignment (through `real`, as if they were photographs) and
+    Generated images and their real partners, before alignment (through `real`, as if they were photographs) and
     after (through `gen`); real images go through `real`.
 
     Args:
         model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device; a model without a
-            `gen` branch is told before alignment only.
+            `gen` branch is measured before alignment only.
         source: of pairs with `generated_image`.
         settings: see [`Settings`]; its modality does not matter here.
 

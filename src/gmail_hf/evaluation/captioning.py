@@ -18,7 +18,7 @@ from .sources import Source, captions_of, read_image
 
 # LLaVA-1.5's own prompt for captions; a captioner gets none.
 PROMPT = "Provide a one-sentence caption for the provided image."
-FAILED = "it failed; a warning of the run tells why"
+FAILED = "it failed; a warning of the run gives the reason"
 MAX_NEW_TOKENS = 64
 EXAMPLES = 12
 METRICS = (*CAPTION_METRICS, *EXTRA_CAPTION_METRICS)  # the paper's

@@ -45,7 +45,7 @@ class LoadedModel:
     def check_modality(self, modality: str) -> None:
         """
         Raises:
-            ValueError: the model has no such branch; one without branches has `real`.
+            ValueError: the model lacks this branch; one without branches has only `real`.
         """
         if isinstance(self.model, GmailModel):
             branches = self.model.config.modalities

@@ -35,7 +35,7 @@ class Settings:
 
 @dataclass
 class Example:
-    """Images and what is written about them, for the report; `right` tells whether an answer is."""
+    """Images and what is written about them, for the report; `right` says whether an answer is correct."""
 
     images: list[PILImage.Image]
     text: str

@@ -51,7 +51,7 @@ def plan(
     Args:
         benchmark, source: see `get_benchmark` and `open_source`.
         model: a CLIP, or an image-text-to-text model.
-        captioner: an image-text-to-text model beside a CLIP.
+        captioner: an image-text-to-text model, used together with a CLIP.
         settings: see [`Settings`].
 
     Raises:
@@ -116,7 +116,7 @@ def finished(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -
 
     Raises:
         FileExistsError: there is a result of other models, data or settings, if only of another benchmark: one report
-            must not mix them. The message tells the difference.
+            must not mix them. The message names the difference.
     """
     known, wanted = None, identity(planned, settings)
     for result in results_in(output_dir):
@@ -167,7 +167,7 @@ def run(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dic
 
 
 def _kept(measured: Measured, task: str, benchmark: Benchmark, output_dir: Path) -> dict[str, Any]:
-    """What the JSON holds of a measurement; pictures and predictions lie beside it."""
+    """What the JSON holds of a measurement; pictures and predictions are in files next to it."""
     folder = output_dir / benchmark.name
     folder.mkdir(parents=True, exist_ok=True)
     kept = {

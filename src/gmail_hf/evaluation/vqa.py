@@ -16,7 +16,7 @@ from .answering import write
 from .measure import Example, Measured, Settings, interval
 from .sources import Source, read_image
 
-# Of each layout: how a row becomes a question, and the classes whose accuracies are told.
+# Of each layout: how a row becomes a question, and the classes whose accuracies are reported.
 ITEMS = {"scienceqa": (scienceqa_item, "subject"), "mmmu": (mmmu_item, "discipline")}
 MAX_NEW_TOKENS = 32  # the answer is a letter
 EXAMPLES = 12

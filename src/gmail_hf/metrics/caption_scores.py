@@ -26,7 +26,7 @@ from .word_movers import check_word_vectors, load_word_vectors, word_movers_scor
 
 CAPTION_METRICS = ("BLEU@4", "METEOR", "CIDEr", "ROUGE-L")
 EXTRA_CAPTION_METRICS = ("SPICE", "WMD")
-# As COCO's own tokenizer does, beside the punctuation that it drops.
+# As COCO's own tokenizer does, except for the punctuation that it drops.
 PTB_OPTIONS = ("-preserveLines", "-lowerCase", "-encoding", "UTF-8")
 # SPICE writes its result through Java's own JavaScript engine, which Java 15 dropped.
 SPICE_JAVA = 14
@@ -91,7 +91,7 @@ def _java_version() -> int | None:
         return None
     done = subprocess.run(["java", "-version"], capture_output=True, text=True)
     version = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
-    # On some systems a `java` that only tells where to get one stands in for it.
+    # On some systems `java` is a program that only says where to get Java.
     return int(version[1]) if version and done.returncode == 0 else None
 
 

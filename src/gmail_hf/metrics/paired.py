@@ -1,4 +1,4 @@
-"""How near two sets of embeddings lie: pair by pair, by their centres, and to a line that tells them apart.
+"""How near two sets of embeddings lie: pair by pair, by their centres, and to a line that separates them.
 
 The three disagree on purpose. Eq. 1 of the paper only ranks: it can leave every pair's partner nearest and yet keep
 the two sets perfectly separable. Read them together.
@@ -53,7 +53,7 @@ def centroid_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def separability(generated: np.ndarray, real: np.ndarray, seed: int = 0, folds: int = 5) -> float:
-    """Cross-validated accuracy of a logistic probe that tells generated from real: 0.5 is chance, 1.0 a clean split.
+    """Cross-validated accuracy of a logistic probe between generated and real: 0.5 is chance, 1.0 a clean split.
 
     Embeddings are L2-normalised, then standardised by the probe's training folds; scikit-learn's LogisticRegression
     with C=1. Rows of one index fall into one fold, so that a pair's halves are never on both sides of it. Accuracy

@@ -15,7 +15,7 @@ from .paired import paired_cosine, separability
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Okabe & Ito's blue and vermillion: told apart with any colour vision; marker shapes differ as well.
+# Okabe & Ito's blue and vermillion: distinct with any colour vision; marker shapes differ as well.
 REAL_COLOR, GENERATED_COLOR = "#0072B2", "#D55E00"
 INK, FAINT = "#222222", "#8a8a8a"
 
@@ -108,7 +108,7 @@ def plot_pairs(
     captions: Sequence[str],
     columns: int = 4,
 ) -> None:
-    """Draw a contact sheet: each real image beside what was generated from its caption, the caption below.
+    """Draw a contact sheet: each real image next to what was generated from its caption, the caption below.
 
     Args:
         path: PNG file to write.

@@ -102,7 +102,7 @@ def image_text_ranks(
         image_embeds, text_embeds, image_ids, caption_ids, text_image_ids: as in `image_text_retrieval`.
 
     Returns:
-        {"image_to_text": (images,), "text_to_image": (captions,)} int64 ranks from 1. Images stand in the order of
+        {"image_to_text": (images,), "text_to_image": (captions,)} int64 ranks from 1. Images are in the order of
         their first rows, captions as given.
 
     Raises:
@@ -152,7 +152,7 @@ def image_text_retrieval(
     """Recall@K of captions by images and of images by captions, as CLIP's paper reports it, and median ranks.
 
     Args:
-        image_embeds: (n, dim) embeddings, row i the image of caption i; an image with five captions stands in five
+        image_embeds: (n, dim) embeddings, row i the image of caption i; an image with five captions is in five
             rows and counts once.
         text_embeds: (n, dim) embeddings of the captions.
         image_ids: (n,) ids of any dtype, equal for rows of one image.
@@ -248,7 +248,7 @@ def _best_relevant(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Similarity of the best relevant entry in float64, of each query (n,) and each gallery entry (m,); -inf if none.
 
-    Rows of equal code are compared with each other alone, so this costs little beside all similarities.
+    Rows of equal code are compared with each other alone, so this costs little compared with all similarities.
     """
     best = np.full(len(queries), -np.inf), np.full(len(gallery), -np.inf)
     for pair in codes:

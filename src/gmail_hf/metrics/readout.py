@@ -1,4 +1,4 @@
-"""Readouts fitted on one set of embeddings and scored on another, and the training-free baselines beside GMAIL."""
+"""Readouts fitted on one set of embeddings and scored on another, and the training-free baselines of GMAIL."""
 
 from __future__ import annotations
 

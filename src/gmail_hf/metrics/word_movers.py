@@ -100,7 +100,7 @@ def check_word_vectors(path: str | os.PathLike) -> bool:
     Whether a file in word2vec's format is binary; only its beginning is read.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: another format, gensim's own among them, which is a pickle.
     """
     path = Path(path)

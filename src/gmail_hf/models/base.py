@@ -231,11 +231,8 @@ class GmailModel(ModalityMixin):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings as in [`embed_images`] and, if asked for, patch tokens `(batch, tokens, hidden)` of a layer."""
         if len(pixel_values) == 0:  # attention refuses an empty batch, DDP wants every gradient
-            zero = sum(parameter.sum() * 0 for _, parameter in self.adapter_parameters())
-            size = self.tower.config.image_size // self.tower.config.patch_size
-            tokens = torch.zeros(0, size**2, self.tower.config.hidden_size, device=self.device) + zero
-            empty = torch.zeros(0, self.embed_dim, dtype=self.dtype, device=self.device) + zero
-            return empty, None if token_layer is None else tokens
+            tokens = None if token_layer is None else self._empty(1, self.tower.config.hidden_size)
+            return self._empty(self.embed_dim), tokens
         if mini_batch_size is None or mini_batch_size >= len(pixel_values):
             return self._unit_features(pixel_values, modality, token_layer, images)
         chunks = []
@@ -253,6 +250,11 @@ class GmailModel(ModalityMixin):
             )
         embeds, tokens = zip(*chunks, strict=True)
         return torch.cat(embeds), None if token_layer is None else torch.cat(tokens)
+
+    def _empty(self, *size: int) -> torch.Tensor:
+        """A tensor `(0, *size)` that gives every adapter a gradient of zero."""
+        zero = sum(parameter.sum() * 0 for _, parameter in self.adapter_parameters())
+        return torch.zeros(0, *size, dtype=self.dtype, device=self.device) + zero
 
     @property
     def embed_dim(self) -> int:
@@ -285,8 +287,7 @@ class GmailModel(ModalityMixin):
         L2-normalised text embeddings `(texts, dim)` of `input_ids` and `attention_mask`, `(texts, tokens)`.
         """
         if len(input_ids) == 0:
-            zero = sum(parameter.sum() * 0 for _, parameter in self.adapter_parameters())
-            return torch.zeros(0, self.embed_dim, dtype=self.dtype, device=self.device) + zero
+            return self._empty(self.embed_dim)
         features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         return nn.functional.normalize(features.pooler_output, dim=-1)
 

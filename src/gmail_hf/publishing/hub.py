@@ -65,7 +65,7 @@ def push_folder(
     """
     Upload a folder in one commit; a card on the Hub that somebody edited stays, unless the folder holds one like that.
 
-    Keywords as in `PreTrainedModel.push_to_hub`, and `card`: fields of a card that is written anew.
+    Keywords as in `PreTrainedModel.push_to_hub`, and `card`: fields of a card that is written again.
 
     Returns:
         The commit's address.

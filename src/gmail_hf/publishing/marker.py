@@ -1,4 +1,4 @@
-"""Whose card it is: one that was written here is written anew, one that somebody wrote or edited is left alone."""
+"""Whose card it is: one that was written here is replaced, one that somebody wrote or edited is left alone."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-# Stands in a card with a digest of the card in the place of the zeros.
+# Part of a card, with a digest of the card in place of the zeros.
 MARKER = "<!-- Written by gmail-hf (0000000000000000). Edit it, and it is yours: it is not written over again. -->"
 FORM = (
     "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "

@@ -13,7 +13,7 @@ from .provenance import CITATION, PAPER, PROVENANCE, of_other_weights, source
 from .results import END, NOT_RUN, START, read_json, read_metrics, trainer_results
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-# The settings that a card tells, by their names in config.json, provenance.json and training_args.json.
+# The settings in a card, by their names in config.json, provenance.json and training_args.json.
 MODEL_SETTINGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "trainable_modalities", "text_lora")
 LOSS_SETTINGS = (
     *("align_weight", "consistency_weight", "gen_text_weight", "real_text_weight", "token_weight", "temperature"),
@@ -57,7 +57,7 @@ def model_card(
         license: of the model; by default that of its base.
 
     Raises:
-        FileNotFoundError: the folder holds no such model.
+        FileNotFoundError: the folder does not hold a model with branches.
     """
     folder = Path(folder)
     config, known = read_json(folder, "config.json"), read_json(folder, PROVENANCE)
@@ -66,7 +66,7 @@ def model_card(
     args, metrics = read_json(folder, "training_args.json"), read_metrics(folder)
     if of_other_weights(folder, known):
         known, args, metrics = {}, {}, {}
-    if known.get("resumed"):  # then it tells of the last part only
+    if known.get("resumed"):  # then it covers the last part only
         metrics = {name: value for name, value in metrics.items() if not name.startswith("train_")}
     base = known.get("base") or source(
         config["base_model_name_or_path"], config["base_model_revision"], licensed=False

@@ -34,7 +34,7 @@ def provenance(
     config: Any, datasets: Mapping[str, Dataset | IterableDataset | None], processes: int
 ) -> dict[str, Any]:
     """
-    What a card tells of a training beside its settings and scores.
+    What a card says about a training, apart from its settings and scores.
 
     Args:
         config ([`GmailConfig`]): of the model.
@@ -80,7 +80,7 @@ def name_pairs(known: dict[str, Any], name: str) -> None:
 def source(
     name: str | None, revision: str | None = None, repo_type: str = "model", licensed: bool = True
 ) -> dict[str, Any]:
-    """A repository of the Hub or a folder: `name`, `revision`, `on_hub`, and the `license` that its card tells."""
+    """A repository of the Hub or a folder: `name`, `revision`, `on_hub`, and the `license` in its card."""
     return {
         "name": public_name(name),
         "revision": revision,
@@ -126,7 +126,7 @@ def local_path(name: str | os.PathLike, kind: str) -> Path | None:
 
 
 def public_name(name: str | os.PathLike | None) -> str | None:
-    """A name that tells nothing of the machine: a Hub id as it is, of a path the last part."""
+    """A name that reveals nothing about the machine: a Hub id as it is, of a path the last part."""
     if name is None or on_hub(str(name)):
         return name
     path = Path(name).absolute()
@@ -167,7 +167,7 @@ def _in_cache(dataset: Dataset | IterableDataset) -> tuple[str, str] | None:
 
 
 def _license(name: str, repo_type: str) -> str | None:
-    """The licence, as the Hub spells it, that a repository's own card tells; None if it tells no single one."""
+    """The licence, as the Hub spells it, in a repository's own card; None if it does not name exactly one."""
     path = Path(name, "README.md")
     if not path.exists() and not on_hub(name):
         return None

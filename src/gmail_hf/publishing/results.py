@@ -36,7 +36,7 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCar
     Put the scores of `examples/evaluate_gmail.py` into a model card, and leave the rest of it as it is.
 
     The text goes where the card's earlier scores stand, else to its end; in the metadata, entries of the same task,
-    data set and metric are replaced. Where a CLIP was scored beside a captioner, the card is the CLIP's, and what the
+    data set and metric are replaced. Where a CLIP was scored with a captioner, the card is the CLIP's, and what the
     captioner wrote is left out.
 
     Args:

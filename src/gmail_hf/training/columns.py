@@ -166,7 +166,7 @@ def _kinds(dataset: Dataset, name: str) -> list[bool] | None:
         title = re.sub(r"\W+", "_", column.lower())
         if len(known) > 1 and known & REAL_WORDS:
             logger.warning(
-                f"Column '{column}' of '{name}' tells real images ({sorted(known & REAL_WORDS)}) from generated ones "
+                f"Column '{column}' of '{name}' splits real images ({sorted(known & REAL_WORDS)}) from generated ones "
                 f"({sorted(known - REAL_WORDS)})."
             )
             return [str(value).strip().lower() not in REAL_WORDS for value in values]
@@ -190,7 +190,7 @@ def _with_column(dataset: Dataset, column: str, values: list) -> Dataset:
 
 
 def _paths(dataset: Dataset, column: str) -> list[str | None]:
-    """The path of each image that is a file of its own."""
+    """The path of each image that is a separate file."""
     if not isinstance(dataset.features[column], Image):
         return []
     return [

@@ -31,7 +31,9 @@ def read_files(files: list[Path], split: str) -> Iterator[tuple[Path, Dataset]]:
     together = [[file] for file in files] if suffix in NAMING else [files]
     for group in together:
         options: dict[str, Any] = {}
-        if BUILDERS[suffix] == "csv":  # as it is written: neither 007 nor an id beside an empty cell is a number
+        if (
+            BUILDERS[suffix] == "csv"
+        ):  # as it is written: neither 007 nor an id in a column with an empty cell is a number
             sep = "\t" if suffix == ".tsv" else ","
             header = pd.read_csv(group[0], sep=sep, nrows=0, encoding="utf-8-sig").columns
             if len(header) == 1 and ";" in header[0]:  # as spreadsheets write it in much of Europe

@@ -136,7 +136,7 @@ def _folder(path: Path) -> dict[str, Dataset | list[Path]]:
 
 
 def _split_of(file: Path) -> str:
-    """The split that a file's name tells, as `captions_val2017.json`; `train` by default."""
+    """The split in a file's name, such as `captions_val2017.json`; `train` by default."""
     words = re.findall("train|val|dev|test", file.stem.lower())
     return "train" if not words else "validation" if words[0] in ("val", "dev") else words[0]
 

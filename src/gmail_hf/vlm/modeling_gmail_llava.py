@@ -196,7 +196,7 @@ class GmailLlavaForConditionalGeneration(ModalityMixin, StrictLoading, LlavaForC
             kwargs: go to `from_pretrained`, such as `revision`, `dtype`, `attn_implementation`, `device_map`.
 
         Raises:
-            ValueError: `gmail` is no such checkpoint, or its base has another shape or other weights than the tower;
+            ValueError: `gmail` has no branches, or its base has another shape or other weights than the tower;
                 weights are missing.
         """
         kwargs["use_safetensors"] = True

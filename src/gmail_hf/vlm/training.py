@@ -1,4 +1,4 @@
-"""What training a LLaVA takes beside the Trainer: batches of conversations, and LoRA on the language model."""
+"""What training a LLaVA takes in addition to the Trainer: batches of conversations, and LoRA on the language model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,7 @@ class LlavaCollator:
         processor (`LlavaProcessor`): see [`build_processor`].
         modality (`str`, *optional*): the branch of the images of rows that name none.
         max_length (`int`, *optional*): the language model's `max_position_embeddings`; the first conversation of more
-            tokens is told by a warning. Nothing is cut: that would part an image from its tokens.
+            tokens gives a warning. Nothing is cut: that would part an image from its tokens.
 
     A call takes rows with `messages`, a conversation in the format of transformers' chat templates; `images`, the list
     of its images in their order (see [`decode_image`]); and, optionally, `modality`, a name.
@@ -83,7 +83,7 @@ class LlavaCollator:
         if self.max_length is not None and length > self.max_length:
             logger.warning(
                 f"A conversation has {length} tokens, more than the {self.max_length} that the language model takes; "
-                "shorten such conversations. Others are not told."
+                "shorten such conversations. Others are not reported."
             )
             self.max_length = None
         offsets = batch.pop("offset_mapping")  # (rows, tokens, 2), characters of the text with expanded images
@@ -125,7 +125,7 @@ class LlavaCollator:
 
     def _template(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
         key = f"{messages} {kwargs}"
-        if key not in self._rendered:  # questions repeat, and templates take long beside a small model's step
+        if key not in self._rendered:  # questions repeat, and templates take long compared with a small model's step
             if len(self._rendered) == KEPT_RENDERINGS:
                 self._rendered.clear()
             self._rendered[key] = self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
@@ -156,7 +156,7 @@ def optimizer_of(
     model: torch.nn.Module, args: TrainingArguments, projector_learning_rate: float | None = None
 ) -> torch.optim.Optimizer | None:
     """
-    The optimizer that `args` ask for, with a learning rate of its own for the projector, as LLaVA-1.5 is fine-tuned;
+    The optimizer that `args` ask for, with a separate learning rate for the projector, as LLaVA-1.5 is fine-tuned;
     None, which leaves the choice to `Trainer`, if there is none.
     """
     if projector_learning_rate is None:

@@ -9,7 +9,7 @@ from gmail_hf.metrics.as_evaluate import EMBEDDING, evaluate_module
 @evaluate_module("GMAIL", {"predictions": EMBEDDING, "references": EMBEDDING})
 def separability(predictions, references, seed=0, folds=5):
     """
-    Cross-validated accuracy of a linear probe that tells embeddings of generated images from those of real ones: 0.5
+    Cross-validated accuracy of a linear probe that separates embeddings of generated from those of real images: 0.5
     is chance, 1.0 a clean split. It detects a gap between the modalities that retrieval, which only ranks, can miss.
 
     Args:
