@@ -25,12 +25,14 @@ sys.path.insert(0, str(BENCHMARKS))
 import subjects  # noqa: E402
 import torch  # noqa: E402
 import trainers  # noqa: E402
-from measuring import Clock, MissingPeer, Settings, forget_peak, peak_mb, timed  # noqa: E402
+from measuring import Clock, Settings, forget_peak, peak_mb, timed  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from training import working_folder  # noqa: E402
+from transformers import AutoModel, Dinov2Config, Dinov2Model, SiglipConfig, SiglipModel  # noqa: E402
 
 import gmail_hf  # noqa: E402
+from gmail_hf.branches.routing import RoutedLinear  # noqa: E402
 
 LORA = {"lora_rank": trainers.RANK, "lora_alpha": trainers.ALPHA}
 
@@ -56,8 +58,6 @@ class Part:
             torch.cuda.empty_cache()
         try:
             yield line
-        except MissingPeer as reason:
-            line["skipped"] = str(reason)
         except Exception as error:
             traceback.print_exc()
             line["failed"] = f"{type(error).__name__}: {error}"[:500]
@@ -164,26 +164,24 @@ def gmail_clip(part: Part, size: str, compiled: bool = False, **options: Any) ->
     return gmail_tower(subjects.gmail(size, replace(part.settings, compile=compiled), **LORA), **options)
 
 
-def two_clips(part: Part, size: str, compiled: bool = False) -> Tower:
-    """What people would write instead: a frozen CLIP, and another with PEFT's LoRA."""
+def two_models(make: Callable[[], Any], targets: str | list[str], head: list[str] | None) -> Tower:
+    """What people would write instead: a frozen model, and another with PEFT's LoRA."""
     from peft import LoraConfig, get_peft_model
 
-    lora = LoraConfig(
-        r=trainers.RANK,
-        lora_alpha=trainers.ALPHA,
-        target_modules=trainers.TARGETS,
-        modules_to_save=["visual_projection"],
-    )
-    real = subjects.clip(size, part.settings).requires_grad_(False)
-    generated = get_peft_model(subjects.clip(size, part.settings), lora).train()
-    for model in (real, generated):
-        subjects.compile_layers(model, replace(part.settings, compile=compiled))
+    lora = LoraConfig(r=trainers.RANK, lora_alpha=trainers.ALPHA, target_modules=targets, modules_to_save=head)
+    real = make().requires_grad_(False)
+    generated = get_peft_model(make(), lora).train()
 
     def embed(model: Any, images: torch.Tensor) -> torch.Tensor:
-        return normalize(model.get_image_features(images).pooler_output, dim=-1)
+        return normalize(getattr(model, "get_image_features", model)(images).pooler_output, dim=-1)
 
     vision = [p for model in (real, generated) for name, p in model.named_parameters() if "text" not in name]
     return Tower(lambda images: embed(generated, images), lambda images: embed(real, images), vision)
+
+
+def two_clips(part: Part, size: str, compiled: bool = False) -> Tower:
+    settings = replace(part.settings, compile=compiled)
+    return two_models(lambda: subjects.clip(size, settings), trainers.TARGETS, ["visual_projection"])
 
 
 def measure_step(
@@ -255,32 +253,50 @@ def gmail_trainer(settings: Settings, size: str, batch: int, steps: int) -> floa
 
 
 def bases(part: Part) -> None:
-    """A step of stage 1 on other bases."""
-    for name, make in BASES.items():
-        measure_step(part, name, lambda make=make: make(part), part.choose(4, 256))
-
-
-def siglip(part: Part) -> Tower:
-    """transformers' default sizes of a SigLIP, those of B/16."""
-    from transformers import SiglipConfig, SiglipModel
-
-    siglip = required("GmailSiglipModel")
-    small = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
-    config = SiglipConfig(vision_config=part.choose(small, {}), text_config={"num_hidden_layers": 1})
+    """A step of stage 1 on other bases, next to two of the base with PEFT on the same layers; Qwen3-VL's tower."""
     with tempfile.TemporaryDirectory() as folder:
-        SiglipModel(config).save_pretrained(folder)
-        return gmail_tower(siglip.from_base(folder, **LORA).to(part.settings.device))
+        for name, (make, head) in BASES.items():
+            with torch.device(part.settings.device):
+                make(part).save_pretrained(folder)
+
+            def base(folder: str = folder) -> Any:
+                return AutoModel.from_pretrained(folder).to(part.settings.device)
+
+            def ours(folder: str = folder) -> Any:
+                return gmail_hf.from_base(folder, **LORA).to(part.settings.device)
+
+            targets = [layer for layer, module in ours().named_modules() if isinstance(module, RoutedLinear)]
+            against = f"two of {name}, PEFT on one"
+            theirs = measure_step(part, against, partial(two_models, base, targets, head), part.choose(4, 256))
+            measure_step(part, name, lambda ours=ours: gmail_tower(ours()), part.choose(4, 256), against=theirs)
+    measure_step(part, "Qwen3-VL's tower", lambda: qwen3_vl(part), part.choose(4, 256))
+
+
+SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+
+
+def siglip(part: Part) -> Any:
+    """transformers' default sizes of a SigLIP, those of B/16."""
+    return SiglipModel(SiglipConfig(vision_config=part.choose(SMALL, {}), text_config={"num_hidden_layers": 1}))
+
+
+def dinov2(part: Part) -> Any:
+    """transformers' default sizes of a DINOv2, those of B/14."""
+    return Dinov2Model(Dinov2Config(image_size=224, patch_size=14, **part.choose(SMALL, {})))
+
+
+# By name, what makes a base, and its modules that make the pooled embedding, which each branch owns.
+BASES = {"SigLIP-B/16": (siglip, ["head"]), "DINOv2-B/14": (dinov2, None)}
 
 
 def qwen3_vl(part: Part) -> Tower:
     """The vision tower of Qwen3-VL at transformers' default sizes, on packed patches; an image is their mean."""
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionConfig, Qwen3VLVisionModel
 
-    attach_branches = required("attach_branches")
     small = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64}
     config = Qwen3VLVisionConfig(**part.choose(small | {"deepstack_visual_indexes": [0]}, {}))
     tower = Qwen3VLVisionModel(config)
-    attach_branches(tower.train(), rank=trainers.RANK, alpha=trainers.ALPHA, tower="")
+    gmail_hf.attach_branches(tower.train(), rank=trainers.RANK, alpha=trainers.ALPHA, tower="")
 
     def embed(images: torch.Tensor) -> torch.Tensor:
         side = images.shape[-1] // config.patch_size
@@ -290,21 +306,6 @@ def qwen3_vl(part: Part) -> Tower:
         return normalize(tokens.view(len(images), -1, tokens.shape[-1]).mean(dim=1), dim=-1)
 
     return Tower(embed, None, list(tower.parameters()))
-
-
-def required(name: str) -> Any:
-    """A member of gmail_hf that this version may lack."""
-    if not hasattr(gmail_hf, name):
-        raise MissingPeer(f"gmail_hf has no {name}")
-    return getattr(gmail_hf, name)
-
-
-# By name, what makes a tower to train. It raises MissingPeer, with the reason, where that cannot be.
-BASES = {
-    "CLIP ViT-B/32": lambda part: gmail_clip(part, part.choose("narrow", "vit-b-32")),
-    "SigLIP-B/16": siglip,
-    "Qwen3-VL's tower": qwen3_vl,
-}
 
 
 def vlm(part: Part) -> None:
