@@ -26,7 +26,8 @@ OUTSIDE = False
 
 
 class _ThreadRoute(threading.local):  # unlike a ContextVar, torch.compile traces and guards it
-    now: Route = OUTSIDE
+    def __init__(self) -> None:
+        self.now: Route = OUTSIDE  # as an attribute of the class, torch before 2.13 would read this default instead
 
 
 _ROUTE = _ThreadRoute()
@@ -49,8 +50,8 @@ def routed(route: Route, function: Callable, *args: Any, **kwargs: Any) -> Any:
 def change_class(module: nn.Module, new: type[nn.Module]) -> None:
     """Make `module` an instance of `new`, a subclass of its class."""
     module.__class__ = new
-    if hasattr(module, "_can_record_outputs"):  # transformers registers by class what a model can output
-        _CAN_RECORD_REGISTRY[module] = module._can_record_outputs
+    if hasattr(module, "_can_record_outputs"):  # transformers registers by the class in words what a model can output
+        _CAN_RECORD_REGISTRY.update({str(new): module._can_record_outputs})  # an item is set otherwise before 5.24
 
 
 @cache

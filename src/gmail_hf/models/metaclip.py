@@ -9,6 +9,7 @@ from transformers import (
     MetaClip2Model,
     MetaClip2VisionConfig,
 )
+from transformers.configuration_utils import SubConfigSpec
 
 from ..branches.configuration import AdapterFields
 from .base import GmailModel
@@ -29,7 +30,10 @@ class GmailMetaClip2Config(ImageTextFields, MetaClip2Config):
 
     model_type = "gmail_metaclip_2"
     base_config_class = MetaClip2Config
-    sub_configs_defaults = {**MetaClip2Config.sub_configs_defaults, "vision_config": GmailMetaClip2VisionConfig}
+    sub_configs_defaults = {
+        **MetaClip2Config.sub_configs_defaults,
+        "vision_config": SubConfigSpec(config_class=GmailMetaClip2VisionConfig),
+    }
 
 
 class GmailMetaClip2Model(GmailModel, GmailCheckpoints, MetaClip2Model):

@@ -17,6 +17,7 @@ from transformers import (
     SiglipModel,
     SiglipVisionConfig,
 )
+from transformers.configuration_utils import SubConfigSpec
 
 from ..branches.configuration import AdapterFields
 from .base import GmailModel
@@ -37,7 +38,10 @@ class GmailSiglipConfig(ImageTextFields, SiglipConfig):
 
     model_type = "gmail_siglip"
     base_config_class = SiglipConfig
-    sub_configs_defaults = {**SiglipConfig.sub_configs_defaults, "vision_config": GmailSiglipVisionConfig}
+    sub_configs_defaults = {
+        **SiglipConfig.sub_configs_defaults,
+        "vision_config": SubConfigSpec(config_class=GmailSiglipVisionConfig),
+    }
 
 
 @strict
@@ -53,7 +57,10 @@ class GmailSiglip2Config(ImageTextFields, Siglip2Config):
 
     model_type = "gmail_siglip2"
     base_config_class = Siglip2Config
-    sub_configs_defaults = {**Siglip2Config.sub_configs_defaults, "vision_config": GmailSiglip2VisionConfig}
+    sub_configs_defaults = {
+        **Siglip2Config.sub_configs_defaults,
+        "vision_config": SubConfigSpec(config_class=GmailSiglip2VisionConfig),
+    }
 
 
 class _Siglip(GmailModel, GmailCheckpoints):
