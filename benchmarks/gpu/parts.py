@@ -110,8 +110,8 @@ def rates(part: Part) -> None:
         from gmail_hf.evaluation import environment
 
         found, commit = environment(BENCHMARKS if shutil.which("git") else None), BENCHMARKS / "gpu/wheels/COMMIT"
-        if found.get("git_commit") is None and commit.exists():
-            found["git_commit"] = commit.read_text().strip()
+        if commit.exists():  # a copied tree may have another history, or none
+            found |= {"git_commit": commit.read_text().strip(), "uncommitted_changes": False}
         line |= {"environment": found, "note": found["machine"]}
     with part.line(f"matrix product, {settings.dtype}") as line:
         size = part.choose(512, 8192)
@@ -141,7 +141,7 @@ def tests(part: Part) -> None:
                 part.emit(line | {"note": "passed"})
 
     folder, marker = str(BENCHMARKS.parent / "tests/gpu"), "gpu" if part.settings.device == "cuda" else "not gpu"
-    code = pytest.main([folder, "-q", "-p", "no:cacheprovider", "-m", marker], [Reporter()])
+    code = pytest.main([folder, "-q", "-p", "no:cacheprovider", "--show-capture=no", "-m", marker], [Reporter()])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise SystemExit(f"pytest: {code!r}")
 
