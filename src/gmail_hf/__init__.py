@@ -12,8 +12,8 @@ from .registration import register_on_demand
 from .version import __version__ as __version__
 
 PUBLIC_NAMES = {
-    "branches.attach": ["AttachedBranches", "attach_branches"],
     "captioners": ["ClipCapConfig", "ClipCapForConditionalGeneration", "ClipCapProcessor"],
+    "models.attached": ["AttachedBranches", "attach_branches", "load_branches", "save_branches"],
     "models.auto": ["from_base"],
     "models.base": ["GmailOutput"],
     "models.clip": ["GmailCLIPModel", "GmailVisionModel", "GmailVisionModelWithProjection"],

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from ..branches.configuration import TEXT_ADAPTER
 from ..branches.tower import adapter_of
 from ..metrics import alignment_metrics, image_text_retrieval
+from ..models.attached import attached_tower
 from ..models.base import GmailModel, GmailOutput, text_options
 from ..publishing.model_cards import write_card
 from ..publishing.provenance import PROVENANCE, name_pairs, provenance, weights_digest
@@ -66,7 +67,8 @@ class GmailTrainer(SafeTrainer):
     branch are embedded once, when the data set is first used.
 
     Args:
-        model ([`GmailCLIPModel`], [`GmailSiglipModel`], [`GmailDinov2Model`], ...): the model.
+        model ([`GmailCLIPModel`], [`GmailSiglipModel`], [`GmailDinov2Model`], ...): the model, or any that
+            [`attach_branches`] changed: its tower is trained and saved.
         args ([`GmailTrainingArguments`]): the settings.
         train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, or for evaluation a `dict` of
             them): pairs. A column `real_embeds` or `generated_embeds`, lists of `projection_dim` floats (None or NaN
@@ -94,7 +96,12 @@ class GmailTrainer(SafeTrainer):
         **kwargs: Any,
     ):
         if not isinstance(model, GmailModel):
-            raise TypeError(f"GmailTrainer trains a model with branches, got {type(model).__name__}; see `from_base`.")
+            model = attached_tower(model)
+        if "grid_thw" in model.tower.keywords:
+            raise ValueError(
+                f"{type(model.tower).__name__} takes the patches of all images in one sequence; GmailTrainer needs a "
+                "tower that takes images of one size."
+            )
         if not isinstance(args, GmailTrainingArguments):
             raise TypeError(f"GmailTrainer takes GmailTrainingArguments, got {type(args).__name__}.")
         if processing_class is None:

@@ -1,0 +1,201 @@
+"""`attach_branches`: branches on the vision tower of any model of transformers, for which no class is needed."""
+
+import inspect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..branches.attach import find_tower, target_layers
+from ..branches.routing import RoutedLinear
+from ..branches.tower import BranchedTower, Modality, is_adapter_weight
+from ..publishing.hub import hub_kwargs
+from .vision import GmailVisionOnly, VisionFields
+
+CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+
+
+@dataclass(frozen=True)
+class AttachedBranches:
+    """
+    What [`attach_branches`] changed.
+
+    Args:
+        tower (`str`): the tower's name in the model; empty if the model is the tower.
+        layers (`int`): linear layers with LoRA.
+        parameters (`int`): weights of the branches.
+        total (`int`): weights of the model without them.
+    """
+
+    tower: str
+    layers: int
+    parameters: int
+    total: int
+
+    def __str__(self) -> str:
+        share = self.parameters / self.total
+        where = f"'{self.tower}'" if self.tower else "the model"
+        return f"Branches on {self.layers} linear layers of {where}: {self.parameters:,} parameters, {share:.2%} more."
+
+
+class AttachedTower(GmailVisionOnly):
+    """
+    Mixin of a tower that [`attach_branches`] changed: a vision-only model with the methods of [`GmailModel`].
+
+    An embedding is the tower's pooled output, or the mean of its tokens where it has none.
+    """
+
+    def forward(self, *args: Any, modality: Modality | None = None, **kwargs: Any) -> Any:
+        """The base's forward pass with a branch, or the embeddings of a batch of pairs; see [`GmailModel.forward`]."""
+        if "generated_pixel_values" in kwargs or "real_pixel_values" in kwargs:
+            return super().forward(*args, modality=modality, **kwargs)
+        return BranchedTower.forward(self, *args, modality=modality, **kwargs)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """The class token and the registers, by the names that they have in transformers."""
+        weights = {name.rpartition(".")[-1]: weight for name, weight in self.named_parameters()}
+        registers = weights.get("register_tokens")
+        return any(name in weights for name in CLASS_TOKENS) + (0 if registers is None else registers.shape[-2])
+
+    def get_image_features(self, pixel_values: torch.Tensor, modality: Modality | None = None, **kwargs: Any) -> Any:
+        """The base's output, `pooler_output` `(images, hidden)` filled in; arguments as in `forward`."""
+        outputs = self(pixel_values, modality=modality, **kwargs)
+        if getattr(outputs, "pooler_output", None) is None:
+            outputs.pooler_output = outputs.last_hidden_state.mean(dim=1)
+        return outputs
+
+
+def attach_branches(
+    model: PreTrainedModel,
+    rank: int = 4,
+    alpha: float = 8,
+    dropout: float = 0.0,
+    targets: Sequence[str] | None = None,
+    modalities: Sequence[str] = ("real", "gen"),
+    trainable_modalities: Sequence[str] = ("gen",),
+    tower: str | None = None,
+) -> AttachedBranches:
+    """
+    Put fresh branches on the vision tower of a model, in place.
+
+    The tower's `forward` then takes `modality`: a branch's name, or a list with one name per image. At first every
+    branch equals the model as it was, bit for bit. The tower's own weights are frozen. [`GmailTrainer`] trains the
+    branches, [`save_branches`] and [`load_branches`] store them.
+
+    Args:
+        model (`PreTrainedModel`): a vision tower, or a model with one, such as a vision-language model.
+        rank (`int`): rank of every LoRA update.
+        alpha (`float`): updates are scaled by `alpha / rank`.
+        dropout (`float`): dropout on the input of the updates, in training.
+        targets (`Sequence[str]`, *optional*): names of the linear layers that get an update, such as `"q_proj"`; by
+            default every linear layer of the encoder.
+        modalities, trainable_modalities (`Sequence[str]`): the branches, and those with their own weights.
+        tower (`str`, *optional*): the tower's name in `model`, where there are several.
+
+    Returns:
+        [`AttachedBranches`]: print it to see what was changed.
+
+    Raises:
+        ValueError: no vision tower, or several; branches already; a target that matches nothing or would do nothing;
+            quantised linear layers; a setting out of range.
+    """
+    fields = {
+        "lora_rank": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "lora_targets": None if targets is None else list(targets),
+        "modalities": list(modalities),
+        "trainable_modalities": list(trainable_modalities),
+        "base_model_name_or_path": model.name_or_path or None,
+        "base_model_revision": getattr(model.config, "_commit_hash", None),
+    }
+    return _attach(model, fields, tower)
+
+
+def save_branches(model: nn.Module, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    """
+    Write the branches of a model that [`attach_branches`] changed: a PEFT folder for each, and their settings.
+
+    Args:
+        model: the model, or its tower.
+        save_directory, kwargs: as of [`GmailCheckpoints.save_adapters`].
+
+    Raises:
+        TypeError: `model` has no attached branches.
+        ValueError: as `save_adapters`.
+    """
+    attached_tower(model).save_adapters(save_directory, **kwargs)
+
+
+def load_branches(
+    model: PreTrainedModel,
+    pretrained_model_name_or_path: str | os.PathLike,
+    tower: str | None = None,
+    **kwargs: Any,
+) -> None:
+    """
+    Load what [`save_branches`] or a training of an attached tower wrote, attaching branches first if there are none.
+
+    Args:
+        model: a model with the tower that the branches were trained on, or that tower.
+        pretrained_model_name_or_path: a Hub id or folder.
+        tower: as in [`attach_branches`].
+        kwargs: `revision`, `token`, `cache_dir` and the like.
+
+    Raises:
+        ValueError: the branches belong to another base, or to other settings than the attached ones.
+        OSError: a file is missing or damaged.
+    """
+    source, hub = pretrained_model_name_or_path, hub_kwargs(kwargs)
+    module = find_tower(model, tower)[1]
+    if not isinstance(module, BranchedTower):
+        values, _ = PreTrainedConfig.get_config_dict(source, **hub)
+        _attach(model, {name: values[name] for name in VisionFields.__dataclass_fields__ if name in values}, tower)
+    attached_tower(module).load_adapters(source, **hub)
+
+
+def attached_tower(model: nn.Module) -> AttachedTower:
+    """
+    The tower in `model` that [`attach_branches`] changed.
+
+    Raises:
+        TypeError: there is none, or more than one.
+    """
+    towers = [module for module in model.modules() if isinstance(module, AttachedTower)]
+    if len(towers) != 1:
+        raise TypeError(
+            f"Expected a model with one vision tower that has branches, {type(model).__name__} has {len(towers)}: use "
+            "`gmail_hf.from_base` for a base that has a class, `attach_branches` for any other."
+        )
+    return towers[0]
+
+
+def _attach(model: PreTrainedModel, fields: dict[str, Any], tower: str | None) -> AttachedBranches:
+    name, module = find_tower(model, tower)
+    if isinstance(module, BranchedTower):
+        raise ValueError(f"The vision tower '{name}' has branches already.")
+    target_layers(module, fields["lora_targets"])  # refuses wrong ones before the model is changed
+    total, training = model.num_parameters(), module.training
+    _tower_class(type(module)).adopt(module, **fields).train(training)
+    own = sum(parameter.numel() for weight, parameter in module.named_parameters() if is_adapter_weight(weight))
+    layers = sum(isinstance(layer, RoutedLinear) for layer in module.modules())
+    return AttachedBranches(name, layers, own, total)
+
+
+@cache
+def _tower_class(base: type[PreTrainedModel]) -> type[AttachedTower]:
+    base_config = base.config_class
+    kind = f"gmail_attached_{base_config.model_type}"
+    fields = {"model_type": kind, "base_config_class": base_config, "__module__": __name__}
+    config = strict(type(f"Gmail{base_config.__name__}", (VisionFields, base_config), fields))
+    names = {"config_class": config, "base_class": base, "__module__": __name__}
+    if "add_pooling_layer" in inspect.signature(base.__init__).parameters:
+        names["base_kwargs"] = property(lambda self: {"add_pooling_layer": getattr(self, "pooler", None) is not None})
+    return type(f"Gmail{base.__name__}", (AttachedTower, base), names)

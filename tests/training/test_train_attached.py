@@ -1,0 +1,117 @@
+"""Stage 1 on towers without a class: `attach_branches`, `GmailTrainer`, `save_branches`, `load_branches`."""
+
+import json
+
+import pytest
+import torch
+import transformers as t
+from peft import PeftModel
+from tiny import make_clip, make_pairs, make_processor, pixels, randomise
+from towers import IMAGES, SIZES, make
+
+from gmail_hf import GmailTrainer, GmailTrainingArguments, attach_branches, load_branches, save_branches
+from gmail_hf.branches.tower import adapter_of
+
+
+def llava():
+    """With CLIP's vision tower, of which the language model reads patch tokens."""
+    text = t.LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=99)
+    vision = t.CLIPVisionConfig(**IMAGES)
+    return t.LlavaForConditionalGeneration(t.LlavaConfig(text_config=text, vision_config=vision, image_token_index=98))
+
+
+def idefics():
+    """A tower without a pooled output, and without the keyword `pixel_values` in first place of its caller."""
+    vision = {**IMAGES, "num_channels": 3}
+    text = {**SIZES, "num_key_value_heads": 2, "vocab_size": 99, "pad_token_id": 0}
+    config = t.Idefics3Config(vision_config=vision, text_config={"model_type": "llama", **text}, scale_factor=1)
+    return t.Idefics3Model(config).eval()
+
+
+OWNERS = {
+    "llava": (llava, lambda owner: owner.model.vision_tower, 1),
+    "idefics3": (idefics, lambda owner: owner.vision_model, 0),
+    "siglip": (lambda: make("siglip"), lambda owner: owner.vision_model, 0),
+    "dinov2_with_registers": (lambda: make("dinov2_with_registers"), lambda owner: owner, 3),
+    "ijepa": (lambda: t.IJepaModel(t.IJepaConfig(**IMAGES), add_pooling_layer=False), lambda owner: owner, 0),
+}
+
+
+def arguments(folder, **fields):
+    return GmailTrainingArguments(
+        str(folder), max_steps=2, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True, report_to=[],
+        **fields,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_the_branches_of_any_model_train(name, tmp_path):
+    build, tower_of, prefix = OWNERS[name]
+    torch.manual_seed(0)
+    owner = build().eval()
+    plain = {key: tensor.clone() for key, tensor in owner.state_dict().items()}
+    attach_branches(owner)
+    tower = tower_of(owner)
+    assert tower.prefix_tokens == prefix
+    before = {key: tensor.clone() for key, tensor in owner.state_dict().items()}
+    args = arguments(tmp_path / "out", token_weight=1.0, save_strategy="steps", save_steps=1)
+    trainer = GmailTrainer(owner, args, make_pairs(8), make_pairs(8, seed=50), make_processor())
+    trainer.train()
+    changed = {key for key, tensor in owner.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert changed and {adapter_of(key) for key in changed} == {"gen"}
+    expected = {modality: tower.embed_images(pixels(4), modality).detach() for modality in ("real", "gen")}
+
+    trainer.save_model()
+    assert "# out" in (tmp_path / "out/README.md").read_text()
+    save_branches(owner, tmp_path / "branches")
+    for folder in ("out", "branches"):
+        again = build().eval()
+        again.load_state_dict(plain)
+        load_branches(again, tmp_path / folder)
+        for modality, embeds in expected.items():
+            torch.testing.assert_close(tower_of(again).embed_images(pixels(4), modality), embeds)
+
+    merged = tower.to_base("gen")
+    assert type(merged) is type(tower_of(build()))
+    torch.testing.assert_close(pooled(merged), pooled(tower, modality="gen"), atol=1e-5, rtol=1e-5)
+    again = build().eval()
+    again.load_state_dict(plain)
+    peft = PeftModel.from_pretrained(tower_of(again), tmp_path / "branches" / "gen")
+    torch.testing.assert_close(pooled(peft), pooled(tower, modality="gen"), atol=1e-5, rtol=1e-5)
+
+    resumed = GmailTrainer(owner, args, make_pairs(8), processing_class=make_processor())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-1"))
+
+
+@torch.no_grad()
+def pooled(tower, **kwargs):
+    return tower(pixels(4), **kwargs).last_hidden_state
+
+
+def test_branches_of_another_tower_are_refused(tmp_path):
+    owner = make("siglip")
+    attach_branches(owner)
+    randomise(owner.vision_model)
+    save_branches(owner, tmp_path)
+    with pytest.raises(ValueError, match="other weights"):
+        load_branches(make("siglip", seed=1), tmp_path)
+    with pytest.raises(ValueError, match="lora_rank=2"):
+        other = make("siglip")
+        attach_branches(other, rank=2)
+        load_branches(other, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "gmail_attached_siglip_vision_model" and config["lora_rank"] == 4
+
+
+def test_a_model_without_branches_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="CLIPModel has 0: use `gmail_hf.from_base`"):
+        GmailTrainer(make_clip(), arguments(tmp_path), make_pairs(4), processing_class=make_processor())
+    with pytest.raises(TypeError, match="attach_branches"):
+        save_branches(make_clip(), tmp_path)
+
+
+def test_a_tower_of_packed_patches_is_refused(tmp_path):
+    owner = make("qwen2_5_vl")
+    attach_branches(owner)
+    with pytest.raises(ValueError, match="patches of all images in one sequence"):
+        GmailTrainer(owner, arguments(tmp_path), make_pairs(4), processing_class=make_processor())
