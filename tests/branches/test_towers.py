@@ -11,38 +11,12 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     apply_activation_checkpointing,
     checkpoint_wrapper,
 )
-from towers import image_inputs, make
+from towers import EVERY, NAMES, TOWERS, image_inputs, make, pooled, randomise, tower_of
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gmail_hf import attach_branches
 from gmail_hf.branches.routing import RoutedLinear
 from gmail_hf.branches.tower import is_adapter_weight
-
-TOWERS = [
-    *("clip", "metaclip_2", "siglip", "siglip2", "dinov2", "dinov2_with_registers", "dinov3", "vit"),
-    "qwen2_5_vl",
-]
-NAMES = ["real", "gen", "gen", "real"]
-EVERY = [0, 1, 2, 3]
-
-
-def tower_of(model):
-    return getattr(model, "vision_model", model)
-
-
-def pooled(tower, name, rows=EVERY, **kwargs):
-    inputs = image_inputs(name, rows)
-    outputs = tower(**inputs, **kwargs)
-    features = outputs.pooler_output
-    return outputs.last_hidden_state[:, 0] if features is None else features
-
-
-@torch.no_grad()
-def randomise(tower, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in tower.named_parameters():
-        if is_adapter_weight(name):
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
 @pytest.fixture(params=TOWERS)

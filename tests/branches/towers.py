@@ -3,6 +3,9 @@
 import torch
 import transformers as t
 
+from gmail_hf import attach_branches
+from gmail_hf.branches.tower import is_adapter_weight
+
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 IMAGES = {**SIZES, "image_size": 16, "patch_size": 8}
 TEXT = {**SIZES, "vocab_size": 99, "max_position_embeddings": 16, "projection_size": 32}
@@ -74,3 +77,38 @@ def make(name: str, seed: int = 0):
         if not weight.startswith("logit"):
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
+
+
+TOWERS = [
+    *("clip", "metaclip_2", "siglip", "siglip2", "dinov2", "dinov2_with_registers", "dinov3", "vit"),
+    "qwen2_5_vl",
+]
+NAMES = ["real", "gen", "gen", "real"]
+EVERY = [0, 1, 2, 3]
+
+
+def tower_of(model):
+    return getattr(model, "vision_model", model)
+
+
+def pooled(tower, name, rows=EVERY, **kwargs):
+    inputs = image_inputs(name, rows)
+    outputs = tower(**inputs, **kwargs)
+    features = outputs.pooler_output
+    return outputs.last_hidden_state[:, 0] if features is None else features
+
+
+@torch.no_grad()
+def randomise(tower, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in tower.named_parameters():
+        if is_adapter_weight(name):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def attached(name: str):
+    """A tower whose branches have random weights."""
+    owner = make(name)
+    attach_branches(owner)
+    randomise(tower_of(owner))
+    return tower_of(owner)
