@@ -12,6 +12,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 from towers import EVERY, NAMES, TOWERS, image_inputs, make, pooled, randomise, tower_of
+from transformers import SiglipVisionModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gmail_hf import attach_branches
@@ -215,6 +216,19 @@ def test_targets():
     assert not any(name.startswith("head") for name in routed)
     with pytest.raises(ValueError, match="has branches already"):
         attach_branches(tower)
+
+
+def test_quantised_layers_are_refused():
+    """bitsandbytes gives linear layers another class. A quantised language model next to the tower is no obstacle."""
+    linear_4bit = type("Linear4bit", (torch.nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
+    owner = make("siglip")
+    owner.text_model.encoder.layers[0].mlp.fc1.__class__ = linear_4bit
+    assert attach_branches(owner).layers == 12
+    owner = make("siglip")
+    owner.vision_model.encoder.layers[0].mlp.fc1.__class__ = linear_4bit
+    with pytest.raises(ValueError, match=r"bitsandbytes.nn.modules.Linear4bit\), which branches do not support"):
+        attach_branches(owner)
+    assert type(owner.vision_model) is SiglipVisionModel
 
 
 def test_the_tower_is_found_or_asked_for():

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Sequence
 from functools import cache
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -105,18 +106,24 @@ def target_layers(module: nn.Module, targets: Sequence[str] | None) -> set[str]:
         ValueError: a target that matches nothing or would do nothing; quantised linear layers.
     """
     layers = [name for name, part in module.named_modules() if isinstance(part, GradientCheckpointingLayer)]
-    names = {
-        name: type(linear)
+    linears = {
+        name: linear
         for name, linear in module.named_modules()
         if isinstance(linear, nn.Linear) and any(name.startswith(f"{layer}.") for layer in layers)
     }
-    quantised = sorted({kind.__name__ for kind in names.values() if kind.__module__.startswith("bitsandbytes")})
+    # Quantisation gives layers another class (bitsandbytes, quanto) or weights another type (torchao).
+    quantised = {
+        f"{type(linear).__module__}.{type(linear).__name__}"
+        for linear in linears.values()
+        if not type(linear).__module__.startswith("torch.") or type(linear.weight.data) is not torch.Tensor
+    }
     if quantised:
         raise ValueError(
-            f"The linear layers are quantised ({', '.join(quantised)}), which branches do not support: load the model "
-            "without `quantization_config`, for example in `dtype=torch.bfloat16`."
+            f"The linear layers of {type(module).__name__} are quantised or wrapped ({', '.join(sorted(quantised))}), "
+            "which branches do not support. Load the vision tower in `dtype=torch.bfloat16`; quantised language "
+            "models need it in `llm_int8_skip_modules`."
         )
-    plain = [name for name, kind in names.items() if kind is nn.Linear]
+    plain = [name for name, linear in linears.items() if type(linear) is nn.Linear]
     possible = sorted({name.rpartition(".")[-1] for name in plain})
     targets = possible if targets is None else targets
     unknown = sorted(set(targets) - set(possible))
