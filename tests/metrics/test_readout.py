@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gmail_hf.metrics import coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
+from gmail_hf.metrics import coral, gap_closed, logistic_probe, mean_shift, nearest_centroid, tuned_probe
 
 
 def blobs(rng, n=300, classes=3, dim=8, noise=0.6):
@@ -29,7 +29,56 @@ def test_logistic_probe_is_the_documented_sklearn_model():
     assert logistic_probe(train, labels, test, test_labels) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("readout", [logistic_probe, nearest_centroid])
+def test_tuned_probe_is_the_protocol_of_synclr():
+    """Every penalty fitted by itself, chosen on validation, fitted again on both."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
+
+    rng = np.random.default_rng(0)
+    (train, labels), (test, test_labels) = blobs(rng, 90, noise=2.5), blobs(rng, 90, noise=2.5)
+    names = np.array(["bird", "cat", "dog"])
+    found = tuned_probe(train, names[labels], test, names[test_labels], seed=3)
+
+    def standardised(rows, by):
+        unit, by = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rows, by))
+        return (unit - by.mean(axis=0)) / by.std(axis=0)
+
+    part, rest = train_test_split(np.arange(90), test_size=18, stratify=labels, random_state=3)
+    assert np.bincount(labels[rest]).tolist() == [6, 6, 6]
+    scores = {}
+    for penalty in 10 ** np.linspace(5, -6, 45):
+        probe = LogisticRegression(C=1 / penalty, max_iter=5000).fit(
+            standardised(train[part], train[part]), labels[part]
+        )
+        scores[penalty] = probe.score(standardised(train[rest], train[part]), labels[rest])
+    assert len(set(scores.values())) > 3
+    penalty = max(scores, key=scores.get)
+    assert (found.penalty, found.validation) == (pytest.approx(penalty), scores[penalty])
+    both = np.concatenate([train[part], train[rest]])
+    final = LogisticRegression(C=1 / penalty, max_iter=5000).fit(
+        standardised(both, both), labels[np.concatenate([part, rest])]
+    )
+    predicted = final.predict(standardised(test, both))
+    assert found.predicted.tolist() == names[predicted].tolist()
+    assert found.top1 == (predicted == test_labels).mean() < 1
+    given = tuned_probe(train[part], labels[part], test, test_labels, train[rest], labels[rest])
+    assert (given.top1, given.penalty, given.predicted.tolist()) == (found.top1, found.penalty, predicted.tolist())
+
+
+def test_tuned_probe_chooses_by_accuracy_per_class_where_asked():
+    """By accuracy a penalty that predicts the frequent class alone wins; it knows half of the classes."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(100) % 10 == 0).astype(int)
+    sets = [rng.normal(size=(100, 8)) + 0.8 * labels[:, None] * np.eye(8)[0] for _ in range(3)]
+    args = sets[0], labels, sets[1], labels, sets[2], labels
+    whole, by_class = tuned_probe(*args), tuned_probe(*args, per_class=True)
+    assert (whole.validation, whole.top1, whole.mean_per_class) == (0.9, 0.9, 0.5)
+    assert by_class.validation > 0.5 and by_class.penalty < whole.penalty
+    hits = by_class.predicted == labels
+    assert by_class.mean_per_class == pytest.approx((hits[labels == 0].mean() + hits[labels == 1].mean()) / 2)
+
+
+@pytest.mark.parametrize("readout", [logistic_probe, nearest_centroid, lambda *args: tuned_probe(*args).top1])
 def test_readouts_ignore_length_and_know_easy_classes(readout):
     rng = np.random.default_rng(1)
     (train, labels), (test, test_labels) = blobs(rng), blobs(rng)
@@ -95,6 +144,8 @@ def test_gap_closed_refuses_to_divide_by_nothing(generated, real, reason):
     ("call", "message"),
     [
         (lambda: logistic_probe(np.ones((3, 2)), [0, 0, 0], np.ones((1, 2)), [0]), "needs two classes"),
+        (lambda: tuned_probe(np.eye(3), [0, 0, 1], np.eye(3), [0, 0, 1]), "class 1 has one training row"),
+        (lambda: tuned_probe(np.eye(2), [0, 1], np.eye(2), [0, 1], np.eye(2), [0, 7]), "hold 7, which"),
         (lambda: nearest_centroid(np.ones((3, 2)), [0, 1], np.ones((1, 2)), [0]), "one label for each"),
         (lambda: nearest_centroid(np.ones((2, 2)), [0, 1], np.ones((2, 2)), [0, 2]), "hold 2, which"),
         (lambda: nearest_centroid(np.ones((2, 2)), [0, 1], np.ones((2, 3)), [0, 1]), "differ in dimension"),

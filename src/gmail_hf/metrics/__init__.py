@@ -27,7 +27,17 @@ from .modules import metric_path
 from .paired import alignment_metrics, centroid_distance, paired_cosine, separability, token_similarity
 from .plots import plot_embeddings, plot_pairs
 from .ranks import image_text_ranks, image_text_retrieval, ranks_from_similarity, recall_at_k, retrieval_ranks
-from .readout import AffineMap, GapClosed, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
+from .readout import (
+    AffineMap,
+    GapClosed,
+    TunedProbe,
+    coral,
+    gap_closed,
+    logistic_probe,
+    mean_shift,
+    nearest_centroid,
+    tuned_probe,
+)
 from .train_on_generated import PairEmbeddings, aggregate, to_markdown, train_on_generated
 
 __all__ = [
@@ -37,6 +47,7 @@ __all__ = [
     "GapClosed",
     "MultipleChoiceItem",
     "PairEmbeddings",
+    "TunedProbe",
     "aggregate",
     "alignment_metrics",
     "bootstrap_interval",
@@ -70,6 +81,7 @@ __all__ = [
     "to_markdown",
     "token_similarity",
     "train_on_generated",
+    "tuned_probe",
     "zero_shot_accuracy",
     "zero_shot_ranks",
 ]
