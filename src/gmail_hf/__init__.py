@@ -33,6 +33,7 @@ PUBLIC_NAMES = {
         "GmailViTConfig",
         "GmailViTModel",
     ],
+    "training.columns": ["pair_by_caption"],
     "training.arguments": ["GmailTrainingArguments"],
     "training.embeddings": ["embed_images"],
     "training.losses": [
@@ -42,6 +43,7 @@ PUBLIC_NAMES = {
         "contrastive_loss",
         "token_alignment_loss",
     ],
+    "training.sliced_wasserstein": ["sliced_wasserstein_loss"],
     "training.trainer": ["GmailTrainer"],
     "vlm": ["GmailLlavaConfig", "GmailLlavaForConditionalGeneration"],
 }

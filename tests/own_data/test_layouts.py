@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -353,6 +354,21 @@ def test_one_image_per_row(labels, images, caplog):
     order = [2, 0, 1, 0]
     check(rows, [str(images / "real" / f"{i}.png") for i in order], [CAPTIONS[i] for i in order], order)
     assert "1 rows of" in caplog.text and "without a partner are left out: 6" in caplog.text
+
+
+def test_images_of_a_class_are_paired_in_turn(images):
+    kinds = [("generated", 0), ("real", 1), ("generated", 2), ("real", 3), ("real", 0)]
+    columns = {
+        "image": [f"{side}/{i}.png" for side, i in kinds],
+        "caption": ["a cat"] * 5,
+        "is_generated": [side == "generated" for side, _ in kinds],
+    }
+    rows = load_pairs(str(write_jsonl(images / "rows.jsonl", columns)))
+    pairs = [(Path(real).stem, image) for real, image in zip(rows["image_id"], rows["generated_image"], strict=True)]
+    generated = [picture(1), picture(5), picture(1)]
+    assert [real for real, _ in pairs] == ["1", "3", "0"]
+    for (_, image), expected in zip(pairs, generated, strict=True):
+        assert (np.asarray(image.convert("RGB")) == np.asarray(expected)).all()
 
 
 def test_a_label_that_does_not_say_what_it_means_is_refused(images):

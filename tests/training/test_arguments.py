@@ -75,11 +75,30 @@ def test_loss_options_are_declared_once_and_reach_the_command_line(tmp_path):
     assert (args.gen_text_weight, args.symmetric, args.temperature, args.align_weight) == (0.5, True, 0.1, 1.0)
 
 
+def test_a_recipe_gives_way_to_what_is_given(arguments):
+    def losses(**fields):
+        args = arguments(**fields)
+        return args.align_weight, args.sliced_wasserstein_weight
+
+    assert losses() == losses(recipe="paper") == (1.0, 0.0)
+    assert losses(recipe="robust") == (0.0, 100.0)
+    assert losses(recipe="robust", align_weight=1.0) == (1.0, 100.0)
+    assert losses(sliced_wasserstein_weight=7.0) == (1.0, 7.0)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"pairing": "random"}, "pairing.*random"),
+        ({"pairing": "none"}, "excludes `align_weight`.*recipe"),
+        ({"pairing": "none", "recipe": "robust", "consistency_weight": 1.0}, "excludes `align_weight`"),
+        ({"pairing": "none", "recipe": "robust", "cache_real_embeds": False}, "cache_real_embeds"),
+        ({"images_per_caption": 0}, "images_per_caption.*from 1 to the batch size of 4"),
+        ({"images_per_caption": 5}, "images_per_caption.*got 5"),
+        ({"recipe": "best"}, "recipe.*'paper', 'robust'.*best"),
+        ({"sliced_wasserstein_projections": 0}, "sliced_wasserstein_projections"),
+        ({"sliced_wasserstein_weight": -1.0}, "negative"),
         ({"pairing": "optimal", "cache_real_embeds": False}, "cache_real_embeds"),
         ({"pairing": "optimal", "token_weight": 1.0}, "excludes `token_weight`"),
         ({"pairing": "optimal", "align_weight": 0.0, "gen_text_weight": 1.0}, "aligns images"),

@@ -82,6 +82,7 @@ def test_one_id_for_all_pairs_is_refused(column):
     with pytest.raises(ValueError, match=f"All rows of train_dataset have {column}=.*nothing to learn"):
         check_pairs(pairs)
     check_pairs(pairs.to_iterable_dataset())  # whose later rows nobody knows
+    check_pairs(pairs, with_negatives=False)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ from .options import option, parse
 # Defaults of other options by stage.
 STAGES = {
     "align": {},
-    "text": {"align_weight": 0.0, "gen_text_weight": 1.0, "text_lora": True},
+    "text": {"align_weight": 0.0, "sliced_wasserstein_weight": 0.0, "gen_text_weight": 1.0, "text_lora": True},
     "joint": {"gen_text_weight": 1.0, "text_lora": True},
 }
 
@@ -112,7 +112,13 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     needed = needed_columns(training_args)
     for split, dataset in ((data_args.split, train_dataset), (data_args.eval_split, eval_dataset)):
         if dataset is not None:
-            check_pairs(dataset, data_args.title(split), training_args.on_bad_image, needed)
+            check_pairs(
+                dataset,
+                data_args.title(split),
+                training_args.on_bad_image,
+                needed,
+                with_negatives=training_args.needs_negatives,
+            )
     adapters = {
         "lora_rank": model_args.lora_rank,
         "lora_alpha": model_args.lora_alpha,

@@ -66,7 +66,15 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
         default="caption",
         metadata={
             "help": "'caption' keeps the pairs of the data set; 'optimal' re-pairs generated and real images within "
-            "each caption and needs --cache_real_embeds."
+            "each caption; 'none' is for images that share only a caption or class, and draws real images of the "
+            "caption in each epoch. The latter two need --cache_real_embeds."
+        },
+    )
+    images_per_caption: int = field(
+        default=1,
+        metadata={
+            "help": "Pairs of a caption that are drawn into a batch together, where it has as many; "
+            "--sliced_wasserstein_weight compares better the more there are."
         },
     )
     cache_real_embeds: bool = field(
@@ -103,12 +111,22 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
             raise ValueError(
                 f"The contrastive mini-batch size must be at least 1, got {self.contrastive_mini_batch_size}."
             )
-        if self.pairing not in ("caption", "optimal"):
-            raise ValueError(f"`pairing` is 'caption' or 'optimal', got '{self.pairing}'.")
-        if self.pairing == "optimal" and not (self.cache_real_embeds and self.aligns and self.token_weight == 0):
+        if self.pairing not in ("caption", "optimal", "none"):
+            raise ValueError(f"`pairing` is 'caption', 'optimal' or 'none', got '{self.pairing}'.")
+        if self.pairing != "caption" and not (self.cache_real_embeds and self.aligns and self.token_weight == 0):
             raise ValueError(
-                '`pairing="optimal"` needs `cache_real_embeds=True` and a loss that aligns images, and excludes '
-                "`token_weight`."
+                f'`pairing="{self.pairing}"` needs `cache_real_embeds=True` and a loss that aligns images, and '
+                "excludes `token_weight`."
+            )
+        if self.pairing == "none" and self.align_weight + self.consistency_weight > 0:
+            raise ValueError(
+                '`pairing="none"` excludes `align_weight` and `consistency_weight`, which compare pairs: use '
+                '`recipe="robust"`, or `align_weight=0` and `sliced_wasserstein_weight`.'
+            )
+        if not 1 <= self.images_per_caption <= self.per_device_train_batch_size:
+            raise ValueError(
+                f"`images_per_caption` must be from 1 to the batch size of {self.per_device_train_batch_size}, got "
+                f"{self.images_per_caption}."
             )
         if self.on_bad_image not in ("skip", "error"):
             raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{self.on_bad_image}'.")

@@ -40,12 +40,13 @@ def check_for_training(dataset: Any, name: str, model: Any, args: GmailTrainingA
         # The parts have different lengths, so that processes would wait for each other forever.
         raise ValueError(f"{name} is streamed, which several processes cannot evaluate: use one process.")
     batch = args.train_batch_size * (args.world_size if args.gather_negatives else 1)
-    if batch == 1 and name == "train_dataset" and args.consistency_weight == 0:
+    if batch == 1 and name == "train_dataset" and args.consistency_weight + args.sliced_wasserstein_weight == 0:
         raise ValueError(
             "A batch of one pair has no negatives, so that the loss would always be 0. Use a "
             "`per_device_train_batch_size` of 2 or more; gradient accumulation adds no negatives."
         )
-    check_pairs(dataset, name, args.on_bad_image, needed_columns(args), embed_dim=model.embed_dim)
+    options = {"embed_dim": model.embed_dim, "with_negatives": args.needs_negatives}
+    check_pairs(dataset, name, args.on_bad_image, needed_columns(args), **options)
     for side in SIDES:
         if f"{side}_embeds" not in column_names(dataset):
             continue
@@ -66,6 +67,7 @@ def check_pairs(
     needed: Sequence[str] = PAIR_COLUMNS,
     sample: int = 8,
     embed_dim: int | None = None,
+    with_negatives: bool = True,
 ) -> None:
     """
     Check columns and types of a data set of pairs and read a sample of them, before hours of work start.
@@ -78,6 +80,7 @@ def check_pairs(
             `generated_embeds` can replace `generated_image`.
         sample: how many pairs to read.
         embed_dim (`int`, *optional*): the length that embeddings must have.
+        with_negatives (`bool`): refuse pairs that all share a caption or an id; a loss without negatives takes them.
 
     Raises:
         ValueError: the data set is empty; a column is missing, of another type or the same throughout; embeddings of
@@ -121,7 +124,7 @@ def check_pairs(
             f"{len(failures)} of {len(rows)} sampled pairs of {name} cannot be read, first {failures[0]}."
         )
     if isinstance(dataset, Dataset):  # of a stream the first rows say little about the others
-        _check_ids(dataset, rows, name)
+        _check_ids(dataset, rows, name, with_negatives)
         for column in replaced.values():
             _check_lengths(dataset, column, name)
 
@@ -149,8 +152,8 @@ def _check_lengths(dataset: Dataset, column: str, name: str) -> None:
         )
 
 
-def _check_ids(dataset: Dataset, rows: list[dict], name: str) -> None:
-    """Refuse pairs without a caption or an id, and pairs that all share one: none would have negatives."""
+def _check_ids(dataset: Dataset, rows: list[dict], name: str, with_negatives: bool) -> None:
+    """Refuse pairs without a caption or an id, and, if a loss needs negatives, pairs that all share one."""
     for column in ("caption", "image_id"):
         start = 0
         for values in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100_000):
@@ -162,7 +165,9 @@ def _check_ids(dataset: Dataset, rows: list[dict], name: str) -> None:
                     f"`dataset.filter(lambda {column}: {kept}, input_columns='{column}')`."
                 )
             start += len(values)
-        if len(rows) > 1 and len({row[column] for row in rows}) == 1 and len(set(dataset[column][:])) == 1:
+        if not with_negatives or len(rows) == 1 or len({row[column] for row in rows}) > 1:
+            continue
+        if len(set(dataset[column][:])) == 1:
             raise ValueError(
                 f"All rows of {name} have {column}={rows[0][column]!r}. Pairs with the same {column} are never "
                 "negatives of each other, so there would be nothing to learn."

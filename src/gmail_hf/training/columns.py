@@ -1,9 +1,11 @@
 """Columns of pairs: found by their usual names, ids as text, one caption per row, pairs from rows of single images."""
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets
 from transformers.utils import logging
 
@@ -127,7 +129,8 @@ def one_caption_each(dataset: Dataset) -> Dataset:
 def pair_rows(dataset: Dataset, name: str) -> Dataset:
     """
     Pairs from rows of single images, of which a column says whether they are real or generated: each generated image
-    gets the first real one with the same id, or else with the same caption. Other data sets pass unchanged.
+    gets the first real one with the same id; if no ids match, as by [`pair_by_caption`]. Other data sets pass
+    unchanged.
 
     Raises:
         ValueError: the column holds numbers and its name does not say what they mean, or nothing has a partner.
@@ -138,13 +141,14 @@ def pair_rows(dataset: Dataset, name: str) -> Dataset:
     if kinds is None:
         return dataset
     rows = {kind: [row for row, value in enumerate(kinds) if value == kind] for kind in (True, False)}
-    for column in ("image_id", "caption"):
-        keys = [str(key) for key in dataset[column][:]]
-        real = {keys[row]: row for row in reversed(rows[False])}
-        found = [(real[keys[row]], row) for row in rows[True] if keys[row] in real]
-        if found:
-            break
-    else:
+    ids = [str(key) for key in dataset["image_id"][:]]
+    first = {ids[row]: row for row in reversed(rows[False])}
+    found = [(first[ids[row]], row) for row in rows[True] if ids[row] in first]
+    if not found:
+        captions = dataset["caption"][:]
+        in_turn = _in_turn([captions[row] for row in rows[True]], [captions[row] for row in rows[False]])
+        found = [(rows[False][real], rows[True][generated]) for real, generated in in_turn]
+    if not found:
         raise ValueError(f"No generated image of '{name}' has the image_id or the caption of a real one.")
     matched = {row for pair in found for row in pair}
     report_unmatched(
@@ -153,6 +157,68 @@ def pair_rows(dataset: Dataset, name: str) -> Dataset:
     generated = dataset.select([row for _, row in found]).select_columns(["real_image"])
     generated = generated.rename_column("real_image", "generated_image")
     return concatenate_datasets([dataset.select([row for row, _ in found]), generated], axis=1)
+
+
+def rows_by_caption(captions: Sequence[Any]) -> dict[Any, np.ndarray]:
+    """The rows of each caption, in their order."""
+    rows: dict[Any, list[int]] = {}
+    for row, caption in enumerate(captions):
+        rows.setdefault(caption, []).append(row)
+    return {caption: np.array(found) for caption, found in rows.items()}
+
+
+def _in_turn(generated: Sequence[Any], real: Sequence[Any]) -> list[tuple[int, int]]:
+    """
+    Rows `(real, generated)` of equal captions: each generated row gets the next real one of its caption, from the
+    first again after the last; real rows that are left get generated ones in the same way.
+    """
+    of_generated, of_real = rows_by_caption(generated), rows_by_caption(real)
+    pairs = []
+    used: Counter[Any] = Counter()
+    for row, caption in enumerate(generated):
+        if caption in of_real:
+            partners = of_real[caption]
+            pairs.append((int(partners[used[caption] % len(partners)]), row))
+            used[caption] += 1
+    for caption, count in used.items():
+        left = of_real[caption][count:]
+        pairs += zip(left.tolist(), np.resize(of_generated[caption], len(left)).tolist(), strict=True)
+    return pairs
+
+
+def pair_by_caption(generated: Dataset, real: Dataset) -> Dataset:
+    """
+    Generated and real images that share only a caption or class as one data set of pairs, for `pairing="none"`.
+
+    A caption gets as many pairs as it has images of the modality with more of them; the images of the other one
+    repeat in turn.
+
+    Args:
+        generated (`datasets.Dataset`): columns `generated_image` and `caption`.
+        real (`datasets.Dataset`): columns `real_image`, `caption` and `image_id`.
+
+    Returns:
+        `datasets.Dataset` with the columns of both. Images whose caption the other modality lacks are left out, with a
+        warning.
+
+    Raises:
+        ValueError: a column is missing, or the two share no caption.
+    """
+    given = {"generated": (generated, ["generated_image"]), "real": (real, ["real_image", "image_id"])}
+    for name, (rows, columns) in given.items():
+        if missing := {*columns, "caption"} - set(rows.column_names):
+            raise ValueError(f"`{name}` lacks the column(s) {sorted(missing)}; it has {rows.column_names}.")
+    captions = [rows["caption"][:] for rows in (generated, real)]
+    pairs = _in_turn(*captions)
+    if not pairs:
+        raise ValueError(
+            f"Generated and real images share no caption: {captions[0][:3]} of generated ones, {captions[1][:3]} of "
+            "real ones."
+        )
+    report_unmatched(sorted(set(captions[0]) ^ set(captions[1])), "captions with images of one modality only are")
+    kept = [column for column in real.column_names if column not in generated.column_names]
+    parts = [generated.select([row for _, row in pairs]), real.select_columns(kept).select([row for row, _ in pairs])]
+    return concatenate_datasets(parts, axis=1)
 
 
 def _kinds(dataset: Dataset, name: str) -> list[bool] | None:

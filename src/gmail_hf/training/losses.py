@@ -13,6 +13,13 @@ import torch
 from torch import nn
 
 from .distributed import gather
+from .sliced_wasserstein import random_directions, sliced_wasserstein_loss
+
+# What `recipe` sets where an option is not given.
+RECIPES = {
+    "paper": {"align_weight": 1.0, "sliced_wasserstein_weight": 0.0},
+    "robust": {"align_weight": 0.0, "sliced_wasserstein_weight": 100.0},
+}
 
 
 @dataclass
@@ -22,15 +29,32 @@ class GmailLossConfig:
     describes it.
 
     Raises:
-        ValueError: a value is out of range, or every weight is zero.
+        ValueError: a value is out of range, or every weight is zero; an unknown recipe.
     """
 
+    recipe: str = field(
+        default="paper",
+        metadata={
+            "help": "Defaults of the losses: 'paper' is Eq. 1 alone; 'robust' is the sliced Wasserstein distance "
+            "alone, --align_weight 0 --sliced_wasserstein_weight 100."
+        },
+    )
     temperature: float = field(default=0.07, metadata={"help": "Temperature tau of the alignment loss (Eq. 1)."})
-    align_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the alignment loss (Eq. 1), see `alignment_loss`."}
+    align_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the alignment loss (Eq. 1), see `alignment_loss`; by --recipe."}
     )
     consistency_weight: float = field(
         default=0.0, metadata={"help": "Weight of 1 - cos of each pair, see `consistency_loss`."}
+    )
+    sliced_wasserstein_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the distance between the distributions of generated and real images of each caption, "
+            "see `sliced_wasserstein_loss`; by --recipe."
+        },
+    )
+    sliced_wasserstein_projections: int = field(
+        default=64, metadata={"help": "Random directions per step of --sliced_wasserstein_weight."}
     )
     gen_text_weight: float = field(
         default=0.0,
@@ -43,7 +67,7 @@ class GmailLossConfig:
         default=0.0,
         metadata={
             "help": "Weight of the alignment of patch tokens, for LLaVA, see `token_alignment_loss`; needs "
-            "`align_weight` or `consistency_weight`."
+            "another loss that aligns images."
         },
     )
     symmetric: bool = field(default=False, metadata={"help": "Add the direction real -> generated to Eq. 1."})
@@ -52,18 +76,35 @@ class GmailLossConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"`recipe` is one of {list(RECIPES)}, got '{self.recipe}'.")
+        for name, value in RECIPES[self.recipe].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         if not self.temperature > 0:  # so written that NaN is refused too
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+        if self.sliced_wasserstein_projections < 1:
+            raise ValueError(
+                f"`sliced_wasserstein_projections` must be at least 1, got {self.sliced_wasserstein_projections}."
+            )
         weights = {f"{name}_weight": getattr(self, f"{name}_weight") for name in LOSS_NAMES}
         if not all(value >= 0 for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"Loss weights must not be negative, nor all zero, got {weights}.")
         if self.token_weight > 0 and not self.aligns:
-            raise ValueError("`token_weight` adds to `align_weight` or `consistency_weight`, which are both zero.")
+            raise ValueError(
+                "`token_weight` adds to `align_weight`, `consistency_weight` or `sliced_wasserstein_weight`, which "
+                "are all zero."
+            )
 
     @property
     def aligns(self) -> bool:
         """Whether a loss compares generated with real images."""
-        return self.align_weight > 0 or self.consistency_weight > 0
+        return self.align_weight > 0 or self.consistency_weight > 0 or self.sliced_wasserstein_weight > 0
+
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether a loss contrasts a pair with others of its batch."""
+        return self.align_weight > 0 or self.needs_text
 
     @property
     def needs_generated(self) -> bool:
@@ -81,7 +122,7 @@ class GmailLossConfig:
         return self.gen_text_weight > 0 or self.real_text_weight > 0
 
 
-LOSS_NAMES = ("align", "consistency", "token", "gen_text", "real_text")
+LOSS_NAMES = ("align", "consistency", "sliced_wasserstein", "token", "gen_text", "real_text")
 # What the model computes each input of the losses from.
 MADE_FROM = {
     "gen_embeds": "`generated_pixel_values`",
@@ -262,6 +303,7 @@ def gmail_loss(
     logit_scale: torch.Tensor | float | None = None,
     config: GmailLossConfig | None = None,
     logit_bias: torch.Tensor | float | None = None,
+    seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """
     All losses of a batch of pairs in float32.
@@ -276,10 +318,13 @@ def gmail_loss(
         config ([`GmailLossConfig`], *optional*): weights and temperature; default the paper's recipe, Eq. 1.
         logit_bias (`float` or `torch.FloatTensor` of one element, *optional*): with it the text losses are
             [`sigmoid_loss`].
+        seed (`int`): of the directions of [`sliced_wasserstein_loss`]; another one for each step, the same in all
+            processes.
 
     Returns:
         `dict` of `torch.FloatTensor` of shape `()`: the weighted sum as `loss`, and the terms whose weight is not
-        zero, unweighted, by name: `align`, `consistency`, `token`, `gen_text`, `real_text`.
+        zero, unweighted, by name: `align`, `consistency`, `sliced_wasserstein`, `token`, `gen_text`,
+        `real_text`.
 
     Raises:
         ValueError: a loss lacks its embeddings or tokens; numbers of rows differ.
@@ -312,6 +357,10 @@ def gmail_loss(
             )
         if config.consistency_weight > 0:
             losses["consistency"] = consistency_loss(given["gen_embeds"], given["real_embeds"])
+        if config.sliced_wasserstein_weight > 0:
+            gen, real = given["gen_embeds"], given["real_embeds"]
+            directions = random_directions(gen.shape[1], config.sliced_wasserstein_projections, seed).to(gen.device)
+            losses["sliced_wasserstein"] = sliced_wasserstein_loss(gen, real, directions, caption_ids)
         if config.token_weight > 0:
             losses["token"] = token_alignment_loss(**tokens, gather_statistics=config.gather_negatives)
         for kind in ("gen", "real"):

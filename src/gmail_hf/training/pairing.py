@@ -1,6 +1,12 @@
-"""Other partners for generated images, where many real images share a caption."""
+"""Partners for generated images, where many real images share a caption, and batches of them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from torch.utils.data import Sampler
+
+from .columns import rows_by_caption
 
 
 def optimal_pairing(
@@ -41,12 +47,48 @@ def optimal_pairing(
             raise ValueError(f"`{name}` row {bad[0]} is not finite.")
     rng = np.random.default_rng(seed)
     partners = np.arange(len(captions))
-    codes: dict[str, int] = {}
-    group_ids = np.array([codes.setdefault(caption, len(codes)) for caption in captions])
-    by_group = np.argsort(group_ids, kind="stable")
-    for group in np.split(by_group, np.flatnonzero(np.diff(group_ids[by_group])) + 1):
+    for group in rows_by_caption(captions).values():
         parts = np.array_split(rng.permutation(group), -(-len(group) // max_group)) if len(group) > 1 else []
         for rows in parts:
             generated, real = linear_sum_assignment(gen_embeds[rows] @ real_embeds[rows].T, maximize=True)
             partners[rows[generated]] = rows[real]
     return partners
+
+
+def random_pairing(captions: Sequence[Any], seed: int, epoch: int) -> np.ndarray:
+    """The row of the real partner of each generated image, `(pairs,)` int64: a random permutation per caption."""
+    rng = np.random.default_rng([seed, epoch])
+    partners = np.arange(len(captions))
+    for group in rows_by_caption(captions).values():
+        partners[group] = rng.permutation(group)
+    return partners
+
+
+class CaptionSampler(Sampler[int]):
+    """
+    All rows in random order, those of a caption in blocks.
+
+    Args:
+        captions: of each row; equal ones form blocks.
+        images_per_caption (`int`): rows per block; what is left of a caption forms a smaller one.
+        seed (`int`): of the order, together with the epoch. All processes need the same one.
+    """
+
+    def __init__(self, captions: Sequence[Any], images_per_caption: int, seed: int = 0):
+        self.groups = list(rows_by_caption(captions).values())
+        self.size, self.images_per_caption, self.seed, self.epoch = len(captions), images_per_caption, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        blocks = []
+        for group in self.groups:
+            group = rng.permutation(group)
+            blocks += np.split(group, range(self.images_per_caption, len(group), self.images_per_caption))
+        for block in rng.permutation(len(blocks)):
+            yield from blocks[block].tolist()

@@ -1,6 +1,7 @@
 """Pairs with embeddings in place of the images of frozen branches, and other partners where that is asked for."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from .checks import needed_columns
 from .data import SIDES, column_names, undecoded
 from .embeddings import cached_embeds, embeds_array
 from .losses import GmailLossConfig
-from .pairing import optimal_pairing
+from .pairing import optimal_pairing, random_pairing
 
 
 class EmbeddedPairs(torch.utils.data.Dataset):
@@ -25,6 +26,7 @@ class EmbeddedPairs(torch.utils.data.Dataset):
         real, generated (`datasets.Dataset`, *optional*): embeddings of the pairs' real and generated images, row by
             row, in a column `image_embeds`, as from [`cached_embeds`].
         partners (`np.ndarray` of shape `(pairs,)`, *optional*): the row whose real image each generated image gets.
+        redraw (*optional*): gives the partners of an epoch, in place of `partners`.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class EmbeddedPairs(torch.utils.data.Dataset):
         real: Dataset | None = None,
         generated: Dataset | None = None,
         partners: np.ndarray | None = None,
+        redraw: Callable[[int], np.ndarray] | None = None,
     ):
         embeds = {"real": real, "generated": generated}
         images = [f"{side}_image" for side, given in embeds.items() if given is None]
@@ -41,6 +44,13 @@ class EmbeddedPairs(torch.utils.data.Dataset):
         self.image_ids = pairs.select_columns(["image_id"])
         self.embeds = {side: given for side, given in embeds.items() if given is not None}
         self.partners = np.arange(len(pairs)) if partners is None else partners
+        self.redraw = redraw
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before each epoch."""
+        if self.redraw is not None:
+            self.partners = self.redraw(epoch)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -83,7 +93,7 @@ def replace_images(
         pairs: see [`check_for_training`].
         model ([`GmailCLIPModel`]), processor: as in [`cached_embeds`].
         args ([`GmailTrainingArguments`]): the settings.
-        pairing (`str`): `"caption"` or `"optimal"`, see [`optimal_pairing`].
+        pairing (`str`): `"caption"`, `"optimal"`, see [`optimal_pairing`], or `"none"`, see [`random_pairing`].
         barrier: as in [`cached_embeds`].
 
     Returns:
@@ -118,6 +128,8 @@ def replace_images(
     if pairing == "optimal":
         partners = _optimal_partners(embed("generated", "real"), embeds["real"], pairs["caption"][:], args.seed)
         return EmbeddedPairs(pairs, **embeds, partners=partners)
+    if pairing == "none":
+        return EmbeddedPairs(pairs, **embeds, redraw=partial(random_pairing, pairs["caption"][:], args.seed))
     return EmbeddedPairs(pairs, **embeds) if embeds else undecoded(pairs)
 
 

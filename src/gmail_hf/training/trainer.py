@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -28,7 +28,8 @@ from .callbacks import FiguresCallback
 from .checks import check_for_training
 from .data import GmailCollator
 from .losses import gmail_loss
-from .preparation import drop_unused, replace_images
+from .pairing import CaptionSampler
+from .preparation import EmbeddedPairs, drop_unused, replace_images
 from .safe_trainer import SafeTrainer
 
 NO_PAIR = -1  # the caption id of rows that only fill a batch; ids are not negative
@@ -122,12 +123,15 @@ class GmailTrainer(SafeTrainer):
         for name, dataset in named.items():
             if dataset is not None:
                 check_for_training(dataset, name, model, args)
-        if args.pairing == "optimal" and train_dataset is not None:
-            streamed = isinstance(train_dataset, IterableDataset)
+        streamed = isinstance(train_dataset, IterableDataset)
+        if args.pairing != "caption" and train_dataset is not None:
             if model.trains("real") or streamed or "generated_image" not in train_dataset.column_names:
                 raise ValueError(
-                    '`pairing="optimal"` needs a frozen real branch and generated images that are not streamed.'
+                    f'`pairing="{args.pairing}"` needs a frozen real branch and generated images that are not '
+                    "streamed."
                 )
+        if args.images_per_caption > 1 and streamed:
+            raise ValueError("`images_per_caption` orders the rows of a data set, but train_dataset is streamed.")
         if args.needs_text and not hasattr(model, "text_model"):
             raise ValueError(f"{type(model).__name__} has no text encoder: text losses need one.")
         text = text_options(model) if args.needs_text else None
@@ -152,6 +156,13 @@ class GmailTrainer(SafeTrainer):
     def get_train_dataloader(self) -> DataLoader:
         self.train_dataset = self._prepare(self.train_dataset, self.args.pairing)
         return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if self.args.images_per_caption == 1:
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        captions = (dataset.pairs if isinstance(dataset, EmbeddedPairs) else dataset)["caption"][:]
+        return CaptionSampler(captions, self.args.images_per_caption, self.args.seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         if eval_dataset is None:
@@ -189,7 +200,9 @@ class GmailTrainer(SafeTrainer):
         outputs = GmailOutput(**outputs, **precomputed)
         scale, bias = (getattr(self.model, name, None) for name in ("logit_scale", "logit_bias"))
         scale = None if scale is None else scale.exp()
-        losses = gmail_loss(outputs, **ids, logit_scale=scale, config=args, logit_bias=bias)
+        step = self.state.global_step if model.training else 0  # evaluations are comparable over the same directions
+        seed = int(np.random.SeedSequence([args.seed, step]).generate_state(1)[0])
+        losses = gmail_loss(outputs, **ids, logit_scale=scale, config=args, logit_bias=bias, seed=seed)
         loss = losses.pop("loss")
         if model.training:
             self.skipped_pairs += int(skipped) if skipped is not None else 0
