@@ -17,6 +17,7 @@ import pytest
 import recipes
 import reproduce
 import runs as runs_module
+import tables
 from tiny import make_model, make_pairs, make_processor
 
 from gmail_hf import GmailCLIPModel, digits, embed_images
@@ -61,10 +62,10 @@ def runs(tmp_path):
     return runs_module.Runs(tmp_path, seed=3, split="validation", num_pairs=40, num_test=20)
 
 
-def test_every_table_of_the_paper_has_one_recipe():
-    numbers = [number for table in recipes.TABLES for number in table.numbers]
-    assert sorted(numbers) == list(range(1, 18))
-    assert len({table.title for table in recipes.TABLES}) == len(recipes.TABLES)
+def test_every_table_of_the_paper_has_a_recipe():
+    numbers = [number for table in tables.TABLES for number in table.numbers]
+    assert set(numbers) == set(range(1, 18))
+    assert len({table.title for table in tables.TABLES}) == len(tables.TABLES)
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def parse(monkeypatch):
     return parsed
 
 
-@pytest.mark.parametrize("numbers", [(), *(table.numbers for table in recipes.TABLES)], ids=str)
+@pytest.mark.parametrize("numbers", [(), *(table.numbers for table in tables.TABLES)], ids=str)
 def test_commands_for_coco_run_one_after_the_other(parse, capsys, numbers):
     """Options and configs exist, none is missing; models and data come from the commands before, or from the Hub."""
     reproduce.main(["--world", "coco", *(["--table", *map(str, numbers)] if numbers else [])])

@@ -19,6 +19,15 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 
 from gmail_hf.digits.scenes import IMAGE_SIZE, draw_scenes, load_digits
 
+VISION = {
+    "image_size": IMAGE_SIZE,
+    "patch_size": 8,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+}
+
 
 @dataclass
 class ClipArguments:
@@ -58,15 +67,7 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
         "max_position_embeddings": MAX_LENGTH,
         **special_tokens,
     }
-    vision_config = {
-        "image_size": IMAGE_SIZE,
-        "patch_size": 8,
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-    }
-    config = CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=64)
+    config = CLIPConfig(text_config=text_config, vision_config=VISION, projection_dim=64)
     # The fused attention of CPUs is several times slower backward in bfloat16; a loaded model uses its own default.
     config._attn_implementation = "eager"
     return CLIPModel(config)

@@ -29,8 +29,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from recipes import FIGURES, GENERATED, REAL, TABLES, coco_commands
+from recipes import FIGURES, GENERATED, REAL
 from runs import FEWER_STEPS, Runs
+from tables import TABLES, coco_commands
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,14 @@ NEAR = {"guidance_scale": 2.0, "num_inference_steps": 20}  # the generator's bes
 # While transformers loads a model, tensors made by other threads of the process land on the meta device too, and
 # matplotlib draws for one thread: both are done under this lock. Ask for pairs and runs before taking it.
 ALONE = threading.Lock()
+
+# Further bases, made by benchmarks/digits/train_bases.py with these settings; all seeds share them.
+BASES = {
+    "siglip": {},
+    "synclr": {},
+    "longclip": {"num_steps": 400, "batch_size": 128, "learning_rate": 5e-4},
+}
+_BASE_LOCKS = {kind: threading.Lock() for kind in BASES}
 
 
 def slug(name: str) -> str:
@@ -74,6 +83,30 @@ def move(pairs: Path, model: str, name: str, folder: Path) -> None:
     splits.save_to_disk(folder)
 
 
+def train_base(kind: str, folder: Path) -> None:
+    """Train a base by its recipe in benchmarks/digits."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "digits"))
+    from train_bases import BaseArguments, train
+
+    train(BaseArguments(str(folder), kind, **BASES[kind]))
+
+
+def with_long_captions(pairs: Path, seed: int, folder: Path) -> None:
+    """Save pairs whose captions also name places and ground; the images are those generated from the short ones."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "digits"))
+    from datasets import load_from_disk
+    from train_bases import long_captions
+
+    from gmail_hf.digits.scenes import split_scenes
+
+    splits = load_from_disk(pairs)
+    for split, rows in splits.items():
+        blocks = split_scenes(split, len(rows), seed)
+        captions = [caption for scenes in blocks for caption in long_captions(scenes)]
+        splits[split] = rows.remove_columns("caption").add_column("caption", captions)
+    splits.save_to_disk(folder)
+
+
 @dataclass
 class Runs:
     """
@@ -104,8 +137,8 @@ class Runs:
     def pairs(self, name: str = "pairs") -> Path:
         """
         Pairs on disk: `pairs`; `near`, generated at the best settings of the generator; `mixed`, with a column of
-        generated and real images in turns; `mean_shift` and `coral`, with f_r(generated), moved onto f_r(real) by the
-        map of this name in gmail_hf.metrics, as the column `generated_embeds`.
+        generated and real images in turns; `long`, with long captions; `mean_shift` and `coral`, with f_r(generated),
+        moved onto f_r(real) by the map of this name in gmail_hf.metrics, as the column `generated_embeds`.
         """
         folder = self.folder / name
         with self._lock(name):
@@ -113,6 +146,9 @@ class Runs:
                 partial = folder.with_suffix(".part")
                 if name == "mixed":
                     self._mixed().save_to_disk(partial)
+                elif name == "long":
+                    arguments = (self.pairs(), self.seed, partial)
+                    self._call(name, f"long captions {self.pairs()}", with_long_captions, *arguments)
                 elif name in TRAINING_FREE:
                     arguments = (self.pairs(), self.aligned(), name, partial)
                     self._call(name, f"move {' '.join(map(str, arguments))}", move, *arguments)
@@ -161,9 +197,19 @@ class Runs:
             print(f"[seed {self.seed}] {name}: {printed}", flush=True)
             call(self.folder / f"{name}.log", function, *arguments)
 
-    def aligned(self, variant: str = PAPER, pairs: str = "pairs", *options: str) -> str:
-        """The folder of a model after stage 1."""
+    def base(self, kind: str) -> str:
+        """The folder of a base in `BASES`."""
+        folder = self.folder.parent / "bases" / kind
+        with _BASE_LOCKS[kind]:
+            if not (folder / "model.safetensors").exists():
+                self._call(f"base-{kind}", f"train_bases.py --kind {kind}", train_base, kind, folder)
+        return str(folder)
+
+    def aligned(self, variant: str = PAPER, pairs: str = "pairs", *options: str, base: str = "") -> str:
+        """The folder of a model after stage 1, of the bundled CLIP or another base."""
         name = f"stage1-{slug(variant)}" + ("" if pairs == "pairs" else f"-{pairs}") + "".join(map(slug, options))
+        if base:
+            name, options = f"{name}-{base}", (*options, "--model", self.base(base))
         config = ("--config", "digits", *FEWER_STEPS["stage 1"])
         output, _ = self.run(name, "train", *config, *VARIANTS[variant], *options, pairs=self.pairs(pairs))
         return str(output)

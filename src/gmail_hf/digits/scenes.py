@@ -4,6 +4,7 @@ The handwriting is the 5,000-digit sample of MNIST (LeCun et al., 1998) that mlx
 nothing is downloaded. Every split owns its handwriting: no digit image is drawn from in two splits.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from io import BytesIO
 
@@ -69,7 +70,9 @@ def caption_of(digits: list[int], colors: list[str]) -> str:
     return " and ".join(f"a {color} {DIGIT_NAMES[digit]}" for digit, color in zip(digits, colors, strict=True))
 
 
-def draw_scenes(split: str, num_scenes: int, rng: np.random.Generator) -> dict[str, np.ndarray | list]:
+def draw_scenes(
+    split: str, num_scenes: int, rng: np.random.Generator, contents: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray | list]:
     """Draws random scenes.
 
     Position, size, slant and stroke brightness of the digits vary, and so do colour, gradient and noise of the ground;
@@ -79,22 +82,26 @@ def draw_scenes(split: str, num_scenes: int, rng: np.random.Generator) -> dict[s
         split: whose handwriting to use, see [`handwriting`].
         num_scenes: how many scenes, n below.
         rng: the only source of randomness.
+        contents: the `digits` and `colors` of other scenes, to draw the same captions again.
 
     Returns:
         `images` uint8 `(n, 32, 32, 3)`, `digits` int64 `(n, 2)`, `colors` int64 `(n, 2)` (indices into
-        `COLOR_NAMES`) and `captions`, a list of n strings.
+        `COLOR_NAMES`), `captions`, a list of n strings, and what captions do not mention: `heights` `(n, 2)`, the
+        vertical centres of the digits in pixels from the top, and `tints` `(n, 3)`, the RGB of the ground in [0, 1].
     """
     ink = handwriting(split)
     digits = rng.integers(10, size=(num_scenes, 2))
     first = rng.integers(len(COLORS), size=num_scenes)
     second = (first + rng.integers(1, len(COLORS), size=num_scenes)) % len(COLORS)  # never the first colour
     colors = np.stack([first, second], axis=1)
+    if contents is not None:
+        digits, colors = contents["digits"], contents["colors"]
     writers = rng.integers(ink.shape[1], size=(num_scenes, 2))
-    strokes = _place(ink[digits, writers], rng)  # (n, 2, 32, 32)
+    strokes, heights = _place(ink[digits, writers], rng)  # (n, 2, 32, 32)
 
     palette = np.array(list(COLORS.values()), dtype=np.float32)
     paint = palette[colors] * rng.uniform(0.85, 1.0, size=(num_scenes, 2, 1)).astype(np.float32)
-    canvas = _ground(num_scenes, rng)
+    canvas, tints = _ground(num_scenes, rng)
     for side in range(2):
         stroke = strokes[:, side, :, :, None]
         canvas = canvas * (1 - stroke) + paint[:, side, None, None, :] * stroke
@@ -106,11 +113,12 @@ def draw_scenes(split: str, num_scenes: int, rng: np.random.Generator) -> dict[s
         for pair, tints in zip(digits.tolist(), colors.tolist(), strict=True)
     ]
     images = (canvas.clip(0, 1) * 255).round().astype(np.uint8)
-    return {"images": images, "digits": digits, "colors": colors, "captions": captions}
+    contents = {"digits": digits, "colors": colors, "captions": captions}
+    return {"images": images, **contents, "heights": heights, "tints": tints}
 
 
-def _place(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Puts digits `(n, 2, 28, 28)` on canvases `(n, 2, 32, 32)`, the first on the left, with jitter."""
+def _place(ink: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Puts digits `(n, 2, 28, 28)` on canvases `(n, 2, 32, 32)`, the first on the left, with jitter; their heights."""
     num_scenes = len(ink)
     size = rng.uniform(14.0, 18.0, size=(num_scenes, 2))  # height in pixels of MNIST's 20-pixel box
     angle = rng.uniform(-0.15, 0.15, size=(num_scenes, 2))  # radians
@@ -131,15 +139,24 @@ def _place(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         torch.from_numpy(theta.astype(np.float32)), [2 * num_scenes, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False
     )
     placed = grid_sample(torch.from_numpy(ink).reshape(-1, 1, 28, 28), grid, align_corners=False)
-    return placed.numpy().reshape(num_scenes, 2, IMAGE_SIZE, IMAGE_SIZE)
+    return placed.numpy().reshape(num_scenes, 2, IMAGE_SIZE, IMAGE_SIZE), center_y
 
 
-def _ground(num_scenes: int, rng: np.random.Generator) -> np.ndarray:
-    """Grounds `(n, 32, 32, 3)`: a dim colour with a gradient in a random direction."""
+def _ground(num_scenes: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Grounds `(n, 32, 32, 3)`, a dim colour with a gradient in a random direction, and the colours `(n, 3)`."""
     tint = rng.uniform(0.0, 0.35, size=(num_scenes, 1, 1, 3)).astype(np.float32)
     slope = rng.uniform(-0.15, 0.15, size=(num_scenes, 2, 1, 1, 1)).astype(np.float32)
     ramp = np.linspace(-1, 1, IMAGE_SIZE, dtype=np.float32)
-    return tint + slope[:, 0] * ramp[None, :, None, None] + slope[:, 1] * ramp[None, None, :, None]
+    ground = tint + slope[:, 0] * ramp[None, :, None, None] + slope[:, 1] * ramp[None, None, :, None]
+    return ground, tint[:, 0, 0]
+
+
+def split_scenes(split: str, num_scenes: int, seed: int = 0) -> Iterator[dict[str, np.ndarray | list]]:
+    """The scenes of [`load_digits`] in blocks, as [`draw_scenes`] returns them."""
+    for start in range(0, num_scenes, _BLOCK):
+        rng = np.random.default_rng([seed, list(NUM_SCENES).index(split), start])
+        scenes = draw_scenes(split, _BLOCK, rng)
+        yield {name: values[: num_scenes - start] for name, values in scenes.items()}
 
 
 def load_digits(split: str, num_scenes: int | None = None, seed: int = 0) -> Dataset:
@@ -165,15 +182,12 @@ def load_digits(split: str, num_scenes: int | None = None, seed: int = 0) -> Dat
     handwriting(split)
     num_scenes = NUM_SCENES[split] if num_scenes is None else num_scenes
     columns = {"real_image": [], "caption": [], "image_id": [], "digits": [], "colors": []}
-    for start in range(0, num_scenes, _BLOCK):
-        rng = np.random.default_rng([seed, list(NUM_SCENES).index(split), start])
-        scenes = draw_scenes(split, _BLOCK, rng)
-        count = min(_BLOCK, num_scenes - start)
-        columns["real_image"] += [{"bytes": _png(image), "path": None} for image in scenes["images"][:count]]
-        columns["caption"] += scenes["captions"][:count]
-        columns["image_id"] += [f"digits-{split}-{start + index:06d}" for index in range(count)]
-        columns["digits"] += scenes["digits"][:count].tolist()
-        columns["colors"] += [[COLOR_NAMES[color] for color in pair] for pair in scenes["colors"][:count].tolist()]
+    for scenes in split_scenes(split, num_scenes, seed):
+        columns["real_image"] += [{"bytes": _png(image), "path": None} for image in scenes["images"]]
+        columns["caption"] += scenes["captions"]
+        columns["digits"] += scenes["digits"].tolist()
+        columns["colors"] += [[COLOR_NAMES[color] for color in pair] for pair in scenes["colors"].tolist()]
+    columns["image_id"] = [f"digits-{split}-{index:06d}" for index in range(num_scenes)]
     features = Features(
         real_image=Image(),
         caption=Value("string"),
