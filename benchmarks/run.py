@@ -26,6 +26,7 @@ from typing import Any
 BENCHMARKS = {
     "step": "training",
     "memory": "training",
+    "bases": "bases",
     "cached": "caching",
     "infer": "inference",
     "load": "load",

@@ -25,16 +25,13 @@ sys.path.insert(0, str(BENCHMARKS))
 import subjects  # noqa: E402
 import torch  # noqa: E402
 import trainers  # noqa: E402
+from bases import BASES, LORA, Tower, gmail_tower, towers_of, two_models  # noqa: E402
 from measuring import Clock, Settings, forget_peak, peak_mb, timed  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from training import working_folder  # noqa: E402
-from transformers import AutoModel, Dinov2Config, Dinov2Model, SiglipConfig, SiglipModel  # noqa: E402
 
 import gmail_hf  # noqa: E402
-from gmail_hf.branches.routing import RoutedLinear  # noqa: E402
-
-LORA = {"lora_rank": trainers.RANK, "lora_alpha": trainers.ALPHA}
 
 
 @dataclass
@@ -146,37 +143,8 @@ def tests(part: Part) -> None:
         raise SystemExit(f"pytest: {code!r}")
 
 
-@dataclass
-class Tower:
-    """A vision encoder in training; `embed_real` is None where real images were embedded once, before training."""
-
-    embed: Callable[[torch.Tensor], torch.Tensor]
-    embed_real: Callable[[torch.Tensor], torch.Tensor] | None
-    parameters: list[torch.nn.Parameter]
-
-
-def gmail_tower(model: Any, **options: Any) -> Tower:
-    vision = [parameter for name, parameter in model.train().named_parameters() if "text" not in name]
-    return Tower(lambda images: model.embed_images(images, "gen", **options), None, vision)
-
-
 def gmail_clip(part: Part, size: str, compiled: bool = False, **options: Any) -> Tower:
     return gmail_tower(subjects.gmail(size, replace(part.settings, compile=compiled), **LORA), **options)
-
-
-def two_models(make: Callable[[], Any], targets: str | list[str], head: list[str] | None) -> Tower:
-    """What people would write instead: a frozen model, and another with PEFT's LoRA."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(r=trainers.RANK, lora_alpha=trainers.ALPHA, target_modules=targets, modules_to_save=head)
-    real = make().requires_grad_(False)
-    generated = get_peft_model(make(), lora).train()
-
-    def embed(model: Any, images: torch.Tensor) -> torch.Tensor:
-        return normalize(getattr(model, "get_image_features", model)(images).pooler_output, dim=-1)
-
-    vision = [p for model in (real, generated) for name, p in model.named_parameters() if "text" not in name]
-    return Tower(lambda images: embed(generated, images), lambda images: embed(real, images), vision)
 
 
 def two_clips(part: Part, size: str, compiled: bool = False) -> Tower:
@@ -198,17 +166,7 @@ def measure_step(
         with torch.device(part.settings.device):  # weights are drawn where they will be
             tower = make()
         images = torch.randn(batch, 3, 224, 224, device=part.settings.device)
-        optimizer = torch.optim.AdamW([p for p in tower.parameters if p.requires_grad], lr=1e-4)
-
-        def advance(count: int = batch) -> None:
-            with subjects.autocast(part.settings):
-                generated = tower.embed(images[:count]).float()
-                with torch.no_grad():  # an embedding made before costs the same, whatever it holds
-                    real = tower.embed_real(images[:count]).float() if tower.embed_real else generated.detach()
-            gmail_hf.alignment_loss(generated, real).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
+        advance = tower.step(images, part.settings)
         line["of_a_pair"] = operations or count_operations(lambda: advance(2)) / 2
         moved = moved_by_training(tower.parameters) + images.numel() * images.element_size()
         work = {"count": batch, "unit": "pairs", "operations": line["of_a_pair"] * batch, "moved": moved}
@@ -255,39 +213,12 @@ def gmail_trainer(settings: Settings, size: str, batch: int, steps: int) -> floa
 
 def bases(part: Part) -> None:
     """A step of stage 1 on other bases, next to two of the base with PEFT on the same layers; Qwen3-VL's tower."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (make, head) in BASES.items():
-            with torch.device(part.settings.device):
-                make(part).save_pretrained(folder)
-
-            def base(folder: str = folder) -> Any:
-                return AutoModel.from_pretrained(folder).to(part.settings.device)
-
-            def ours(folder: str = folder) -> Any:
-                return gmail_hf.from_base(folder, **LORA).to(part.settings.device)
-
-            targets = [layer for layer, module in ours().named_modules() if isinstance(module, RoutedLinear)]
-            against = f"two of {name}, PEFT on one"
-            theirs = measure_step(part, against, partial(two_models, base, targets, head), part.choose(4, 256))
-            measure_step(part, name, lambda ours=ours: gmail_tower(ours()), part.choose(4, 256), against=theirs)
-    measure_step(part, "Qwen3-VL's tower", lambda: qwen3_vl(part), part.choose(4, 256))
-
-
-SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
-
-
-def siglip(part: Part) -> Any:
-    """transformers' default sizes of a SigLIP, those of B/16."""
-    return SiglipModel(SiglipConfig(vision_config=part.choose(SMALL, {}), text_config={"num_hidden_layers": 1}))
-
-
-def dinov2(part: Part) -> Any:
-    """transformers' default sizes of a DINOv2, those of B/14."""
-    return Dinov2Model(Dinov2Config(image_size=224, patch_size=14, **part.choose(SMALL, {})))
-
-
-# By name, what makes a base, and its modules that make the pooled embedding, which each branch owns.
-BASES = {"SigLIP-B/16": (siglip, ["head"]), "DINOv2-B/14": (dinov2, None)}
+    batch = part.choose(4, 256)
+    for name in BASES:
+        with towers_of(name, part.settings) as (ours, two):
+            theirs = measure_step(part, f"two of {name}, PEFT on one", two, batch)
+            measure_step(part, name, ours, batch, against=theirs)
+    measure_step(part, "Qwen3-VL's tower", lambda: qwen3_vl(part), batch)
 
 
 def qwen3_vl(part: Part) -> Tower:

@@ -128,7 +128,7 @@ def probes(runs: Runs) -> list[dict]:
                 metrics.tuned_probe(embeds[name], labels["train"][task], scored, labels["test"][task], seed=runs.seed)
                 for task in tasks
             ]
-            scores[kind] = sum(probe.accuracy for probe in found) / len(found)
+            scores[kind] = sum(probe.top1 for probe in found) / len(found)
         rows.append({"row": name, **scores})
     return rows
 
