@@ -16,6 +16,8 @@ ORDER = (
     *("captioners", "vlm", "evaluation", "digits", "commands"),
 )
 
+ANYWHERE = (f"{PACKAGE}.version", f"{PACKAGE}.files")
+
 
 def module_of(path: Path, root: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
@@ -53,8 +55,8 @@ def test_imports_have_no_cycle():
 
 
 def against_order(graph: dict[str, set[str]]) -> set[tuple[str, str]]:
-    """Imports of a folder from one that comes after it in `ORDER`; `version.py` may be imported from anywhere."""
-    folder = {module: module.split(".")[1] for module in graph if module != f"{PACKAGE}.version"}
+    """Imports of a folder from one that comes after it in `ORDER`; files of `ANYWHERE` may be imported by all."""
+    folder = {module: module.split(".")[1] for module in graph if module not in ANYWHERE}
     pairs = {(module, name) for module in folder for name in graph[module] if name in folder}
     return {pair for pair in pairs if ORDER.index(folder[pair[0]]) < ORDER.index(folder[pair[1]])}
 

@@ -72,12 +72,12 @@ def test_disk_full_in_the_middle(make_args, monkeypatch):
 
     def full(descriptor: int) -> None:
         written.append(descriptor)
-        if len(written) == 4:  # the manifest, two shards, and now
+        if len(written) == 8:  # the manifest, twice the manifest and a shard, the contact sheet, the manifest, and now
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.os, "fsync", full)
+        patch.setattr("gmail_hf.files.os.fsync", full)
         with pytest.raises(OSError, match=r"train-00002.*No space left.*finished shards are complete") as error:
             synthesize(make_args())
     assert error.value.errno == errno.ENOSPC
@@ -98,5 +98,5 @@ def test_finished_is_one_listing(tmp_path):
     folder.open({})
     for shard in (1, 4):
         folder.write(shard, pa.table({"a": [1]}))
-    (tmp_path / "data" / "train-00000-of-00005.parquet.part").touch()
+    (tmp_path / "data" / ".train-00000-of-00005.parquet.0.part").touch()
     assert folder.finished() == {1, 4} and list(folder.rows(4)) == [8, 9]

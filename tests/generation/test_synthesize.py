@@ -81,7 +81,9 @@ def test_killed_and_resumed_equals_uninterrupted(whole, make_args, options, tmp_
     process.wait()
     kept = {name: (folder / "data" / name).stat().st_mtime_ns for name in shards(folder) if name.endswith("parquet")}
     assert 2 <= len(kept) < 6, process.stderr.read()
-    (folder / "data" / "train-00005-of-00006.parquet.part").write_bytes(b"half a shard")  # as a kill may leave it
+    leftover = folder / "data" / ".train-00005-of-00006.parquet.0123456789abcdef.part"  # as a kill may leave it
+    leftover.write_bytes(b"half a shard")
+    assert len(load_pairs(str(folder))) == datasets.load_dataset(str(folder), split="train").num_rows == 16 * len(kept)
     synthesize(make_args())
     assert shards(folder) == shards(whole)
     assert all((folder / "data" / name).stat().st_mtime_ns == mtime for name, mtime in kept.items())

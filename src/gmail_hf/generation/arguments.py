@@ -94,6 +94,9 @@ class SynthesisArguments:
         default="keep",
         metadata={"help": "keep or drop the images flagged by the pipeline's safety checker, if it has one."},
     )
+    verify: bool = field(
+        default=False, metadata={"help": "First compare the digests of the finished shards with the manifest."}
+    )
     ray_workers: int | None = field(
         default=None, metadata={"help": 'Number of Ray workers to run on; needs pip install "gmail-hf[ray]".'}
     )

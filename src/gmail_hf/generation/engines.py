@@ -7,10 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..files import try_lock
 from ..training.loading import check_free_disk
 from ..version import __version__
 from .arguments import SynthesisArguments
@@ -101,13 +101,16 @@ def synthesize(
         [`ShardFolder`]: all shards of `args.shard_range` are finished.
 
     Raises:
-        OSError, ValueError: see [`make_job`]; OSError also where the disk is too small.
+        OSError, ValueError: see [`make_job`]; OSError also where the disk is too small, ValueError where finished
+            shards were changed, see [`ShardFolder.check`].
         FileExistsError: `args.output_dir` was made with other settings.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     job = resolve(args)
     job.open()
     folder, shards, pending = job.folder, job.shards, job.pending()
+    if args.verify and rank == 0:
+        logger.warning(f"{folder.check(digests=True)} finished shards are as they were written.")
     if not pending:
         if rank == 0:
             logger.warning(f"Nothing to do: all {len(shards)} shards are in '{folder.path}'.")
@@ -215,8 +218,10 @@ def _write_sheet(folder: ShardFolder) -> None:
     path = folder.file(CONTACT_SHEET)
     if path.exists() or not folder.shard_path(0).exists():
         return
+    lock = try_lock(folder.path / ".locks" / f"{path.name}.lock")
+    if lock is None:  # another process is drawing it
+        return
     try:
-        with FileLock(folder.path / ".locks" / f"{path.name}.lock", timeout=0):
-            write_contact_sheet(folder.shard_path(0), path)
-    except Timeout:
-        pass  # another process is drawing it
+        write_contact_sheet(folder.shard_path(0), path)
+    finally:
+        lock.release()

@@ -37,12 +37,15 @@ def push_dataset(
 
     Raises:
         FileNotFoundError: `folder` holds no shards.
-        ValueError: the repository holds shards of other settings, and the message shows what differs; or it holds a
-            split that `folder` does not, which its new card would not name.
+        ValueError: a shard was changed, see [`ShardFolder.check`]; the repository holds shards of other settings, and
+            the message shows what differs; or it holds a split that `folder` does not, which its new card would not
+            name.
     """
     opened = [(shards, manifest) for shards, manifest in open_folder(folder) if shards.finished()]
     if not opened:
         raise FileNotFoundError(f"'{folder}' holds no finished shard yet.")
+    for shards, _ in opened:
+        shards.check()
     if captions_license:
         for _, manifest in opened:
             manifest["source"]["captions_license"] = captions_license
@@ -83,10 +86,10 @@ def _upload(api: HfApi, repo_id: str, shards: ShardFolder, there: set[str]) -> t
     for start in range(0, len(missing), SHARDS_PER_COMMIT):
         chunk = missing[start : start + SHARDS_PER_COMMIT]
         operations = [_add(_name_in_repo(shards, shard), shards.shard_path(shard)) for shard in chunk]
-        # The manifest is in the first commit, so that an interrupted upload already describes its shards.
+        # The manifest is in each commit, so that an interrupted upload already describes its shards.
         api.create_commit(
             repo_id,
-            operations if manifest.name in there or start else about + operations,
+            about + operations,
             commit_message=f"Add {shards.split} shards {chunk[0]} to {chunk[-1]}",
             repo_type="dataset",
         )

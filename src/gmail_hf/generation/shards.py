@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
+from ..files import try_lock, write_file
 from .arguments import SPLIT_NAME
 
 MANIFEST = "manifest.json"
@@ -48,9 +49,8 @@ class ShardFolder:
 
     The folder may hold several splits, each with its own manifest, see [`file_of`].
 
-    A shard is written to a temporary file and renamed, so a shard that exists is complete. The process that makes a
-    shard holds a file lock on it. The operating system releases the lock when the process dies, also that of another
-    machine if the file system's locks span machines (NFS, Lustre, GPFS).
+    A shard is written to a temporary file and renamed, so a shard that exists was written to its end; its size and
+    digest are in the manifest. The process that makes a shard holds a lock on it, see [`files.try_lock`].
 
     Args:
         path: the folder.
@@ -94,10 +94,11 @@ class ShardFolder:
         Raises:
             FileExistsError: the folder holds shards of other settings, and the message shows what differs; or it holds
                 files that cannot be loaded as one data set with this split.
+            ValueError: a finished shard has another size than when it was written, see [`check`].
         """
         for name in ("data", ".locks"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path / ".locks" / "manifest.lock"):
+        with self._manifest_lock():
             manifest = self.file(MANIFEST)
             if manifest.exists():
                 theirs = read_manifest(self.path, self.split)["settings"]
@@ -107,17 +108,53 @@ class ShardFolder:
                         f"'{self.split}' in '{self.path}' was made with other settings (there -> now):\n  {lines}\n"
                         "Repeat the earlier settings to resume it, or choose another --output_dir."
                     )
+                self.check()
                 return
             self._check_others(settings)
             fingerprint = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
             content = {"fingerprint": fingerprint, "num_rows": self.num_rows, "num_shards": self.num_shards}
-            content |= {"settings": settings} | more
-            replace_file(manifest, (json.dumps(content, indent=2) + "\n").encode())
+            self._write_manifest(content | {"settings": settings} | more | {"shards": {}})
+
+    def _manifest_lock(self) -> FileLock:
+        return FileLock(self.path / ".locks" / "manifest.lock")
+
+    def _write_manifest(self, content: dict[str, Any]) -> None:
+        write_file(self.file(MANIFEST), json.dumps(content, indent=2) + "\n")
+
+    def check(self, digests: bool = False) -> int:
+        """
+        Compare the finished shards with the manifest.
+
+        Args:
+            digests: compare digests too, which reads all shards; by default sizes alone.
+
+        Returns:
+            How many shards agree. Those of the first releases are not in the manifest.
+
+        Raises:
+            ValueError: shards were changed after they were written; the message names them.
+        """
+        known = read_manifest(self.path, self.split).get("shards", {})
+        paths = [path for path in map(self.shard_path, sorted(self.finished())) if path.name in known]
+        changed = []
+        for path in paths:
+            written, size = known[path.name], path.stat().st_size
+            if size != written["size"]:
+                changed.append(f"{path.name} has {size} instead of {written['size']} bytes")
+            elif digests and digest(path.read_bytes()) != written["blake2b"]:
+                changed.append(f"{path.name} has other content")
+        if changed:
+            raise ValueError(
+                f"{len(changed)} shards in '{self.path}' were changed after they were written: "
+                f"{'; '.join(changed[:5])}. Delete them and run the same command again to restore them."
+            )
+        return len(paths)
 
     def _check_others(self, settings: dict[str, Any]) -> None:
         """Refuse a folder with files of no split, or with a split of other columns: they could not be loaded."""
         others = splits_of(os.listdir(self.path))
-        if any(name.partition("-")[0] not in others for name in os.listdir(self.path / "data")):
+        names = [name for name in os.listdir(self.path / "data") if not name.startswith(".")]
+        if any(name.partition("-")[0] not in others for name in names):
             raise FileExistsError(f"'{self.path}/data' holds files without a {MANIFEST}: choose another --output_dir.")
         for split in others:
             theirs, ours = read_manifest(self.path, split)["settings"].get("real_images"), settings.get("real_images")
@@ -129,12 +166,7 @@ class ShardFolder:
 
     def lock(self, shard: int) -> FileLock | None:
         """The lock of an unfinished shard, held until released; None if another process is making the shard."""
-        lock = FileLock(self.path / ".locks" / f"{self.split}-{shard:05d}.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            return None
-        return lock
+        return try_lock(self.path / ".locks" / f"{self.split}-{shard:05d}.lock")
 
     def write(self, shard: int, table: pa.Table) -> None:
         """
@@ -145,28 +177,24 @@ class ShardFolder:
         """
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, row_group_size=ROW_GROUP_SIZE)
+        content = buffer.getvalue()
         try:
-            replace_file(self.shard_path(shard), buffer.getvalue())
+            with self._manifest_lock():  # before the shard, so that each finished shard is in the manifest
+                manifest = read_manifest(self.path, self.split)
+                written = {"size": len(content), "blake2b": digest(content)}
+                manifest.setdefault("shards", {})[self.shard_path(shard).name] = written
+                self._write_manifest(manifest)
+            write_file(self.shard_path(shard), content)
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{self.shard_path(shard)} could not be written ({error.strerror}). The finished shards are complete: "
-                "free some space and run the same command again",
+                f"{error.strerror}. The finished shards are complete: free some space and run the same command again",
             ) from error
 
 
-def replace_file(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write a temporary file and rename it: a reader never finds half a file, even after a power failure."""
-    partial = path.with_name(f"{path.name}.part")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+def digest(content: bytes | pa.Buffer) -> str:
+    """BLAKE2b of 16 bytes, in hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def read_manifest(folder: str | os.PathLike, split: str = "train") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import textwrap
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
+from ..files import replacing
 from ..training.data import BadImageError, decode_image
 
 SHEET_ROWS, SHEET_COLUMNS, SIDE, MARGIN, TEXT_HEIGHT = 8, 5, 160, 8, 20
@@ -51,9 +52,8 @@ def write_contact_sheet(shard: str | os.PathLike, path: str | os.PathLike) -> No
             draw.rectangle((left, top, left + SIDE, top + SIDE), outline=color, width=3)
         text = textwrap.shorten(line[0]["caption"], width // 7, placeholder=" …")
         draw.text((MARGIN, top + SIDE + 3), text, INK, font)
-    partial = f"{os.fspath(path)}.part"
-    sheet.save(partial, "PNG")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        sheet.save(partial, "PNG")
 
 
 def _fit(image: Image.Image) -> Image.Image:
