@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 
 from gmail_hf.training.checks import check_pairs
 from gmail_hf.training.data import PAIR_COLUMNS
-from gmail_hf.training.loading import check_free_disk, check_output_dir, load_pairs
+from gmail_hf.training.loading import check_free_disk, load_pairs
 
 NUM_PAIRS = 6
 
@@ -117,33 +117,6 @@ def test_unknown_column_names_those_there(pairs, tmp_path):
 def test_path_without_data(name):
     with pytest.raises(FileNotFoundError, match="No data set at"):
         load_pairs(name)
-
-
-def test_output_dir_of_another_run_is_refused(tmp_path):
-    assert check_output_dir(tmp_path) is None
-    assert check_output_dir(tmp_path / "new") is None
-    (tmp_path / "model.safetensors.index.json").touch()  # of a sharded model
-    with pytest.raises(FileExistsError, match="--resume_from_checkpoint true"):
-        check_output_dir(tmp_path)
-
-
-def test_checkpoints_are_found(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):
-        check_output_dir(tmp_path, "true")
-    for step in (5, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    with pytest.raises(FileExistsError):
-        check_output_dir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume"):  # none was written to its end
-        check_output_dir(tmp_path, True)
-    with pytest.raises(FileNotFoundError, match="trainer_state.json"):
-        check_output_dir(tmp_path, str(tmp_path / "checkpoint-5"))
-    for step in (5, 10):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-        assert check_output_dir(tmp_path, True) == str(tmp_path / f"checkpoint-{step}")
-    (tmp_path / "checkpoint-15").mkdir()  # interrupted while it was written
-    assert check_output_dir(tmp_path, "true") == str(tmp_path / "checkpoint-10")
-    assert check_output_dir(tmp_path, str(tmp_path / "checkpoint-5")) == str(tmp_path / "checkpoint-5")
 
 
 def test_full_disk_is_told_before(tmp_path):

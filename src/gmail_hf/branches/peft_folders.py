@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..files import replacing
 from .configuration import TEXT_ADAPTER
 from .routing import BranchedLinear, BranchedModule, RoutedLinear
 from .tower import is_adapter_weight
@@ -106,10 +107,8 @@ def write_peft_folder(model: nn.Module, adapter: str, folder: str | os.PathLike,
         inference_mode=True,
     ).save_pretrained(folder)
     weights = {key: tensor.detach().contiguous() for key, tensor in adapter_tensors(model, adapter).items()}
-    # Written to another name and renamed: an interrupted save leaves the old file whole.
-    partial = folder / "adapter_model.safetensors.part"
-    save_file(weights, partial, metadata={"format": "pt", SIGNATURE: signature})
-    os.replace(partial, folder / "adapter_model.safetensors")
+    with replacing(folder / "adapter_model.safetensors") as partial:
+        save_file(weights, partial, metadata={"format": "pt", SIGNATURE: signature})
 
 
 def base_signature(model: nn.Module) -> dict[str, list[float]]:

@@ -2,8 +2,8 @@
 
 import logging
 import math
+import weakref
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import option
@@ -65,17 +65,24 @@ class PairArguments:
 
 def start(args: "TrainingArguments") -> str | None:
     """
-    Log in the main process alone, seed, and return the checkpoint to continue from, if any.
+    Log in the main process alone, apart from images that cannot be read, seed, lock the output folder as long as
+    `args` is in use, and return the checkpoint to continue from, if any.
 
     Raises:
-        FileExistsError, FileNotFoundError: see [`training.loading.check_output_dir`].
+        FileExistsError: another process writes the folder; or see [`training.resuming.check_output_dir`].
+        FileNotFoundError: see there.
     """
     from transformers import set_seed
 
-    from ..training.loading import check_output_dir
+    from ..files import lock_folder
+    from ..training.data import bad_images
+    from ..training.resuming import check_output_dir
 
     logger.setLevel(logging.INFO if args.should_log else logging.ERROR)
+    bad_images.setLevel(logging.WARNING)
     set_seed(args.seed)
+    if args.should_save:
+        weakref.finalize(args, lock_folder(args.output_dir).release)
     return check_output_dir(args.output_dir, args.resume_from_checkpoint)
 
 
@@ -174,10 +181,9 @@ def fit(trainer: Any, checkpoint: str | None) -> dict[str, float]:
     try:
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
     except KeyboardInterrupt:
-        from transformers.trainer_utils import get_last_checkpoint
+        from ..training.resuming import last_checkpoint
 
-        folder = Path(trainer.args.output_dir)
-        last = get_last_checkpoint(folder) if folder.is_dir() else None
+        last = last_checkpoint(trainer.args.output_dir)
         raise KeyboardInterrupt(
             f"Run the same command with --resume_from_checkpoint true to continue from {last}."
             if last

@@ -16,14 +16,13 @@ and a finished file is not overwritten.
 
 import glob
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import replacing, try_lock
 from .cli import run
 from .common import DTYPES, REVISION, load_two_branches, logger
 from .options import REQUIRED, option, parse
@@ -70,7 +69,6 @@ def main(argv: Sequence[str]) -> Path:
     (args,) = parse(argv, "embed", __doc__, (EmbeddingArguments,))
 
     import torch
-    from filelock import FileLock, Timeout
 
     from ..training.embeddings import cache_key
 
@@ -98,14 +96,16 @@ def main(argv: Sequence[str]) -> Path:
 
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.{settings['key']}-{args.on_bad_image}.partial")
+    lock = try_lock(f"{partial}.lock")
+    if lock is None:
+        raise ValueError(f"Another process is writing '{output}': wait until it has finished.")
     try:
-        with FileLock(f"{partial}.lock", timeout=0):
-            _embed(args, model, processor, images, names, partial)
-            kept = _write(output, partial, model.embed_dim, names, settings)
-            for path in output.parent.glob(f".{glob.escape(output.name)}.*.partial*"):  # of other settings too
-                path.unlink()
-    except Timeout:
-        raise ValueError(f"Another process is writing '{output}'.") from None
+        _embed(args, model, processor, images, names, partial)
+        kept = _write(output, partial, model.embed_dim, names, settings)
+        for path in output.parent.glob(f".{glob.escape(output.name)}.*.partial*"):  # of other settings too
+            path.unlink()
+    finally:
+        lock.release()
     logger.info(f"{kept} embeddings are in {output}; {len(images) - kept} images could not be read.")
     return output
 
@@ -206,30 +206,31 @@ def _write(output: Path, partial: Path, dim: int, names: list[str] | None, setti
     if not len(kept):
         raise ValueError(f"None of the {len(embeds)} images can be read.")
     labels = [names[row] for row in kept] if names else kept
-    temporary = output.with_name(f".{output.name}.tmp")
-    if output.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    with replacing(output) as temporary:
+        if output.suffix == ".parquet":
+            _write_parquet(temporary, labels, embeds, kept, settings)
+        else:
+            from safetensors.numpy import save_file
 
-        label = pa.field("file_name", pa.string()) if names else pa.field("row", pa.int64())
-        schema = pa.schema([label, ("embedding", pa.list_(pa.float32()))], {METADATA: json.dumps(settings)})
-        with pq.ParquetWriter(temporary, schema) as writer:
-            for start in range(0, len(kept), ROW_GROUP):
-                rows = slice(start, start + ROW_GROUP)
-                values = embeds[kept[rows]]
-                offsets = pa.array(range(0, values.size + 1, dim), pa.int32())
-                column = pa.ListArray.from_arrays(offsets, pa.array(values.ravel()))
-                writer.write_table(pa.table([pa.array(labels[rows], label.type), column], schema=schema))
-    else:
-        from safetensors.numpy import save_file
-
-        metadata = {METADATA: json.dumps(settings)} | ({"file_name": json.dumps(labels)} if names else {})
-        save_file({"embedding": embeds[kept], **({} if names else {"row": kept})}, temporary, metadata)
-        shutil.copymode(partial, temporary)  # safetensors lets nobody else read it
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, output)
+            metadata = {METADATA: json.dumps(settings)} | ({"file_name": json.dumps(labels)} if names else {})
+            save_file({"embedding": embeds[kept], **({} if names else {"row": kept})}, temporary, metadata)
     return len(kept)
+
+
+def _write_parquet(path: Path, labels: Sequence[Any], embeds: Any, kept: Any, settings: dict[str, str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    named = isinstance(labels, list)
+    label = pa.field("file_name", pa.string()) if named else pa.field("row", pa.int64())
+    schema = pa.schema([label, ("embedding", pa.list_(pa.float32()))], {METADATA: json.dumps(settings)})
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(kept), ROW_GROUP):
+            rows = slice(start, start + ROW_GROUP)
+            values = embeds[kept[rows]]
+            offsets = pa.array(range(0, values.size + 1, embeds.shape[1]), pa.int32())
+            column = pa.ListArray.from_arrays(offsets, pa.array(values.ravel()))
+            writer.write_table(pa.table([pa.array(labels[rows], label.type), column], schema=schema))
 
 
 def _check_finished(output: Path, settings: dict[str, str]) -> None:

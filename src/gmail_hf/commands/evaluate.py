@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import lock_folder, write_file
 from .cli import run
 from .common import DTYPES, REVISION, logger
 from .options import REQUIRED, option, parse
@@ -98,22 +99,23 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     if captioner and (captioner.embeds or not model.embeds):
         raise ValueError("--captioner is an image-text-to-text model, used with a CLIP as --model.")
     plans = [plan(*pair, model, captioner, settings) for pair in zip(benchmarks, sources, strict=True)]
+    lock = lock_folder(args.output_dir)
     known = [finished(planned, settings, args.output_dir) for planned in plans]
     if any("captioning" in planned.tasks for planned in plans):
         for metric, remedy in missing_caption_metrics(settings).items():
             logger.warning(f"{metric} will be missing: {remedy}.")
 
     results, folder = {}, Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     for planned, result in zip(plans, known, strict=True):
         name = planned.benchmark.name
         logger.info(f"{planned.benchmark.title}: {', '.join(planned.tasks)}" + (" (finished)" if result else ""))
         results[name] = result or run(planned, settings, folder)
-        (folder / "report.md").write_text(to_markdown(results_in(folder)), encoding="utf-8")
-        (folder / "report.html").write_text(to_html(results_in(folder), folder), encoding="utf-8")
+        write_file(folder / "report.md", to_markdown(results_in(folder)))
+        write_file(folder / "report.html", to_html(results_in(folder), folder))
     logger.info(to_markdown(list(results.values())))
     if args.card:
         add_results(args.card, folder)
+    lock.release()
     logger.info(f"The results are in {folder}; open report.html there.")
     return results
 

@@ -1,8 +1,6 @@
 """Synthetic partners of the digits scenes: one generated image for every caption of a data set."""
 
 import hashlib
-import os
-import shutil
 from pathlib import Path
 
 import datasets
@@ -10,6 +8,7 @@ import torch
 from datasets import Dataset, DatasetInfo, Features, Image, NamedSplit, concatenate_datasets, load_from_disk
 from tqdm.auto import tqdm
 
+from ..files import new_folder
 from .paths import generator_path
 from .scenes import load_digits
 
@@ -97,14 +96,11 @@ def load_pairs(split: str = "train", max_samples: int | None = None, seed: int =
     key = f"{split}-{num_pairs}-{seed}-{digest.hexdigest()}"
     folder = Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf", f"digits-{key}")
     if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.part{os.getpid()}")
-        generate_pairs(scenes, seed=seed).save_to_disk(partial)
         try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():  # else another process was first, with the same images
-                raise
-            shutil.rmtree(partial)
+            with new_folder(folder, wait=True) as partial:
+                generate_pairs(scenes, seed=seed).save_to_disk(partial)
+        except FileExistsError:
+            pass  # another process was first, with the same images
     pairs = load_from_disk(folder)
     # The name is for the model card, as that of a data set from the Hub is.
     info = DatasetInfo(features=pairs.features, dataset_name="digits")

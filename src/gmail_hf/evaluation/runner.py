@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import write_file
 from ..metrics import missing_metrics
 from ..metrics._checks import optional_import
 from ..metrics.environment import environment
@@ -162,7 +163,7 @@ def run(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dic
         "environment": environment(),
     }
     content = json.dumps(result, indent=2, ensure_ascii=False)
-    _write(Path(output_dir, f"{benchmark.name}.json"), f"{content}\n")
+    write_file(Path(output_dir, f"{benchmark.name}.json"), f"{content}\n")
     return json.loads(content)
 
 
@@ -190,20 +191,13 @@ def _kept(measured: Measured, task: str, benchmark: Benchmark, output_dir: Path)
         facts = {"text": example.text, "reference": example.reference, "right": example.right}
         kept["examples"].append({"images": files, **facts})
     for number, (title, picture) in enumerate(measured.figures.items()):
-        _write(folder / f"{task}-figure-{number}.png", picture)
+        write_file(folder / f"{task}-figure-{number}.png", picture)
         kept["figures"][title] = f"{benchmark.name}/{task}-figure-{number}.png"
     if measured.predictions:
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in measured.predictions]
-        _write(folder / f"{task}.jsonl", "".join(lines))
+        write_file(folder / f"{task}.jsonl", "".join(lines))
         kept["predictions"] = f"{benchmark.name}/{task}.jsonl"
     return kept
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """A file that is there whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content if isinstance(content, bytes) else content.encode())
-    os.replace(part, path)
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

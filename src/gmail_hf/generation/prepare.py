@@ -2,12 +2,12 @@
 
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
+from ..files import new_folder
 from ..training.checks import check_pairs
 from ..training.data import BadImageError, decode_image, image_processor_of, undecoded
 from ..training.loading import check_free_disk
@@ -32,10 +32,11 @@ def prepare_pairs(
         num_proc (`int`, *optional*): processes that decode.
 
     Returns:
-        The prepared pairs, memory-mapped. An image that cannot be read stays as it is, for the trainer to skip.
+        The prepared pairs, memory-mapped. An image that cannot be read stays as it is, or becomes empty if its file is
+        missing, for the trainer to skip.
 
     Raises:
-        FileExistsError: `output_dir` exists.
+        FileExistsError: `output_dir` exists, or another process is making it.
         OSError: the disk has too little room.
         ValueError: a data set that [`check_pairs`] refuses; a processor that gives images of unequal sizes.
     """
@@ -56,19 +57,17 @@ def prepare_pairs(
     def prepare(batch: dict[str, list]) -> dict[str, list]:
         return {column: [_prepared(image_processor, cell) for cell in batch[column]] for column in IMAGE_COLUMNS}
 
-    folder = Path(output_dir)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # By default `map` writes into the source's folder, among the user's own results.
-    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-") as temporary:
+    with new_folder(output_dir) as folder:
         pairs.map(
             prepare,
             batched=True,
             batch_size=64,
             features=features,
-            cache_file_name=os.path.join(temporary, "pairs.arrow"),
+            cache_file_name=str(folder.parent / "pairs.arrow"),
             num_proc=num_proc,
             desc="Preparing images",
-        ).save_to_disk(output_dir)
+        ).save_to_disk(folder)
     return Dataset.load_from_disk(output_dir)
 
 
@@ -82,6 +81,7 @@ def _prepared(image_processor: Any, cell: dict | None) -> dict | None:
     try:
         pixels = _resized(image_processor, decode_image(cell))
     except BadImageError:
-        return cell
+        missing = cell and cell["bytes"] is None and not os.path.exists(cell["path"])
+        return {"bytes": b"", "path": cell["path"]} if missing else cell  # what has no bytes, `save_to_disk` reads
     height, width, _ = pixels.shape
     return {"bytes": f"P6 {width} {height} 255\n".encode() + pixels.tobytes(), "path": None}

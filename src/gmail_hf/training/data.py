@@ -27,7 +27,8 @@ SIDES = ("real", "generated")
 PIXEL_SCALE = ("pixel_mean", "pixel_std")
 PAIR_COLUMNS = ("real_image", "generated_image", "caption", "image_id")
 
-logger = logging.get_logger(__name__)
+# Each process names the images that it cannot read; other messages come from the main process alone.
+bad_images = logging.get_logger(f"{__name__}.bad_images")
 
 
 class BadImageError(ValueError):
@@ -191,7 +192,7 @@ class GmailCollator:
             except BadImageError as error:
                 if self.on_bad_image == "error":
                     raise ValueError(f"Pair with image_id {row['image_id']}: {error}.") from error
-                logger.warning(f"Pair with image_id {row['image_id']} is skipped: {error}.")
+                bad_images.warning(f"Pair with image_id {row['image_id']} is skipped: {error}.")
                 continue
             kept.append(row)
             images.append(found)

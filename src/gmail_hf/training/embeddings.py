@@ -11,14 +11,17 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset
+from datasets import Dataset, is_progress_bar_enabled
+from datasets.arrow_writer import ArrowWriter
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..branches.tower import adapter_of
-from .data import BadImageError, decode_image, image_processor_of, undecoded
+from ..files import try_lock, write_file
+from .data import BadImageError, bad_images, decode_image, image_processor_of, undecoded
 from .images import PixelValues
 
 # Rows per file of the cache: an interrupted run computes at most one file again.
@@ -126,6 +129,7 @@ def cached_embeds(
 
     Raises:
         ValueError: an unreadable image under `on_bad_image="error"`.
+        OSError: the disk is full; what was written before is used by the next run.
     """
     dataset = undecoded(dataset.select_columns([column]))
     key = cache_key(dataset, column, model, processor, modality)
@@ -135,39 +139,42 @@ def cached_embeds(
     dim = model.embed_dim
     features = datasets.Features({"image_embeds": datasets.List(datasets.Value("float32"), length=dim)})
 
-    def embed_batch(batch: dict[str, list], indices: list[int], first_row: int) -> dict[str, list]:
+    def embed_batch(cells: list[Any], first_row: int) -> list[np.ndarray | None]:
+        embeds: list[np.ndarray | None] = [None] * len(cells)
         images, rows = [], []
-        for row, cell in enumerate(batch[column]):
+        for row, cell in enumerate(cells):
             try:
                 images.append(decode_image(cell))
                 rows.append(row)
             except BadImageError as error:
-                where = f"Column '{column}', row {first_row + indices[row]}"
+                where = f"Column '{column}', row {first_row + row}"
                 if on_bad_image == "error":
                     raise ValueError(f"{where}: {error}.") from error
-                logger.warning(f"{where}: {error}; the pair will be skipped.")
-        embeds: list = [None] * len(batch[column])
-        if images:
-            for row, embed in zip(rows, _embed(model, values, images, modality), strict=True):
-                embeds[row] = embed
-        return {"image_embeds": embeds}
+                bad_images.warning(f"{where}: {error}; the pair will be skipped.")
+        for row, embed in zip(rows, _embed(model, values, images, modality) if images else [], strict=True):
+            embeds[row] = embed
+        return embeds
 
     def load_or_compute(shard: int) -> Dataset:
         rows = range(shard * CACHE_SHARD_ROWS, min((shard + 1) * CACHE_SHARD_ROWS, len(dataset)))
-        name = f"{shard:05d}"
-        return dataset.select(rows).map(
-            embed_batch,
-            with_indices=True,
-            fn_kwargs={"first_row": rows.start},
-            batched=True,
-            batch_size=batch_size,
-            remove_columns=[column],
-            features=features,
-            cache_file_name=str(folder / f"{name}.arrow"),
-            load_from_cache_file=True,
-            new_fingerprint=f"{key}-{name}",
-            desc=f"Embedding {column} by {modality} ({shard + 1}/{shards})",
-        )
+        file = folder / f"{shard:05d}.arrow"
+        lock = try_lock(folder / ".locks" / file.name, wait=True)
+        try:
+            cached = _load_arrow(file, len(rows))
+            if cached is None:
+                embeds: list[np.ndarray | None] = []
+                title = f"Embedding {column} by {modality} ({shard + 1}/{shards})"
+                with tqdm(total=len(rows), desc=title, unit="image", disable=not is_progress_bar_enabled()) as bar:
+                    for start in range(rows.start, rows.stop, batch_size):
+                        batch = dataset[start : min(start + batch_size, rows.stop)][column]
+                        embeds += embed_batch(batch, start)
+                        bar.update(len(batch))
+                _write_arrow(file, Dataset.from_dict({"image_embeds": embeds}, features))
+                cached = _load_arrow(file, len(rows))
+        finally:
+            lock.release()
+        cached._fingerprint = f"{key}-{file.stem}"
+        return cached
 
     shards = -(-len(dataset) // CACHE_SHARD_ROWS)
     with torch.no_grad(), _evaluating(model):
@@ -177,6 +184,28 @@ def cached_embeds(
             barrier()
         # If the processes do not share a folder, this computes the missing shards.
         return datasets.concatenate_datasets([load_or_compute(shard) for shard in range(shards)])
+
+
+def _write_arrow(path: Path, dataset: Dataset) -> None:
+    buffer = pa.BufferOutputStream()
+    with ArrowWriter(stream=buffer, features=dataset.features) as writer:
+        writer.write_table(dataset.data.table)
+        writer.finalize()
+    write_file(path, buffer.getvalue())
+
+
+def _load_arrow(path: Path, num_rows: int) -> Dataset | None:
+    """The rows of an Arrow file, memory-mapped; None if there is none, or if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        dataset = Dataset.from_file(str(path))
+    except (OSError, pa.ArrowInvalid):
+        dataset = None
+    if dataset is None or len(dataset) != num_rows:
+        logger.warning(f"'{path}' is damaged: its embeddings are computed again.")
+        return None
+    return dataset
 
 
 def embeds_array(embeds: Dataset) -> np.ndarray:

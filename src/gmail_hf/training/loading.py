@@ -5,9 +5,6 @@ import shutil
 from pathlib import Path
 
 from datasets import Dataset
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .columns import find_column, one_caption_each, pair_rows, with_ids
 from .data import PAIR_COLUMNS
@@ -82,43 +79,6 @@ def rename_columns(dataset: Dataset, columns: dict[str, str], name: str) -> Data
     return dataset.remove_columns(replaced).rename_columns(renames)
 
 
-def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None = None) -> str | None:
-    """
-    Refuse to mix two runs in one folder, and find the checkpoint to resume from.
-
-    Args:
-        output_dir: where the run will write.
-        resume_from_checkpoint: a checkpoint folder; True or `"true"` for the last one of `output_dir`; None or False
-            for a new run.
-
-    Returns:
-        The checkpoint to resume from, or None for a new run.
-
-    Raises:
-        FileExistsError: a new run, but `output_dir` holds another one.
-        FileNotFoundError: the checkpoint does not exist or is incomplete.
-    """
-    folder = Path(output_dir)
-    checkpoints = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[1].isdigit()]
-    checkpoints.sort(key=lambda path: int(path.name.split("-")[1]))
-    resume = str(resume_from_checkpoint or "")
-    if resume.lower() in ("", "false"):
-        if checkpoints or any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-            raise FileExistsError(
-                f"'{folder}' holds another run. Resume it with --resume_from_checkpoint true, or choose another "
-                f"--output_dir."
-            )
-        return None
-    if resume.lower() == "true":
-        whole = [path for path in checkpoints if (path / TRAINER_STATE_NAME).exists()]  # which comes last
-        if not whole:
-            raise FileNotFoundError(f"'{folder}' holds no checkpoint to resume from.")
-        return str(whole[-1])
-    if not Path(resume, TRAINER_STATE_NAME).exists():
-        raise FileNotFoundError(f"'{resume}' is not a complete checkpoint: it has no trainer_state.json.")
-    return resume
-
-
 def check_free_disk(path: str | os.PathLike, needed: int) -> None:
     """
     Refuse to start a run that would fill the disk.
@@ -139,4 +99,4 @@ def check_free_disk(path: str | os.PathLike, needed: int) -> None:
         )
 
 
-__all__ = ["PAIR_COLUMNS", "check_free_disk", "check_output_dir", "load_pairs"]
+__all__ = ["PAIR_COLUMNS", "check_free_disk", "load_pairs"]

@@ -17,6 +17,9 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils.hub import PushInProgress
 
+from ..files import lock_folder, write_file
+from .resuming import SEAL, check_output_dir, checkpoint_folder, rotate, seal, unseal
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata")  # files of torch.save and of distributed checkpoints
 
 
@@ -24,11 +27,16 @@ class SafeTrainer(Trainer):
     """
     `Trainer` that saves its arguments as training_args.json instead of a pickle.
 
+    One run at a time trains in a folder. Checkpoints are sealed once they are whole, and training resumes from whole
+    ones alone, see [`resuming`](resuming.py). `save_total_limit` deletes them in the order of their steps.
+
     It pushes the model, with `push_to_hub()` or after each save (`hub_strategy="every_save"`), but never the training
     state, which contains pickles.
 
     Raises:
         ValueError: `hub_strategy` is "checkpoint" or "all_checkpoints"; weights are sharded, by FSDP or ZeRO-3.
+        FileExistsError, FileNotFoundError: of `train`: another process trains in `output_dir`; there is no whole
+            checkpoint to resume from.
     """
 
     def __init__(self, model: Any = None, args: TrainingArguments | None = None, *rest: Any, **kwargs: Any):
@@ -38,6 +46,7 @@ class SafeTrainer(Trainer):
                 "choose 'every_save', which pushes the model alone, or 'end', and resume from the local checkpoint."
             )
         super().__init__(model, args, *rest, **kwargs)
+        self.save_total_limit = self.args.save_total_limit
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             raise ValueError(
                 "Adapters are saved from whole weights, which no process has under FSDP or ZeRO-3: train with DDP, or "
@@ -47,6 +56,31 @@ class SafeTrainer(Trainer):
             # An evaluation before training would open a log in the working directory, which training would keep.
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = os.path.join(self.args.output_dir, default_logdir())
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **kwargs: Any) -> Any:
+        lock = lock_folder(self.args.output_dir) if self.args.should_save else None
+        try:
+            if resume_from_checkpoint:
+                resume_from_checkpoint = check_output_dir(self.args.output_dir, resume_from_checkpoint)
+            return super().train(resume_from_checkpoint, *rest, **kwargs)
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        output_dir, limit = self._get_output_dir(trial=trial), self.save_total_limit
+        checkpoint = checkpoint_folder(output_dir, self.state.global_step)
+        if self.args.should_save:
+            unseal(checkpoint)
+        self.args.save_total_limit = None  # the Trainer would go by the time of the files
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each process writes a part
+        if self.args.should_save:
+            seal(checkpoint)
+            rotate(output_dir, self.state.global_step, limit, self.state.best_model_checkpoint)
 
     def cost(self) -> dict[str, int]:
         """
@@ -90,7 +124,7 @@ class SafeTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         # Upload copies, because the checkpoint may be deleted meanwhile. A card may be the user's own.
         card = ["README.md"] if Path(self.args.output_dir, "README.md").exists() else []
-        ignored = shutil.ignore_patterns(*PICKLES, *card)
+        ignored = shutil.ignore_patterns(*PICKLES, *card, SEAL)
         shutil.copytree(checkpoint_folder, self.args.output_dir, ignore=ignored, dirs_exist_ok=True)
         job = HfApi().upload_folder(
             repo_id=self.hub_model_id,
@@ -108,4 +142,5 @@ class SafeTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            (folder / "training_args.json").write_text(json.dumps(self.args.to_sanitized_dict(), indent=2) + "\n")
+            arguments = self.args.to_sanitized_dict() | {"save_total_limit": self.save_total_limit}
+            write_file(folder / "training_args.json", json.dumps(arguments, indent=2) + "\n")

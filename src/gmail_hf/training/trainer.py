@@ -11,13 +11,14 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EvalPrediction
+from transformers import EvalPrediction, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..branches.configuration import TEXT_ADAPTER
 from ..branches.tower import adapter_of
+from ..files import write_file
 from ..metrics import alignment_metrics, image_text_retrieval
 from ..models.attached import attached_tower
 from ..models.base import GmailModel, GmailOutput, text_options
@@ -151,7 +152,8 @@ class GmailTrainer(SafeTrainer):
         if args.log_figures:
             self.add_callback(FiguresCallback(self.callback_handler.callbacks, eval_dataset))
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.skipped_pairs = 0
+        self.skipped_pairs = 0  # of all processes and of the run that is resumed, as of the last log
+        self._skipped = self._skipped_before = 0
 
     def get_train_dataloader(self) -> DataLoader:
         self.train_dataset = self._prepare(self.train_dataset, self.args.pairing)
@@ -205,7 +207,7 @@ class GmailTrainer(SafeTrainer):
         losses = gmail_loss(outputs, **ids, logit_scale=scale, config=args, logit_bias=bias, seed=seed)
         loss = losses.pop("loss")
         if model.training:
-            self.skipped_pairs += int(skipped) if skipped is not None else 0
+            self._skipped += int(skipped) if skipped is not None else 0
             for name, term in losses.items():
                 self._terms[f"{name}_loss"].append(term.detach())
         return (loss, outputs) if return_outputs else loss
@@ -254,10 +256,20 @@ class GmailTrainer(SafeTrainer):
                         "Use larger batches, or shuffle pairs that share a caption."
                     )
             self._terms.clear()
-            skipped = self.accelerator.gather(torch.tensor(self.skipped_pairs, device=self.args.device)).sum().item()
-            if skipped:
-                logs["skipped_pairs"] = skipped
+        if ("loss" in logs or "train_loss" in logs) and self._count_skipped():
+            logs["skipped_pairs"] = self.skipped_pairs
         super().log(logs, start_time)
+
+    def _count_skipped(self) -> int:
+        skipped = self.accelerator.gather(torch.tensor(self._skipped, device=self.args.device)).sum().item()
+        self.skipped_pairs = self._skipped_before + skipped
+        return self.skipped_pairs
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        logged = self.skipped_pairs
+        if self._count_skipped() > logged:  # the log is where a resumed run finds the number
+            self.log({"skipped_pairs": self.skipped_pairs})
+        super()._save_checkpoint(model, trial)
 
     def create_model_card(
         self,
@@ -288,7 +300,7 @@ class GmailTrainer(SafeTrainer):
     def _write_card(self, folder: str, **fields: Any) -> None:
         if self.state.global_step > 0:
             content = json.dumps(self.provenance, indent=2, ensure_ascii=False)
-            Path(folder, PROVENANCE).write_text(f"{content}\n", encoding="utf-8")
+            write_file(Path(folder, PROVENANCE), f"{content}\n")
             if not Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):  # where the state comes last: all is saved
                 self.state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
         write_card(folder, getattr(self, "hub_model_id", None), self.args.hub_token, **fields)
@@ -304,6 +316,8 @@ class GmailTrainer(SafeTrainer):
         (model or self.model).check_resumable(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.provenance["resumed"] = True
+        log = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).log_history
+        self._skipped_before = max((entry.get("skipped_pairs", 0) for entry in log), default=0)
 
 
 def _choose_trainable(model: GmailModel, args: GmailTrainingArguments) -> None:

@@ -1,0 +1,125 @@
+"""The checkpoints of a run: which of them are whole, which one to resume from, which ones to delete."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+
+from ..files import sync_folder, write_file
+
+# Sizes of a checkpoint's files; written last.
+SEAL = "files.json"
+# May be edited by hand.
+CARD = "README.md"
+
+logger = logging.get_logger(__name__)
+
+
+def checkpoint_folder(output_dir: str | os.PathLike, step: int) -> Path:
+    return Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+
+
+def seal(checkpoint: Path) -> None:
+    """Mark a checkpoint as whole, once all of its files are on the disk."""
+    sync_folder(checkpoint)
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name not in (SEAL, CARD)]
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+    write_file(checkpoint / SEAL, json.dumps(sizes, indent=2) + "\n")
+
+
+def unseal(checkpoint: Path) -> None:
+    """Before its files are changed or deleted."""
+    (checkpoint / SEAL).unlink(missing_ok=True)
+
+
+def damage(checkpoint: str | os.PathLike) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole."""
+    try:
+        sizes = json.loads(Path(checkpoint, SEAL).read_text(encoding="utf-8"))
+        for name, size in sizes.items():
+            found = Path(checkpoint, name).stat().st_size
+            if found != size:
+                return f"{name} has {found} instead of {size} bytes"
+    except FileNotFoundError as error:
+        missing = os.path.relpath(error.filename, checkpoint)
+        return "it was not written to its end" if missing == SEAL else f"{missing} is missing"
+    except (ValueError, AttributeError):
+        return f"{SEAL} cannot be read"
+    return None
+
+
+def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """The checkpoints of a folder in the order of their steps, whole or not."""
+    found = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    return sorted((path for path in found if path.name.rpartition("-")[2].isdecimal()), key=_step)
+
+
+def last_checkpoint(output_dir: str | os.PathLike) -> Path | None:
+    """The newest whole checkpoint; newer ones that are damaged are named in a warning."""
+    for checkpoint in reversed(checkpoints(output_dir)):
+        found = damage(checkpoint)
+        if found is None:
+            return checkpoint
+        logger.warning(f"'{checkpoint}' is passed over: {found}.")
+    return None
+
+
+def rotate(output_dir: str | os.PathLike, step: int, limit: int | None, best: str | None = None) -> None:
+    """
+    Delete checkpoints so that `limit` are left: damaged ones first, then those beyond `step`, which an earlier run
+    left, then the oldest. The checkpoints of `step` and `best` stay.
+    """
+    if limit is None or limit <= 0:
+        return
+    kept = {checkpoint_folder(output_dir, step), *([Path(best)] if best else [])}
+    found = checkpoints(output_dir)
+    order = sorted(found, key=lambda path: (damage(path) is None, _step(path) <= step, _step(path)))
+    for checkpoint in [path for path in order if path not in kept][: max(0, len(found) - max(limit, len(kept)))]:
+        unseal(checkpoint)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None = None) -> str | None:
+    """
+    Refuse to mix two runs in one folder, and find the checkpoint to resume from.
+
+    Args:
+        output_dir: where the run will write.
+        resume_from_checkpoint: a checkpoint folder; True or `"true"` for the last whole one of `output_dir`; None or
+            False for a new run. A new run may start where another one was killed in its first save.
+
+    Returns:
+        The checkpoint to resume from, or None for a new run.
+
+    Raises:
+        FileExistsError: a new run, but `output_dir` holds another one.
+        FileNotFoundError: there is no whole checkpoint to resume from.
+    """
+    folder, resume = Path(output_dir), str(resume_from_checkpoint or "")
+    if resume.lower() not in ("", "false", "true"):
+        found = damage(resume)
+        if found is not None:
+            raise FileNotFoundError(f"'{resume}' is not a whole checkpoint: {found}. Name another one.")
+        return resume
+    last = last_checkpoint(folder)
+    if resume.lower() == "true":
+        if last is None:
+            raise FileNotFoundError(
+                f"'{folder}' holds no checkpoint to resume from: run without --resume_from_checkpoint to start again."
+            )
+        return str(last)
+    if last is not None:
+        raise FileExistsError(
+            f"'{folder}' holds another run. Resume it with --resume_from_checkpoint true, or choose another "
+            "--output_dir."
+        )
+    if any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        raise FileExistsError(f"'{folder}' holds a trained model: choose another --output_dir, or delete it.")
+    return None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
