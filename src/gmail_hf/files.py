@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,13 @@ def new_folder(path: str | os.PathLike, wait: bool = False) -> Iterator[Path]:
     try:
         if path.exists():
             raise FileExistsError(f"'{path}' exists already.")
-        for leftover in work.iterdir():
-            if leftover.name != FOLDER_LOCK:
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        _empty(work)
         yield work / path.name
         sync_folder(work / path.name)
         os.rename(work / path.name, path)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-        lock.release()
+        _empty(work)
+        unlock_folder(lock)
 
 
 def try_lock(path: str | os.PathLike, wait: bool = False, again: bool = False) -> FileLock | None:
@@ -113,7 +111,7 @@ def try_lock(path: str | os.PathLike, wait: bool = False, again: bool = False) -
 
 def lock_folder(folder: str | os.PathLike, wait: bool = False) -> FileLock:
     """
-    The lock of a folder, which the same process may acquire again, see [`try_lock`].
+    The lock of a folder, which the same process may acquire again, see [`try_lock`]; [`unlock_folder`] releases it.
 
     Raises:
         FileExistsError: another process writes the folder.
@@ -126,11 +124,26 @@ def lock_folder(folder: str | os.PathLike, wait: bool = False) -> FileLock:
     return lock
 
 
+def unlock_folder(lock: FileLock) -> None:
+    """Release the lock of a folder; delete its file, and the folder if there is nothing else in it."""
+    if lock.lock_counter == 1:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(lock.lock_file).parent.rmdir()
+    lock.release()
+
+
 def sync_folder(folder: str | os.PathLike) -> None:
     """Wait until all files of a folder are on the disk."""
     for path in Path(folder).rglob("*"):
         if path.is_file():
             _sync(path)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != FOLDER_LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -15,6 +15,7 @@ from gmail_hf.captioners import (
     group_references,
 )
 from gmail_hf.training.embeddings import cached_embeds, embed_images
+from gmail_hf.training.resuming import seal
 
 EOS = 513
 
@@ -137,5 +138,6 @@ def test_other_embeddings_are_refused_on_resume(gmail_folder, text_folders, tmp_
     run(moved(1e-3), 2, resume_from_checkpoint=True)  # as other hardware would
     assert (tmp_path / "checkpoint-2").exists()
     (tmp_path / "checkpoint-2" / "image_embeds_sample.safetensors").unlink()
+    seal(tmp_path / "checkpoint-2")
     with pytest.raises(ValueError, match="lacks image_embeds_sample.safetensors"):
         run(embeds, 3, resume_from_checkpoint=True)

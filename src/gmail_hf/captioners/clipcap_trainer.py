@@ -27,12 +27,10 @@ class ClipCapTrainer(SafeTrainer):
         rows = np.linspace(0, len(self.train_dataset) - 1, SAMPLE_ROWS).astype(int).tolist()
         return torch.from_numpy(np.stack([self.train_dataset[row]["image_embeds"] for row in rows]))
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.args.should_save:  # first, so that no checkpoint is complete without it
-            folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file({"image_embeds": self._sample()}, folder / SAMPLE_NAME)
-        super()._save_checkpoint(model, trial)
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and output_dir and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR):
+            save_file({"image_embeds": self._sample()}, Path(output_dir, SAMPLE_NAME))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         file = Path(resume_from_checkpoint, SAMPLE_NAME)

@@ -6,6 +6,7 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..files import lock_folder, unlock_folder
 from .options import option
 
 if TYPE_CHECKING:
@@ -63,6 +64,16 @@ class PairArguments:
         return f"Split '{split}' of '{self.dataset}'"
 
 
+def hold_output_dir(args: Any) -> None:
+    """
+    Lock `args.output_dir` as long as `args` is in use.
+
+    Raises:
+        FileExistsError: another process writes the folder.
+    """
+    weakref.finalize(args, unlock_folder, lock_folder(args.output_dir))
+
+
 def start(args: "TrainingArguments") -> str | None:
     """
     Log in the main process alone, apart from images that cannot be read, seed, lock the output folder as long as
@@ -74,7 +85,6 @@ def start(args: "TrainingArguments") -> str | None:
     """
     from transformers import set_seed
 
-    from ..files import lock_folder
     from ..training.data import bad_images
     from ..training.resuming import check_output_dir
 
@@ -82,7 +92,7 @@ def start(args: "TrainingArguments") -> str | None:
     bad_images.setLevel(logging.WARNING)
     set_seed(args.seed)
     if args.should_save:
-        weakref.finalize(args, lock_folder(args.output_dir).release)
+        hold_output_dir(args)
     return check_output_dir(args.output_dir, args.resume_from_checkpoint)
 
 

@@ -30,9 +30,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import lock_folder, write_file
+from ..files import write_file
 from .cli import run
-from .common import DTYPES, REVISION, logger
+from .common import DTYPES, REVISION, hold_output_dir, logger
 from .options import REQUIRED, option, parse
 
 
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     if captioner and (captioner.embeds or not model.embeds):
         raise ValueError("--captioner is an image-text-to-text model, used with a CLIP as --model.")
     plans = [plan(*pair, model, captioner, settings) for pair in zip(benchmarks, sources, strict=True)]
-    lock = lock_folder(args.output_dir)
+    hold_output_dir(args)
     known = [finished(planned, settings, args.output_dir) for planned in plans]
     if any("captioning" in planned.tasks for planned in plans):
         for metric, remedy in missing_caption_metrics(settings).items():
@@ -115,7 +115,6 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     logger.info(to_markdown(list(results.values())))
     if args.card:
         add_results(args.card, folder)
-    lock.release()
     logger.info(f"The results are in {folder}; open report.html there.")
     return results
 

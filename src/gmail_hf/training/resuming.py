@@ -30,9 +30,10 @@ def seal(checkpoint: Path) -> None:
     write_file(checkpoint / SEAL, json.dumps(sizes, indent=2) + "\n")
 
 
-def unseal(checkpoint: Path) -> None:
-    """Before its files are changed or deleted."""
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint; its seal first, so that an interruption leaves none that looks whole."""
     (checkpoint / SEAL).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def damage(checkpoint: str | os.PathLike) -> str | None:
@@ -78,8 +79,7 @@ def rotate(output_dir: str | os.PathLike, step: int, limit: int | None, best: st
     found = checkpoints(output_dir)
     order = sorted(found, key=lambda path: (damage(path) is None, _step(path) <= step, _step(path)))
     for checkpoint in [path for path in order if path not in kept][: max(0, len(found) - max(limit, len(kept)))]:
-        unseal(checkpoint)
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        delete(checkpoint)
 
 
 def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str | bool | None = None) -> str | None:

@@ -17,8 +17,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from ..files import lock_folder, write_file
-from .resuming import SEAL, check_output_dir, checkpoint_folder, rotate, seal, unseal
+from ..files import lock_folder, unlock_folder, write_file
+from .resuming import SEAL, check_output_dir, checkpoint_folder, delete, rotate, seal
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata")  # files of torch.save and of distributed checkpoints
 
@@ -65,19 +65,20 @@ class SafeTrainer(Trainer):
             return super().train(resume_from_checkpoint, *rest, **kwargs)
         finally:
             if lock is not None:
-                lock.release()
+                unlock_folder(lock)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         output_dir, limit = self._get_output_dir(trial=trial), self.save_total_limit
         checkpoint = checkpoint_folder(output_dir, self.state.global_step)
         if self.args.should_save:
-            unseal(checkpoint)
+            delete(checkpoint)  # what an interrupted run left of it
+        self.accelerator.wait_for_everyone()  # each process writes a part
         self.args.save_total_limit = None  # the Trainer would go by the time of the files
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()  # each process writes a part
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             seal(checkpoint)
             rotate(output_dir, self.state.global_step, limit, self.state.best_model_checkpoint)

@@ -1,0 +1,112 @@
+"""
+Started by test_kills.py: runs a command, kills it at a random moment, and runs it again until it has finished.
+
+    python kills.py generate|train KILLS SEED FOLDER [OPTION ...]
+
+Each run is a fork of this process, which has imported everything: most kills then hit the command's own work. The
+output of all runs is in FOLDER/log.txt. Prints how many runs were killed, finished, resumed and started again.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet as pq
+
+from gmail_hf.commands import cli, generate, train  # noqa: F401
+from gmail_hf.commands.bundled import load_pairs
+from gmail_hf.generation import engines  # noqa: F401
+from gmail_hf.training import trainer  # noqa: F401
+from gmail_hf.training.resuming import last_checkpoint
+
+
+def run(argv: list[str], log: Path, seconds: float = float("inf")) -> int | None:
+    """The exit code of a command, or None if it was killed after so many seconds."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with open(log, "a") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            cli.main(argv)
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def contents(folder: Path, kinds: tuple[str, ...]) -> dict[str, bytes]:
+    """The files that a finished run must have in common with one that was never killed."""
+    files = [path for kind in kinds for path in folder.glob(kind)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
+
+
+def check_shards(folder: Path, whole: dict[str, bytes]) -> None:
+    """What a killed generation leaves can be loaded and is a part of the whole."""
+    shards = contents(folder, ("data/*.parquet",))
+    assert all(whole[name] == content for name, content in shards.items())
+    if shards:
+        rows = sum(pq.read_metadata(folder / name).num_rows for name in shards)
+        assert len(load_pairs(str(folder))) == rows
+
+
+def leftovers(*folders: Path) -> list[str]:
+    """Temporary files and folders; the locks stay."""
+    paths = [path for folder in folders for path in folder.rglob("*")]
+    return [str(path) for path in paths if path.name.endswith(".part") or path.name.startswith("tmp")]
+
+
+def main(command: str, kills: int, seed: int, folder: Path, options: list[str]) -> dict[str, int]:
+    chance, log = random.Random(seed), folder / "log.txt"
+    kinds = ("data/*.parquet",) if command == "generate" else ("*.safetensors", "gen/*.safetensors")
+    start = time.monotonic()
+    code = run([command, *options, "--output_dir", str(folder / "whole")], log)
+    assert code == 0, log.read_text()
+    duration, whole = time.monotonic() - start, contents(folder / "whole", kinds)
+    assert whole
+    counts = {"killed": 0, "finished": 0, "resumed": 0, "started_again": 0}
+    while counts["killed"] < kills:
+        output, fresh = folder / f"out-{counts['finished']}", True
+        while True:
+            resume = command == "train" and not fresh and last_checkpoint(output) is not None
+            argv = [command, *options, "--output_dir", str(output), *["--resume_from_checkpoint=true"] * resume]
+            counts["resumed"] += resume or (command == "generate" and not fresh)
+            counts["started_again"] += command == "train" and not fresh and not resume
+            left = counts["killed"] < kills
+            code = run(argv, log, chance.uniform(0, 1.1 * duration) if left else float("inf"))
+            if code is not None:
+                break
+            counts["killed"] += 1
+            fresh = False
+            if command == "generate":
+                check_shards(output, whole)
+        assert code == 0, log.read_text()[-5000:]
+        assert contents(output, kinds) == whole
+        assert not leftovers(output, Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf"))
+        counts["finished"] += 1
+    return counts
+
+
+if __name__ == "__main__":
+    name, number, seed, folder, *options = sys.argv[1:]
+    print(json.dumps(main(name, int(number), int(seed), Path(folder), options)))

@@ -1,0 +1,41 @@
+"""A folder that another process writes is refused, before anything is loaded or computed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gmail_hf.commands import cli
+
+HOLDER = """
+import sys, time
+from gmail_hf.files import lock_folder, new_folder
+held = new_folder(sys.argv[2]) if sys.argv[1] == "prepare" else lock_folder(sys.argv[2])
+if sys.argv[1] == "prepare":
+    held.__enter__()
+print(flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_the_second_run_is_refused(command, pairs_file, tmp_path, capsys):
+    output = tmp_path / "out"
+    argv = [command, "--dataset", pairs_file, "--model", "digits", "--output_dir", str(output)]
+    argv += ["--max_steps=1", "--save_steps=1", "--report_to=none"] * (command == "train")
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, command, str(output)], stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        with pytest.raises(SystemExit) as end:
+            cli.main(argv)
+        assert end.value.code == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert "Another process is writing" in line and "wait until it has finished, or choose another folder" in line
+        assert os.listdir(output) == ["_lock"] if command == "train" else not output.exists()
+    finally:
+        other.kill()
+        other.wait()
+    cli.main(argv)
+    assert "checkpoint-1" in os.listdir(output) if command == "train" else (output / "state.json").exists()
+    assert not list(tmp_path.glob(".*"))
