@@ -20,7 +20,7 @@ TRAINING = {
     "dataloader_pin_memory": False,
     "disable_tqdm": True,
 }
-GENERATION = {"dataset": "digits", "num_captions": 96, "shard_size": 16, "batch_size": 8, "num_inference_steps": 2}
+GENERATION = {"dataset": "digits", "num_captions": 32, "shard_size": 8, "batch_size": 4, "num_inference_steps": 1}
 
 
 def killed(command: str, kills: int, folder: Path, options: dict) -> dict[str, int]:
@@ -37,14 +37,14 @@ def killed(command: str, kills: int, folder: Path, options: dict) -> dict[str, i
     return counts
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_generation(kills, tmp_path):
     make_pipeline().save_pretrained(tmp_path / "pipeline")
     counts = killed("generate", kills, tmp_path, GENERATION | {"generator": tmp_path / "pipeline"})
     assert counts["resumed"] == kills
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_training(kills, pairs_file, tmp_path):
     counts = killed("train", kills, tmp_path, TRAINING | {"dataset": pairs_file})
     assert counts["resumed"] + counts["started_again"] == kills

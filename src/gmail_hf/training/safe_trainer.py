@@ -67,6 +67,12 @@ class SafeTrainer(Trainer):
             if lock is not None:
                 unlock_folder(lock)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            return super()._run_epoch(*args, **kwargs)
+        # Resumed from the last step: the Trainer would take another one.
+        self.control.should_training_stop = True
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         output_dir, limit = self._get_output_dir(trial=trial), self.save_total_limit
         checkpoint = checkpoint_folder(output_dir, self.state.global_step)
