@@ -35,6 +35,7 @@ PUBLIC_NAMES = {
     ],
     "training.columns": ["pair_by_caption"],
     "training.arguments": ["GmailTrainingArguments"],
+    "training.decoding": ["decode_image"],
     "training.embeddings": ["embed_images"],
     "training.losses": [
         "GmailLossConfig",

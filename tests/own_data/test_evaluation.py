@@ -4,6 +4,7 @@ import json
 
 import pytest
 from benchmark_data import save_gmail, webp, write_webdataset
+from datasets import ClassLabel, Dataset, Features, Image
 from pyarrow import parquet
 from tiny import make_pairs, picture
 
@@ -150,3 +151,49 @@ def test_missing_ids_are_refused(value, tmp_path):
     parquet.write_table(rows.data.table, tmp_path / "pairs.parquet")
     with pytest.raises(ValueError, match="Row 1 of .* has no 'image_id'"):
         open_source(get_benchmark("coco"), str(tmp_path / "pairs.parquet"))
+
+
+@pytest.mark.parametrize("kind", ["names", "numbers", "csv", "features"])
+def test_a_table_of_images_and_labels(kind, tmp_path, run):
+    for i in range(4):
+        picture(i).save(tmp_path / f"{i}.png")
+    names, numbers = ["red_fox", "cat", "red_fox", "cat"], [1, 0, 1, 0]
+    place = tmp_path / ("labels.csv" if kind == "csv" else "labels.jsonl")
+    if kind == "csv":
+        place.write_text("image,class\n" + "".join(f"{i}.png,{number}\n" for i, number in enumerate(numbers)))
+    elif kind == "features":
+        place = tmp_path / "saved"
+        features = Features(image=Image(), label=ClassLabel(names=["cat", "red_fox"]))
+        Dataset.from_dict({"image": [picture(i) for i in range(4)], "label": numbers}, features).save_to_disk(place)
+    else:
+        labels = names if kind == "names" else numbers
+        rows = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate(labels)]
+        place.write_text("\n".join(map(json.dumps, rows)))
+    if kind in ("csv", "numbers"):
+        with pytest.raises(ValueError, match="holds numbers without names: write classnames.txt"):
+            mine(place)
+        (tmp_path / "classnames.txt").write_text("cat\nred fox\n")
+    found = mine(place)
+    rows = list(found.read())
+    assert [row["cls"] for row in rows] == numbers
+    assert [decode_image(row["image"]).tobytes() for row in rows] == [picture(i).tobytes() for i in range(4)]
+    assert class_question(found).prompts == [[["a photo of a cat."], ["a photo of a red fox."]]]
+    if kind == "names":
+        assert run(place)["tasks"]["zero_shot"]["counts"]["images"] == 4
+
+
+def test_labels_that_are_missing_or_unclear_are_refused(tmp_path):
+    picture(0).save(tmp_path / "0.png")
+    for row, message in (
+        ({"label": None}, "Row 1 of .* has no 'label'"),
+        ({"label": "a", "class": "b"}, "Several columns can be labels: .'label', 'class'."),
+    ):
+        rows = [{"image": "0.png", **dict.fromkeys(row, "a")}, {"image": "0.png", **row}]
+        (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.raises(ValueError, match=message):
+            mine(tmp_path / "labels.jsonl")
+
+
+def test_a_class_folder_without_images_is_a_class_to_choose_from(classes):
+    (classes / "bear").mkdir()
+    assert [row["cls"] for row in mine(classes).read()] == [1, 1, 2, 3]

@@ -16,7 +16,7 @@ from ..digits.benchmark import BENCHMARK
 from ..digits.generate import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from ..digits.questions import QUESTIONS, scene_messages
 from ..evaluation import registry
-from ..evaluation.sources import own_benchmark
+from ..evaluation.own_data import own_benchmark
 from ..generation import SynthesisArguments, engines, job
 from ..generation.shards import ShardFolder
 from ..training import loading

@@ -113,12 +113,12 @@ def main(argv: Sequence[str]) -> Path:
 def _folder(folder: Path) -> tuple[list[str], Any]:
     """File names relative to a folder, and a data set of these images."""
     from datasets import Dataset, Features, Image
-    from PIL import Image as PILImage
+
+    from ..training.decoding import IMAGE_SUFFIXES
 
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder '{folder}'.")
-    readable = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in readable)
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     if not names:
         raise ValueError(f"'{folder}' holds no images.")

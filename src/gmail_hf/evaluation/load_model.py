@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from ..models.auto import MODELS
 from ..models.base import GmailModel
-from ..models.loading import check_nothing_missing
+from ..models.loading import check_no_pickle, check_nothing_missing
 from ..publishing.hub import resolve_commit
 from ..publishing.provenance import local_path
 from .answering import has_branches
@@ -72,6 +72,7 @@ def load_model(
         ValueError: the model is of another kind, or lacks weights.
     """
     if local_path(name, "model"):
+        check_no_pickle(name)
         commit, version = fingerprint(name), None
     else:  # all files of one commit, which is the folder that they are cached in
         commit = version = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name

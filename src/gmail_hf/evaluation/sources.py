@@ -18,13 +18,12 @@ from PIL import Image as PILImage
 from ..publishing.provenance import local_path
 from ..training.columns import is_missing
 from ..training.data import BadImageError, column_names, decode_image, undecoded
-from ..training.layouts import BUILDERS, IMAGE_SUFFIXES, subfolders, suffix_of, unique_keys
 from ..training.loading import as_pairs
 from ..training.sources import load_rows
-from .registry import ALIGNMENT, CAPTIONING, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark, ZeroShotQuestions
+from ..training.tars import unique_keys
+from .own_data import OWN_DATA, class_folders, class_rows, labelled_rows
+from .registry import ALIGNMENT, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark, ZeroShotQuestions
 
-CLASS_NAMES, TEMPLATES = LAYOUTS["classes"].files
-DEFAULT_TEMPLATE = "a photo of a {c}."
 SHAREGPT4V_FILE, SHAREGPT4V_ROWS = "share-captioner_coco_lcs_sam_1246k_1107.json", 1000
 
 
@@ -200,7 +199,7 @@ def _nonempty(name: str, lines: Callable[[str], list[str]]) -> Callable[[str], l
 
 def _local_rows(path: Path, benchmark: Benchmark) -> tuple[str, Callable, Callable]:
     def lines(file: str) -> list[str]:
-        return (path / file).read_text(encoding="utf-8").splitlines()
+        return (path if path.is_dir() else path.parent).joinpath(file).read_text(encoding="utf-8").splitlines()
 
     annotations = path / SHAREGPT4V_FILE
     if benchmark.layout == "sharegpt4v" and annotations.exists():
@@ -209,80 +208,23 @@ def _local_rows(path: Path, benchmark: Benchmark) -> tuple[str, Callable, Callab
         tars = f"{glob.escape(str(path / benchmark.split))}/*.tar"
         return benchmark.split, _streamed(_webdataset(tars, benchmark.split)), lines
     if benchmark.layout == "classes" and class_folders(path, benchmark.split):
-        return _class_rows(path, benchmark.split, lines)
+        return class_rows(path, benchmark.split, lines)
     if benchmark.layout == "mmmu" and path.is_dir():
         return (*_configured(str(path), benchmark, None), lines)
-    rows = load_rows(str(path), benchmark.split, any_split=True)
+    return _table_rows(str(path), benchmark, lines)
+
+
+def _table_rows(
+    name: str, benchmark: Benchmark, lines: Callable[[str], list[str]], revision: str | None = None
+) -> tuple[str, Callable, Callable]:
+    """Images with labels or captions, from whatever `load_rows` reads."""
+    rows = load_rows(name, benchmark.split, revision=revision, any_split=True)
+    split = str(rows.split or benchmark.split)
+    if benchmark.layout == "classes":
+        return split, *labelled_rows(rows, name, lines)
     if RETRIEVAL in benchmark.tasks:
-        rows = as_pairs(rows, str(path))
-    return str(rows.split or benchmark.split), _streamed(rows), lines
-
-
-def class_folders(path: Path, split: str) -> list[Path]:
-    """The folders of a folder, or of its folder of a split, that hold the images of a class each."""
-    top = path / split if (path / split).is_dir() else path
-    folders = subfolders(top) if top.is_dir() else []
-    return folders if len(folders) > 1 and all(_images_in(folder) for folder in folders) else []
-
-
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def own_benchmark(name: str, dataset: str) -> Benchmark:
-    """
-    A benchmark of a user's own data: zero-shot classification of class folders, or retrieval, captioning and
-    alignment of images with captions.
-
-    Args:
-        name: its name in results.
-        dataset: a folder or file, see [`open_source`], or a Hub id.
-
-    Raises:
-        FileNotFoundError: `dataset` looks like a path that does not exist.
-    """
-    path = local_path(dataset, "data set")
-    if path is not None and _holds_classes(path):
-        tasks, layout = (ZERO_SHOT,), "classes"
-    else:
-        tasks, layout = (RETRIEVAL, CAPTIONING, ALIGNMENT), "captions"
-    return Benchmark(name, name, tasks, layout, None, "test", paper=None, source="own data")
-
-
-def _holds_classes(path: Path) -> bool:
-    if (path / CLASS_NAMES).exists():
-        return True
-    folders = class_folders(path, "test")
-    tables = [file for file in path.iterdir() if suffix_of(file) in BUILDERS] if folders else []
-    return bool(folders) and not tables and not any(next(folder.rglob("*.txt"), None) for folder in folders)
-
-
-def _class_rows(path: Path, split: str, lines: Callable[[str], list[str]]) -> tuple[str, Callable, Callable]:
-    """
-    Images in class folders. Lines of classnames.txt, if there is one, name the folders in alphabetical order.
-
-    Raises:
-        ValueError: classnames.txt has another number of lines.
-    """
-    folders = class_folders(path, split)
-    files = {CLASS_NAMES: None, TEMPLATES: None}
-    for file, others in ((CLASS_NAMES, ()), (TEMPLATES, ("templates.txt",))):
-        there = next((name for name in (file, *others) if (path / name).exists()), None)
-        files[file] = [line for line in lines(there) if line.strip()] if there else None
-    names = files[CLASS_NAMES] or [folder.name.replace("_", " ") for folder in folders]
-    if len(names) != len(folders):
-        raise ValueError(f"'{path / CLASS_NAMES}' has {len(names)} lines for {len(folders)} class folders.")
-    content = {CLASS_NAMES: names, TEMPLATES: files[TEMPLATES] or [DEFAULT_TEMPLATE]}
-
-    def read(limit: int | None) -> Iterator[dict[str, Any]]:
-        rows = (
-            {"image": {"bytes": None, "path": str(image)}, "cls": label}
-            for label, folder in enumerate(folders)
-            for image in _images_in(folder)
-        )
-        return islice(rows, limit)
-
-    return split if (path / split).is_dir() else "all", read, content.__getitem__
+        rows = as_pairs(rows, name)
+    return split, _streamed(rows), lines
 
 
 def _hub_rows(name: str, benchmark: Benchmark) -> tuple[str, str, Callable, Callable]:
@@ -304,6 +246,9 @@ def _hub_rows(name: str, benchmark: Benchmark) -> tuple[str, str, Callable, Call
     if any(file.startswith(f"{benchmark.split}/") and file.endswith(".tar") for file in files):
         shards = f"hf://datasets/{name}@{revision}/{benchmark.split}/*.tar"
         return benchmark.split, revision, _streamed(_webdataset(shards, benchmark.split)), lines
+    if benchmark.source == OWN_DATA:
+        split, read, lines = _table_rows(name, benchmark, lines, revision)
+        return split, revision, read, lines
     split, read = _configured(name, benchmark, revision)
     return split, revision, read, lines
 

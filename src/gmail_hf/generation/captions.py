@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset, Image
 from transformers.utils import logging
 
-from ..training.columns import find_column, is_missing, texts_of
+from ..training.columns import find_column, text_ids, texts_of
 from ..training.data import undecoded
 from ..training.sources import load_rows, resolve_images
 from .arguments import SynthesisArguments
@@ -52,12 +52,10 @@ class Captions:
             raise ValueError(
                 f"Column '{image_column}' is {dataset.features[image_column]}, neither images nor their paths."
             )
-        ids = dataset[id_column][:] if id_column else range(len(dataset))
+        ids = text_ids(dataset, id_column, args.dataset) if id_column else map(str, range(len(dataset)))
         count: Counter = Counter()
         rows, captions, image_ids, caption_ids, empty = [], [], [], [], 0
         for row, (image_id, cell) in enumerate(zip(ids, dataset[caption_column][:], strict=True)):
-            if is_missing(image_id):
-                raise ValueError(f"Row {row} of '{args.dataset}' has no '{id_column}'.")
             for caption in texts_of(cell):
                 if caption is not None and not isinstance(caption, str):
                     raise ValueError(f"Column '{caption_column}' holds {type(caption).__name__}, not text.")
@@ -68,7 +66,7 @@ class Captions:
                     continue
                 rows.append(row)
                 captions.append(caption)
-                image_ids.append(str(image_id))
+                image_ids.append(image_id)
                 caption_ids.append(name)
             if args.num_captions is not None and len(rows) >= args.num_captions:
                 break

@@ -25,7 +25,14 @@ from ..branches.peft_folders import (
 from ..branches.routing import change_class
 from ..publishing.hub import hub_kwargs, push_folder, resolve_commit
 from ..publishing.model_cards import add_card
-from .loading import StrictLoading, adapter_files, adapters_config, base_arguments, check_adapters_can_load
+from .loading import (
+    StrictLoading,
+    adapter_files,
+    adapters_config,
+    base_arguments,
+    check_adapters_can_load,
+    check_no_pickle,
+)
 
 # Settings that make two checkpoints of a training the same model.
 RESUMABLE = ("lora_rank", "lora_alpha", "lora_targets", "modalities", "trainable_modalities", "head", "text_lora")
@@ -52,6 +59,7 @@ class GmailCheckpoints(StrictLoading):
 
         Raises:
             ValueError: an invalid field; a checkpoint of another kind, one that lacks weights or has branches already.
+            OSError: its weights are a pickle alone.
         """
         own = cls.config_class.own_fields()
         # A field that is ours but for a typing error is kept too: the configuration refuses it.
@@ -60,6 +68,7 @@ class GmailCheckpoints(StrictLoading):
         if commit := resolve_commit(pretrained_model_name_or_path, kwargs):
             kwargs["revision"] = commit
         cls._check_kind(pretrained_model_name_or_path, kwargs)
+        check_no_pickle(pretrained_model_name_or_path)
         if "base_model_name_or_path" not in fields:
             fields["base_model_name_or_path"] = str(pretrained_model_name_or_path)
             fields.setdefault("base_model_revision", kwargs.get("revision"))

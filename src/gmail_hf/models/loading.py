@@ -27,8 +27,10 @@ class StrictLoading:
         Raises:
             ValueError: the checkpoint's weights are not exactly this model's, or some are not finite. Nothing is
                 filled in at random.
+            OSError: its weights are a pickle alone.
         """
         with_info = kwargs.pop("output_loading_info", False)
+        check_no_pickle(pretrained_model_name_or_path)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "use_safetensors": True}
         )
@@ -63,6 +65,23 @@ def check_nothing_missing(
         no_branches = any(map(is_adapter_weight, missing))
         remedy = without_branches if no_branches else "The files are incomplete: download or save them again."
         raise ValueError(f"'{source}' lacks {some(missing)}. {remedy}")
+
+
+def check_no_pickle(source: str | os.PathLike) -> None:
+    """
+    Refuse a folder whose weights are a pickle alone.
+
+    Raises:
+        OSError: they are; the message shows how to convert them.
+    """
+    folder = Path(source)
+    pickle = next((file for file in sorted(folder.glob("*.bin")) if file.name.startswith("pytorch_model")), None)
+    if pickle and not any((folder / name).exists() for name in WEIGHTS):
+        raise OSError(
+            f"'{folder}' holds {pickle.name} and no {SAFE_WEIGHTS_NAME}; pickles can run code and are not read. If "
+            f"you trust the file, convert it: `from transformers import AutoModel; "
+            f"AutoModel.from_pretrained('{folder}').save_pretrained('{folder}')`."
+        )
 
 
 def adapter_files(source: str | os.PathLike, name: str, **kwargs: Any) -> tuple[str, str] | None:

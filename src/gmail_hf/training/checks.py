@@ -9,7 +9,7 @@ from datasets import Dataset, Image, IterableDataset
 
 from .arguments import GmailTrainingArguments
 from .columns import is_missing
-from .data import PAIR_COLUMNS, SIDES, BadImageError, column_names, decode_image, undecoded
+from .data import PAIR_COLUMNS, SIDES, BadImageError, caption_ids, column_names, decode_image, undecoded
 from .losses import GmailLossConfig
 
 
@@ -157,17 +157,18 @@ def _check_ids(dataset: Dataset, rows: list[dict], name: str, with_negatives: bo
     for column in ("caption", "image_id"):
         start = 0
         for values in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100_000):
-            absent = pc.is_null(values[column], nan_is_null=True).to_pylist()
+            absent = [is_missing(value) or str(value).isspace() for value in values[column].to_pylist()]
             if any(absent):
-                kept = f"{column} is not None and {column} == {column}"  # NaN equals nothing
+                kept = f"{column} == {column} and str({column} or '').strip()"  # NaN equals nothing
                 raise ValueError(
                     f"Row {start + absent.index(True)} of {name} has no '{column}'; remove rows like it with "
                     f"`dataset.filter(lambda {column}: {kept}, input_columns='{column}')`."
                 )
             start += len(values)
-        if not with_negatives or len(rows) == 1 or len({row[column] for row in rows}) > 1:
+        same = caption_ids if column == "caption" else list  # captions that differ in case and spaces are equal
+        if not with_negatives or len(rows) == 1 or len(set(same([row[column] for row in rows]))) > 1:
             continue
-        if len(set(dataset[column][:])) == 1:
+        if len(set(same(dataset[column][:]))) == 1:
             raise ValueError(
                 f"All rows of {name} have {column}={rows[0][column]!r}. Pairs with the same {column} are never "
                 "negatives of each other, so there would be nothing to learn."

@@ -19,6 +19,7 @@ USUAL = {
 IMAGE_NAMES = USUAL["real_image"] | USUAL["generated_image"]
 FILLERS = {"image", "images", "img", "path", "file", "filename", "filepath", "name", "jpg", "jpeg", "png", "webp"}
 REAL_WORDS = {"real", "photo", "photograph", "original", "natural"}
+LABELS = {"label", "labels", "class", "classes", "cls", "category", "class_name", "fine_label"}
 REAL_FLAGS = ("is_real", "real")
 # By 1 they mean a generated image; label_a is Defactify's.
 GENERATED_FLAGS = ("is_generated", "generated", "is_fake", "fake", "is_synthetic", "synthetic", "is_ai", "label_a")
@@ -90,12 +91,34 @@ def words_of(column: str) -> str:
     return "_".join(word for word in words if word not in FILLERS) or "image"
 
 
+def text_ids(dataset: Dataset, column: str, name: str) -> list[str]:
+    """
+    The ids in a column, as text.
+
+    Raises:
+        ValueError: a row has none; they are not text or integers, such as large numbers that a file of JSON turned
+            into floats, or numbers and text.
+    """
+    values = dataset[column][:]
+    for row, value in enumerate(values):
+        if is_missing(value):
+            raise ValueError(f"Row {row} of '{name}' has no '{column}'. Fill in the cell, or remove the column.")
+    if type(dataset.features[column]).__name__ == "Json":  # in which "007" is read as 7
+        raise ValueError(f"Column '{column}' of '{name}' mixes numbers and text. Put all ids in quotes.")
+    if not all(isinstance(value, (str, int)) and not isinstance(value, bool) for value in values):
+        raise ValueError(
+            f"Column '{column}' of '{name}' is {dataset.features[column]}; ids are text or integers, as others may "
+            "not be read as they were written."
+        )
+    return [str(value) for value in values]
+
+
 def with_ids(dataset: Dataset, name: str) -> Dataset:
     """
     Image ids as text in the column `image_id`.
 
     Raises:
-        ValueError: a row has none, or they are numbers and text.
+        ValueError: see [`text_ids`].
     """
     if "image_id" not in dataset.column_names:
         paths = _paths(dataset, "real_image") if "real_image" in dataset.column_names else []
@@ -103,15 +126,9 @@ def with_ids(dataset: Dataset, name: str) -> Dataset:
         origin = "the path of its real image" if ids is paths else "its row number"
         logger.warning(f"'{name}' has no column 'image_id': the id of a row is {origin}.")
     else:
-        values = dataset["image_id"][:]
-        for row, value in enumerate(values):
-            if is_missing(value):
-                raise ValueError(f"Row {row} of '{name}' has no 'image_id'. Fill in the cell, or remove the column.")
-        if type(dataset.features["image_id"]).__name__ == "Json":  # in which "007" is read as 7
-            raise ValueError(f"Column 'image_id' of '{name}' mixes numbers and text. Put all ids in quotes.")
-        if all(isinstance(value, str) for value in values):
+        ids = text_ids(dataset, "image_id", name)
+        if dataset.features["image_id"] == Value("string"):
             return dataset
-        ids = [str(value) for value in values]
     return _with_column(dataset, "image_id", ids)
 
 
@@ -226,10 +243,14 @@ def _kinds(dataset: Dataset, name: str) -> list[bool] | None:
     for column, feature in dataset.features.items():
         if column in ("caption", "image_id") or not isinstance(feature, (Value, ClassLabel)):
             continue
-        values = dataset[column][:]
-        values = [feature.int2str(value) for value in values] if isinstance(feature, ClassLabel) else values
-        known = {str(value).strip().lower() for value in values}
         title = re.sub(r"\W+", "_", column.lower())
+        values = dataset[column][:]
+        if isinstance(feature, ClassLabel):
+            values = [None if value is None else feature.int2str(value) for value in values]
+        known = {str(value).strip().lower() for value in values}
+        absent = next((row for row, value in enumerate(values) if value in (None, "")), None)
+        if absent is not None and (known & REAL_WORDS or title in (*REAL_FLAGS, *GENERATED_FLAGS)):
+            raise ValueError(f"Row {absent} of '{name}' has no '{column}', which says what is generated.")
         if len(known) > 1 and known & REAL_WORDS:
             logger.warning(
                 f"Column '{column}' of '{name}' splits real images ({sorted(known & REAL_WORDS)}) from generated ones "

@@ -10,7 +10,6 @@ stage 2, does not need the other. Embeddings computed beforehand can replace the
 import copy
 import dataclasses
 import hashlib
-import io
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,9 @@ import torch
 from datasets import Dataset, Image, IterableDataset, LargeList, List
 from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
-from PIL import ImageOps
 from transformers.utils import logging
 
+from .decoding import BadImageError, decode_image
 from .images import PixelValues, raw_pixels
 
 SIDES = ("real", "generated")
@@ -29,45 +28,6 @@ PAIR_COLUMNS = ("real_image", "generated_image", "caption", "image_id")
 
 # Each process names the images that it cannot read; other messages come from the main process alone.
 bad_images = logging.get_logger(f"{__name__}.bad_images")
-
-
-class BadImageError(ValueError):
-    """An image that cannot be read."""
-
-
-def decode_image(cell: Any) -> PILImage.Image:
-    """
-    An RGB image from a cell of an image column: a `PIL.Image`, or `{"bytes", "path"}` of `Image(decode=False)`.
-
-    Transparent parts become white, as in the image processors of transformers. 16-bit grayscale is scaled to 8 bits.
-
-    Raises:
-        BadImageError: the image is missing, truncated, in no known format, or of 32-bit integers or floats.
-    """
-    opened = isinstance(cell, PILImage.Image)
-    if not opened and (not isinstance(cell, dict) or (cell.get("bytes") is None and cell.get("path") is None)):
-        raise BadImageError("no image in this cell")
-    try:
-        if opened:
-            return _to_rgb(ImageOps.exif_transpose(cell), cell.format)  # an opened file is read only now
-        with PILImage.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]) as image:
-            ImageOps.exif_transpose(image, in_place=True)  # upright, as datasets decodes it
-            image.load()
-            return _to_rgb(image, image.format)
-    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
-        name = getattr(cell, "filename", None) if opened else cell.get("path")
-        raise BadImageError(f"{name or 'image'} cannot be read ({error})") from error
-
-
-def _to_rgb(image: PILImage.Image, file_format: str | None) -> PILImage.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):  # which has 16 bits at most
-        image = PILImage.fromarray(np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"its values, of Pillow's mode {image.mode}, have no range; convert it to 8 bits")
-    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        return PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:

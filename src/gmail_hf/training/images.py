@@ -12,8 +12,10 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import SizeDict
 
+from .decoding import within_bounds
+
 # The header of a prepared image, see `prepare_pairs`: raw pixels follow it.
-PREPARED = re.compile(rb"P6 (\d+) (\d+) 255\n")
+PREPARED = re.compile(rb"P6 (\d{1,6}) (\d{1,6}) 255\n")
 
 
 def raw_pixels(content: bytes | None) -> np.ndarray | None:
@@ -22,7 +24,7 @@ def raw_pixels(content: bytes | None) -> np.ndarray | None:
     if header is None:
         return None
     width, height = map(int, header.groups())
-    if len(content) != header.end() + 3 * width * height:
+    if len(content) != header.end() + 3 * width * height or not within_bounds(width, height):
         return None
     return np.frombuffer(content, np.uint8, offset=header.end()).reshape(height, width, 3)
 

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import Dataset, Features, Image, Value, concatenate_datasets, load_dataset
-from PIL import Image as PILImage
+from datasets import Dataset, Features, Image, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from .columns import USUAL, find_column, report_unmatched, texts_of, words_of
+from .decoding import IMAGE_SUFFIXES
+from .tars import tar_rows
 
 # Builders of datasets by file type. In a folder with several types, the first one here holds the rows.
 BUILDERS = {
-    ".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".jsonl": "json", ".csv": "csv", ".tsv": "csv",
-    ".json": "json",
+    ".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".jsonl": "json", ".ndjson": "json",
+    ".csv": "csv", ".tsv": "csv", ".json": "json",
 }  # fmt: skip
-NAMING = (".jsonl", ".csv", ".tsv", ".json")  # text that names images, rather than containing them
-IMAGE_SUFFIXES = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
+NAMING = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")  # text that names images, rather than containing them
 KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
 
 
@@ -28,59 +29,43 @@ def read_files(files: list[Path], split: str) -> Iterator[tuple[Path, Dataset]]:
     if len(suffixes) > 1 or not suffixes <= BUILDERS.keys():
         raise ValueError(f"'{files[0]}' is none of {list(BUILDERS)}, and no folder.")
     suffix = suffixes.pop()
-    together = [[file] for file in files] if suffix in NAMING else [files]
-    for group in together:
-        options: dict[str, Any] = {}
-        if (
-            BUILDERS[suffix] == "csv"
-        ):  # as it is written: neither 007 nor an id in a column with an empty cell is a number
-            sep = "\t" if suffix == ".tsv" else ","
-            header = pd.read_csv(group[0], sep=sep, nrows=0, encoding="utf-8-sig").columns
-            if len(header) == 1 and ";" in header[0]:  # as spreadsheets write it in much of Europe
-                sep, header = ";", header[0].split(";")
-            features = Features(dict.fromkeys(header, Value("string")))
-            options = {"sep": sep, "keep_default_na": False, "features": features, "encoding": "utf-8-sig"}
-        paths = [glob.escape(str(file.resolve())) for file in group]
+    if suffix == ".tar":
+        yield files[0], tar_rows(files)
+        return
+    for group in [[file] for file in files] if suffix in NAMING else [files]:
+        options = {}
         try:
+            if BUILDERS[suffix] == "csv":
+                options = _csv_options(group[0], "\t" if suffix == ".tsv" else ",")
+            paths = [glob.escape(str(file.resolve())) for file in group]
             rows = load_dataset(BUILDERS[suffix], data_files={split: paths}, split=split, **options)
-        except ValueError as error:
-            if "corresponds to no data" in str(error):
+        except (ValueError, DatasetGenerationError) as error:
+            cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+            if isinstance(cause, pd.errors.EmptyDataError) or "corresponds to no data" in str(cause):
                 raise ValueError(f"'{group[0]}' is empty.") from None
-            raise
-        yield group[0], _from_tar(rows) if suffix == ".tar" else rows
+            if isinstance(cause, UnicodeDecodeError):
+                cause = "it is not UTF-8 text; save it as UTF-8"
+            raise ValueError(f"'{group[0]}' cannot be read: {cause}.") from error
+        names = {name: name.strip() for name in options.get("features", {}) if name != name.strip()}
+        yield group[0], rows.rename_columns(names)
 
 
-def _from_tar(rows: Dataset) -> Dataset:
-    """Keys that are unique over all shards, captions from `.txt`, one per line, or from `.json`."""
-    keys = unique_keys(rows.select_columns(["__key__", "__url__"]))
-    columns: dict[str, list] = {"image_id": [row["__key__"] for row in keys]}
-    if "txt" in rows.column_names:
-        columns["captions"] = [(text or "").splitlines() for text in rows["txt"]]
-    elif isinstance(rows.features.get("json"), dict):
-        fields = rows.select_columns("json").flatten()
-        captions = [name for name in fields.column_names if words_of(name.partition(".")[2]) in USUAL["caption"]]
-        if len(captions) == 1:
-            columns["captions"] = [texts_of(cell) for cell in fields[captions[0]]]
-    kept = [name for name in rows.column_names if name not in ("__key__", "__url__", "txt", *columns)]
-    return concatenate_datasets([rows.select_columns(kept), Dataset.from_dict(columns)], axis=1)
-
-
-def unique_keys(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _csv_options(file: Path, sep: str) -> dict[str, Any]:
     """
-    Rows of a webdataset whose keys are unique over all shards: a key that an earlier shard has gets its shard's name.
+    How to read a CSV as it is written: neither 007 nor an id in a column with an empty cell is a number.
 
     Raises:
-        ValueError: a shard has a key twice.
+        ValueError: the first row has more fields than the header.
     """
-    seen: set[str] = set()
-    for row in rows:
-        key = row["__key__"]
-        if key in seen:
-            key = f"{Path(row['__url__']).stem}/{key}"
-        if key in seen:
-            raise ValueError(f"'{row['__url__']}' has the key '{row['__key__']}' twice.")
-        seen.add(key)
-        yield {**row, "__key__": key}
+    options = {"sep": sep, "keep_default_na": False, "encoding": "utf-8-sig", "dtype": "string"}
+    first = pd.read_csv(file, nrows=1, **options)
+    if len(first.columns) == 1:  # such as semicolons, which spreadsheets write in much of Europe
+        options["sep"] = next((found for found in ";\t|" if found in first.columns[0]), sep)
+        first = pd.read_csv(file, nrows=1, **options)
+    if not isinstance(first.index, pd.RangeIndex):
+        raise ValueError(f"row 0 has more fields than the header; put text that contains '{options['sep']}' in quotes")
+    del options["dtype"]
+    return {**options, "features": Features(dict.fromkeys(first.columns, Value("string")))}
 
 
 def suffix_of(file: Path) -> str:
@@ -106,10 +91,13 @@ def two_folders(path: Path) -> Dataset | None:
     if not theirs or not ours:
         return None
     both = [name for name in ours if name in theirs]
+    tables = any(suffix_of(file) in BUILDERS for file in path.iterdir())
+    if not both and not tables and words_of(generated[0].name) in USUAL["generated_image"]:
+        raise ValueError(f"No image in '{real[0]}' has the name of one in '{generated[0]}': pairs need equal names.")
     captions = {name: text for name in both if (text := _text(ours[name], theirs[name]))}
     captions = captions or _table_of_captions(path, {Path(name).name for name in (*ours, *theirs)})
     if captions is None:
-        if both and not any(suffix_of(file) in BUILDERS for file in path.iterdir()):
+        if both and not tables:
             raise ValueError(
                 f"'{real[0]}' and '{generated[0]}' hold pairs without captions. Put them into .txt files with the "
                 "names of the generated images, or into a table next to the two folders."

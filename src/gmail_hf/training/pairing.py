@@ -10,7 +10,7 @@ from .columns import rows_by_caption
 
 
 def optimal_pairing(
-    gen_embeds: np.ndarray, real_embeds: np.ndarray, captions: list[str], max_group: int = 1024, seed: int = 0
+    gen_embeds: np.ndarray, real_embeds: np.ndarray, captions: Sequence[Any], max_group: int = 1024, seed: int = 0
 ) -> np.ndarray:
     """
     Re-pair generated and real images within each caption by the assignment with the largest total cosine.
@@ -22,7 +22,7 @@ def optimal_pairing(
     Args:
         gen_embeds (`np.ndarray` of shape `(pairs, dim)`): generated images through the `real` branch, L2-normalised.
         real_embeds (same shape): real images through the `real` branch, L2-normalised.
-        captions (`list[str]` of length `pairs`): pairs with equal captions form a group.
+        captions (of length `pairs`): texts, or ids of [`caption_ids`]; pairs with equal ones form a group.
         max_group (`int`): larger groups are split at random; the cost of an assignment grows with its cube.
         seed (`int`): of that split.
 

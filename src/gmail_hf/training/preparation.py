@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
+from ..models.base import text_options
 from .arguments import GmailTrainingArguments
 from .checks import needed_columns
-from .data import SIDES, column_names, undecoded
+from .data import SIDES, caption_ids, column_names, undecoded
 from .embeddings import cached_embeds, embeds_array
 from .losses import GmailLossConfig
 from .pairing import optimal_pairing, random_pairing
@@ -125,15 +126,18 @@ def replace_images(
         elif f"{side}_image" in columns and not model.trains(modality):
             if args.cache_real_embeds and args.token_weight == 0:  # patch tokens are not cached
                 embeds[side] = embed(side, modality)
+    if pairing in ("optimal", "none"):  # by what the model sees of captions
+        tokenizer = getattr(processor, "tokenizer", None)
+        captions = caption_ids(pairs["caption"][:], tokenizer, **(text_options(model) if tokenizer else {}))
     if pairing == "optimal":
-        partners = _optimal_partners(embed("generated", "real"), embeds["real"], pairs["caption"][:], args.seed)
+        partners = _optimal_partners(embed("generated", "real"), embeds["real"], captions, args.seed)
         return EmbeddedPairs(pairs, **embeds, partners=partners)
     if pairing == "none":
-        return EmbeddedPairs(pairs, **embeds, redraw=partial(random_pairing, pairs["caption"][:], args.seed))
+        return EmbeddedPairs(pairs, **embeds, redraw=partial(random_pairing, captions, args.seed))
     return EmbeddedPairs(pairs, **embeds) if embeds else undecoded(pairs)
 
 
-def _optimal_partners(generated: Dataset, real: Dataset, captions: list[str], seed: int) -> np.ndarray:
+def _optimal_partners(generated: Dataset, real: Dataset, captions: list[int], seed: int) -> np.ndarray:
     """[`optimal_pairing`] of the pairs whose images could be read; the others keep their partners."""
     generated, real = embeds_array(generated), embeds_array(real)
     real /= np.linalg.norm(real, axis=1, keepdims=True)  # embeddings of the data set may have any length

@@ -4,18 +4,19 @@ import glob
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Image, concatenate_datasets, load_dataset
+from datasets import Dataset, DatasetDict, Features, Image, List, concatenate_datasets, load_dataset
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
 from ..publishing.provenance import local_path
 from .columns import IMAGE_NAMES, words_of
+from .decoding import IMAGE_SUFFIXES
 from .layouts import (
     BUILDERS,
-    IMAGE_SUFFIXES,
     annotated_images,
     annotations,
     captioned_images,
@@ -46,11 +47,12 @@ def load_rows(
             captions in `.txt` files or in a table.
         split: the split; a source without splits is `train`.
         config_name, revision: of a data set on the Hub.
-        any_split: take the only split of a local source whatever its name.
+        any_split: take the only split of a source whatever its name.
         images: look for the images that rows name by path.
 
     Returns:
-        Columns as they are written; columns of paths to images become columns of images. Paths are relative to the
+        Columns as they are written; columns of paths to images, or of lists of paths, become columns of images or of
+        lists of them. Paths are relative to the
         file that names them, or else to the working directory.
 
     Raises:
@@ -65,8 +67,10 @@ def load_rows(
         splits = {"train": paths}
     else:
         path = local_path(name, "data set")
+        if path is not None and "::" in str(path.resolve()):
+            raise ValueError(f"datasets reads no path with '::', such as '{path.resolve()}': rename the folder.")
         if path is None:
-            return _from_hub(name, split, config_name, revision)
+            return _from_hub(name, split, config_name, revision, any_split)
         if path.is_dir() and any((path / file).exists() for file in ("dataset_info.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(str(path))
             splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
@@ -85,7 +89,7 @@ def load_rows(
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
-def _from_hub(name: str, split: str, config_name: str | None, revision: str | None) -> Dataset:
+def _from_hub(name: str, split: str, config_name: str | None, revision: str | None, any_split: bool) -> Dataset:
     try:
         available = datasets.get_dataset_split_names(name, config_name, revision=revision)
     except ValueError:  # of its configurations, which the message lists
@@ -95,6 +99,8 @@ def _from_hub(name: str, split: str, config_name: str | None, revision: str | No
             f"'{name}' is no local path and cannot be read from the Hub ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}). Check the name, your connection and `hf auth login`."
         ) from error
+    if any_split and len(available) == 1:
+        split = available[0]
     if split.partition("[")[0] not in available:
         raise ValueError(f"'{name}' has no split '{split}'; it has {available}.")
     return load_dataset(name, config_name, split=split, revision=revision)
@@ -170,51 +176,79 @@ def resolve_images(rows: Dataset, file: Path) -> Dataset:
         if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
             rows = rows.cast_column(column, Image()) if words_of(column) in IMAGE_NAMES else rows
             continue
-        if isinstance(feature, Image):
-            content = [chunk.field("bytes") for chunk in values.chunks]
+        in_lists = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+        inner = feature.feature if in_lists else feature
+        cells = [chunk.flatten() if in_lists else chunk for chunk in values.chunks]
+        if isinstance(inner, Image):
+            content = [cell.field("bytes") for cell in cells]
             null = pa.scalar(None, pa.string())
             paths = [
-                pc.if_else(part.is_valid(), null, chunk.field("path").cast(pa.string()))
-                for part, chunk in zip(content, values.chunks, strict=True)
+                pc.if_else(part.is_valid(), null, cell.field("path").cast(pa.string()))
+                for part, cell in zip(content, cells, strict=True)
             ]
             if all(part.null_count == len(part) for part in paths):
                 continue
-        elif _are_paths(values):
-            paths = [chunk.cast(pa.string()) for chunk in values.chunks]
-            content = [pa.nulls(len(chunk), pa.binary()) for chunk in values.chunks]
+        elif _are_paths(cells):
+            paths = [cell.cast(pa.string()) for cell in cells]
+            content = [pa.nulls(len(cell), pa.binary()) for cell in cells]
         else:
             continue
         # imagefolder too takes this ending off
         name = "image" if column == "file_name" else column.removesuffix("_file_name")
         name = column if name in rows.column_names else name
-        cells, row = [], 0
-        for part, chunk in zip(content, paths, strict=True):
-            found = [_found(path, row + i, column, file) for i, path in enumerate(chunk.to_pylist())]
+        images, row = [], 0
+        for chunk, part, texts in zip(values.chunks, content, paths, strict=True):
+            owners = pc.list_parent_indices(chunk).to_pylist() if in_lists else range(len(chunk))
+            found = [
+                _found(path, row + owner, column, file) for owner, path in zip(owners, texts.to_pylist(), strict=True)
+            ]
             fields = [part, pa.array(found, pa.string())]
             absent = pc.and_(*(field.is_null() for field in fields))
-            cells.append(pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=absent))
+            cells = pa.StructArray.from_arrays(fields, ["bytes", "path"], mask=absent)
+            if in_lists:
+                ends = pc.cumulative_sum(pc.fill_null(pc.list_value_length(chunk), 0)).cast(pa.int32())
+                offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
+                cells = pa.ListArray.from_arrays(offsets, cells, mask=chunk.is_null())
+            images.append(cells)
             row += len(chunk)
-        images = Dataset(pa.table({name: pa.chunked_array(cells)})).cast_column(name, Image())
+        features = Features({name: List(Image()) if in_lists else Image()})
+        found = Dataset(pa.table({name: pa.chunked_array(images)}, schema=features.arrow_schema))
         others = [other for other in rows.column_names if other != column]
-        rows = concatenate_datasets([rows.select_columns(others), images], axis=1) if others else images
+        rows = concatenate_datasets([rows.select_columns(others), found], axis=1) if others else found
     return rows
 
 
-def _are_paths(values: pa.ChunkedArray) -> bool:
-    text = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-    if not any(check(text) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
-        return False
-    first = next((value.as_py() for value in values if value.as_py()), "")
-    return Path(first).suffix.lower() in IMAGE_SUFFIXES
+def _are_paths(cells: list[pa.Array]) -> bool:
+    """Whether the first text that is not empty names an image."""
+    for cell in cells:
+        text = cell.type.value_type if pa.types.is_dictionary(cell.type) else cell.type
+        if not any(check(text) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+            return False
+        first = next((value.as_py() for value in cell if value.as_py()), None)
+        if first is not None:
+            return Path(first.strip().partition("::")[0].partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES
+    return False
 
 
 def _found(value: str | None, row: int, column: str, file: Path) -> str | None:
-    """The path of an image, relative to the folder of the file that names it, or else to the working directory."""
+    """
+    The path of an image, relative to the folder of the file that names it, or else to the working directory; an
+    address that datasets reads, such as `hf://...` and `zip://inside.png::archive.zip`, as it is.
+    """
+    value = (value or "").strip()
     if not value:
         return None
-    for path in (file.parent / value, Path(value)):
-        if path.exists():
-            return str(path.absolute())
+    inside, chained, archive = value.partition("::")
+    if chained and "://" not in archive:
+        return f"{inside}::{_found(archive, row, column, file)}"
+    if value.startswith("file://"):
+        value = unquote(value.removeprefix("file://"))
+    if "://" in value:
+        return value
+    for name in (value, value.replace("\\", "/")):  # a table written on Windows
+        for path in (file.parent / name, Path(name).expanduser()):
+            if path.exists():
+                return str(path.absolute())
     raise FileNotFoundError(
         f"Row {row} of '{file}' names '{value}' in column '{column}', which exists neither in '{file.parent}' nor in "
         "the working directory."

@@ -1,0 +1,152 @@
+"""Benchmarks of the user's own data: images in class folders or with labels, or images with captions."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Image
+
+from ..publishing.provenance import local_path
+from ..training.columns import LABELS, find_column
+from ..training.data import undecoded
+from ..training.decoding import IMAGE_SUFFIXES
+from ..training.layouts import BUILDERS, subfolders, suffix_of
+from ..training.sources import load_rows
+from .registry import ALIGNMENT, CAPTIONING, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark
+
+CLASS_NAMES, TEMPLATES = LAYOUTS["classes"].files
+DEFAULT_TEMPLATE = "a photo of a {c}."
+OWN_DATA = "own data"
+Lines = Callable[[str], list[str]]
+
+
+def own_benchmark(name: str, dataset: str) -> Benchmark:
+    """
+    A benchmark of a user's own data: zero-shot classification of images in class folders or with labels, or
+    retrieval, captioning and alignment of images with captions.
+
+    Args:
+        name: its name in results.
+        dataset: a folder or file, see [`open_source`], or a Hub id.
+
+    Raises:
+        FileNotFoundError: `dataset` looks like a path that does not exist.
+        ConnectionError, ValueError: see [`load_rows`].
+    """
+    path, split = local_path(dataset, "data set"), "test"
+    if path is None or not _holds_classes(path):
+        tars = path is not None and any((path / split).glob("*.tar"))  # of captions
+        rows = None if tars else load_rows(dataset, split, any_split=True, images=path is not None)
+        if rows is None or _label_column(rows) is None:
+            return Benchmark(
+                name, name, (RETRIEVAL, CAPTIONING, ALIGNMENT), "captions", None, split, None, source=OWN_DATA
+            )
+    return Benchmark(name, name, (ZERO_SHOT,), "classes", None, split, paper=None, source=OWN_DATA)
+
+
+def _label_column(rows: Dataset) -> str | None:
+    """The only column of labels in rows without captions; None if there is none."""
+    if find_column(rows, "caption") is not None:
+        return None
+    found = [column for column in rows.column_names if column.lower() in LABELS]
+    if len(found) > 1:
+        raise ValueError(f"Several columns can be labels: {found}. Keep one of them.")
+    return found[0] if found else None
+
+
+def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lines]:
+    """
+    Rows of images with a column of labels: numbers of the lines of classnames.txt, or names, which are the classes in
+    alphabetical order where there is no classnames.txt.
+
+    Returns:
+        `read` and `lines` of a [`Source`].
+
+    Raises:
+        ValueError: there is no column of images or labels; a row has no label; numbers have no names.
+    """
+    label, image = _label_column(rows), find_column(rows, "real_image")
+    if label is None or image is None or not isinstance(rows.features[image], Image):
+        raise ValueError(f"'{name}' has no column of {'images' if label else 'labels'}; it has {rows.column_names}.")
+    feature, values = rows.features[label], rows[label][:]
+    missing = next((row for row, value in enumerate(values) if value is None or value in ("", -1)), None)
+    if missing is not None:
+        raise ValueError(f"Row {missing} of '{name}' has no '{label}'.")
+    names = _lines_of((CLASS_NAMES,), lines) or getattr(feature, "names", None)
+    if not isinstance(feature, ClassLabel) and not all(str(value).isdecimal() for value in values):
+        classes = sorted({str(value) for value in values})
+        names = names or classes
+        if len(names) != len(classes):
+            raise ValueError(f"'{name}' has {len(classes)} labels, and {CLASS_NAMES} has {len(names)} lines.")
+        values = [classes.index(str(value)) for value in values]
+    if names is None:
+        raise ValueError(
+            f"Column '{label}' of '{name}' holds numbers without names: write {CLASS_NAMES} next to the data, with a "
+            "line for each class from 0."
+        )
+    numbers, images = [int(value) for value in values], undecoded(rows.select_columns([image]))
+
+    def read(limit: int | None) -> Iterator[dict[str, Any]]:
+        cells = ({"image": row[image], "cls": number} for row, number in zip(images, numbers, strict=True))
+        return islice(cells, limit)
+
+    return read, _texts(names, lines)
+
+
+def _texts(names: list[str], lines: Lines) -> Lines:
+    """The names of classes and the templates, or the default one."""
+    templates = _lines_of((TEMPLATES, "templates.txt"), lines) or [DEFAULT_TEMPLATE]
+    return {CLASS_NAMES: [name.replace("_", " ") for name in names], TEMPLATES: templates}.__getitem__
+
+
+def _lines_of(files: tuple[str, ...], lines: Lines) -> list[str]:
+    """The lines, without empty ones, of the first of these files that exists."""
+    for file in files:
+        try:
+            return [line for line in lines(file) if line.strip()]
+        except FileNotFoundError:
+            continue
+    return []
+
+
+def class_folders(path: Path, split: str) -> list[Path]:
+    """The folders of a folder, or of its folder of a split, one per class; of some there may be no images."""
+    top = path / split if (path / split).is_dir() else path
+    folders = subfolders(top) if top.is_dir() else []
+    return folders if sum(bool(_images_in(folder)) for folder in folders) > 1 else []
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _holds_classes(path: Path) -> bool:
+    if (path / CLASS_NAMES).exists():
+        return True
+    folders = class_folders(path, "test")
+    tables = [file for file in path.iterdir() if suffix_of(file) in BUILDERS] if folders else []
+    return bool(folders) and not tables and not any(next(folder.rglob("*.txt"), None) for folder in folders)
+
+
+def class_rows(path: Path, split: str, lines: Lines) -> tuple[str, Callable, Lines]:
+    """
+    Images in class folders. Lines of classnames.txt, if there is one, name the folders in alphabetical order.
+
+    Raises:
+        ValueError: classnames.txt has another number of lines.
+    """
+    folders = class_folders(path, split)
+    names = _lines_of((CLASS_NAMES,), lines) or [folder.name for folder in folders]
+    if len(names) != len(folders):
+        raise ValueError(f"'{path / CLASS_NAMES}' has {len(names)} lines for {len(folders)} class folders.")
+
+    def read(limit: int | None) -> Iterator[dict[str, Any]]:
+        rows = (
+            {"image": {"bytes": None, "path": str(image)}, "cls": label}
+            for label, folder in enumerate(folders)
+            for image in _images_in(folder)
+        )
+        return islice(rows, limit)
+
+    return split if (path / split).is_dir() else "all", read, _texts(names, lines)

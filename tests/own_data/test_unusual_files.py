@@ -1,0 +1,210 @@
+"""Files that are not quite as they should be: read as they were meant, or refused by name."""
+
+import io
+import json
+import tarfile
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Image, List
+from pyarrow import parquet
+from tiny import make_clip, make_model, make_pairs, make_processor, picture
+
+from gmail_hf import GmailCLIPModel
+from gmail_hf.generation.arguments import SynthesisArguments
+from gmail_hf.generation.captions import load_captions
+from gmail_hf.training.checks import check_pairs
+from gmail_hf.training.loading import load_pairs
+from gmail_hf.training.preparation import replace_images
+from gmail_hf.training.sources import load_rows
+from gmail_hf.vlm import Conversations
+
+NAMES = [f"real/{i}.png" for i in range(3)]
+CAPTIONS = ["a cat", "a dog", "two birds"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "real").mkdir()
+    for i, name in enumerate(NAMES):
+        picture(i).save(tmp_path / name)
+    return tmp_path
+
+
+def write(folder, name, images=NAMES, sep=",", header=("real_image", "caption"), encoding="utf-8"):
+    lines = [sep.join(header), *(sep.join(row) for row in zip(images, CAPTIONS, strict=True))]
+    (folder / name).write_bytes("\n".join(lines).encode(encoding))
+    return str(folder / name)
+
+
+def check(rows, column="real_image"):
+    for i, image in enumerate(rows[column]):
+        assert np.array_equal(np.asarray(image), np.asarray(picture(i)))
+    assert rows["caption"][:] == CAPTIONS
+
+
+@pytest.mark.parametrize("sep", [";", "\t", "|"])
+def test_separators(sep, folder):
+    check(load_pairs(write(folder, "pairs.csv", sep=sep)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, folder: name.replace("/", "\\"),
+        lambda name, folder: f" {name} ",
+        lambda name, folder: f"file://{folder}/{name}",
+        lambda name, folder: f"zip://{name}::all.zip",
+        lambda name, folder: f"zip://{name}::{folder}/all.zip",
+    ],
+    ids=["windows", "spaces", "file://", "zip://", "zip:///"],
+)
+def test_paths_and_addresses(change, folder):
+    with zipfile.ZipFile(folder / "all.zip", "w") as archive:
+        for name in NAMES:
+            archive.write(folder / name, name)
+    check(load_pairs(write(folder, "pairs.csv", [change(name, folder) for name in NAMES])))
+
+
+def test_an_archive_that_does_not_exist_is_named_with_its_row(folder):
+    with pytest.raises(FileNotFoundError, match="Row 0 of .* names 'none.zip'"):
+        load_pairs(write(folder, "pairs.csv", [f"zip://{name}::none.zip" for name in NAMES]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"image,caption\n", "is empty"),
+        (b"image,caption\nreal/0.png,a cat, black\n", "row 0 has more fields than the header"),
+        (b"image,caption\nreal/0.png,a cat\nreal/1.png,a dog, brown\n", "Expected 2 fields in line 3, saw 3"),
+        ("image,caption\nreal/0.png,größe\n".encode("latin-1"), "it is not UTF-8 text"),
+        ("image,caption\nreal/0.png,a cat\n".encode("utf-16"), "it is not UTF-8 text"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_is_named(content, message, folder):
+    (folder / "pairs.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"pairs.csv' .*{message}"):
+        load_pairs(str(folder / "pairs.csv"))
+
+
+def test_a_broken_line_of_json_is_named(folder):
+    (folder / "pairs.jsonl").write_text('{"image": "real/0.png", "caption": "x"\n')
+    with pytest.raises(ValueError, match="pairs.jsonl' cannot be read: .*JSON"):
+        load_pairs(str(folder / "pairs.jsonl"))
+
+
+@pytest.mark.parametrize("ids", [[1, "1", 2], [2**70, 2**70 + 1, 1], [1.5, 2, 3], ["2020-01-01"] * 3, [True, 1, 2]])
+def test_ids_that_json_does_not_keep_are_refused_by_training_and_generation(ids, folder):
+    lines = [
+        json.dumps({"image": name, "caption": text, "image_id": i})
+        for name, text, i in zip(NAMES, CAPTIONS, ids, strict=True)
+    ]
+    place = folder / "pairs.jsonl"
+    place.write_text("\n".join(lines))
+    message = "mixes numbers and text|ids are text or integers"
+    with pytest.raises(ValueError, match=message):
+        load_pairs(str(place))
+    with pytest.raises(ValueError, match=message):
+        load_captions(SynthesisArguments(dataset=str(place), output_dir=str(folder / "out")))
+
+
+def tar(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def samples(folder, texts):
+    images = [(f"{i}.png", (folder / name).read_bytes()) for i, name in enumerate(NAMES)]
+    return images + [(f"{i}.{kind}", text) for i, (kind, text) in enumerate(texts)]
+
+
+def test_tars_in_any_order_with_ids_and_missing_texts(folder, caplog):
+    texts = [("json", json.dumps({"caption": text, "image_id": f"00{i}"}).encode()) for i, text in enumerate(CAPTIONS)]
+    tar(folder / "a.tar", samples(folder, texts))
+    rows = load_pairs(str(folder / "a.tar"))
+    check(rows)
+    assert rows["image_id"][:] == ["000", "001", "002"]
+    texts = [("caption.txt", text.encode()) for text in CAPTIONS]
+    tar(folder / "b.tar", samples(folder, texts))
+    check(load_pairs(str(folder / "b.tar")))
+    caplog.clear()
+    tar(folder / "a.tar", samples(folder, texts[:2]))  # another content of the same name
+    rows = load_pairs(str(folder / "a.tar"))
+    assert rows["caption"][:] == CAPTIONS[:2] and rows["image_id"][:] == ["0", "1"]
+    assert "1 samples without all of ['image', 'txt'] are left out: 2 of a.tar" in caplog.text
+
+
+def test_folders_without_common_names_are_refused(folder):
+    (folder / "generated").mkdir()
+    picture(0).save(folder / "generated" / "g.png")
+    (folder / "generated" / "g.txt").write_text("a cat")
+    with pytest.raises(ValueError, match="No image in .*real' has the name of one in .*generated'"):
+        load_pairs(str(folder))
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_an_image_that_is_neither_real_nor_generated_is_refused(empty, folder):
+    rows = [{"image": NAMES[i], "caption": "a cat", "source": kind} for i, kind in enumerate(("real", "sd", empty))]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="Row 2 of .* has no 'source'"):
+        load_pairs(str(folder / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("caption", ["", "  ", None])
+def test_empty_captions_are_refused(caption):
+    pairs = make_pairs(12, captions=[f"a {i}" for i in range(11)] + ["b"])
+    captions = pairs["caption"][:]
+    pairs = pairs.remove_columns("caption").add_column("caption", [*captions[:10], caption, captions[11]])
+    with pytest.raises(ValueError, match="Row 10 of train_dataset has no 'caption'"):
+        check_pairs(pairs)
+
+
+def test_captions_that_are_all_equal_to_the_model_are_refused():
+    with pytest.raises(ValueError, match="All rows of train_dataset have caption"):
+        check_pairs(make_pairs(4, captions=["a cat", "A cat", "a cat\n", " a  cat"]))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_lists_of_paths_become_lists_of_images(kind, folder):
+    lists = [NAMES[:2], None, NAMES[1:]]
+    if kind == "parquet":
+        parquet.write_table(pa.table({"images": lists, "caption": CAPTIONS}), folder / "rows.parquet")
+    else:
+        rows = [{"images": images, "caption": text} for images, text in zip(lists, CAPTIONS, strict=True)]
+        (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = load_rows(str(folder / f"rows.{kind}"))
+    assert isinstance(rows.features["images"], List) and isinstance(rows.features["images"].feature, Image)
+    found = [[np.asarray(image) for image in images or []] for images in rows["images"]]
+    assert [len(images) for images in found] == [2, 0, 2]
+    assert np.array_equal(found[2], [np.asarray(picture(i)) for i in (1, 2)])
+    paths = Conversations(rows, "images")[2]["images"]
+    assert [image["path"] for image in paths] == [str(folder / name) for name in NAMES[1:]]
+    lists[2] = [NAMES[0], "real/none.png"]
+    parquet.write_table(pa.table({"images": lists}), folder / "rows.parquet")
+    with pytest.raises(FileNotFoundError, match="Row 2 of .* names 'real/none.png'"):
+        load_rows(str(folder / "rows.parquet"))
+
+
+def test_optimal_pairing_groups_captions_by_what_the_model_sees(clip_folder, arguments):
+    """Partners are exchanged between captions that differ in case alone."""
+    pairs = make_pairs(6, captions=["a cat", "A cat", "a cat ", "a dog", "A dog", "a  dog"])
+    args = arguments(cache_real_embeds=True)
+    model, processor = make_model(clip_folder), make_processor()
+    found = replace_images(pairs, model, processor, args, pairing="optimal").partners
+    same = pairs.remove_columns("caption").add_column("caption", ["a cat"] * 3 + ["a dog"] * 3)
+    expected = replace_images(same, model, processor, args, pairing="optimal").partners
+    assert found.tolist() == expected.tolist() != list(range(6))
+
+
+def test_a_pickle_says_how_to_convert_it(tmp_path):
+    make_clip().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    for load in (GmailCLIPModel.from_base, GmailCLIPModel.from_pretrained):
+        with pytest.raises(OSError, match="pytorch_model.bin and no model.safetensors.*save_pretrained"):
+            load(tmp_path)
