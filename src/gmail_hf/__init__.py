@@ -13,7 +13,7 @@ from .version import __version__ as __version__
 
 PUBLIC_NAMES = {
     "captioners": ["ClipCapConfig", "ClipCapForConditionalGeneration", "ClipCapProcessor"],
-    "models.attached": ["AttachedBranches", "attach_branches", "load_branches", "save_branches"],
+    "models.attached": ["AttachedBranches", "attach_branches", "from_vlm", "load_branches", "save_branches"],
     "models.auto": ["from_base"],
     "models.base": ["GmailOutput"],
     "models.clip": ["GmailCLIPModel", "GmailVisionModel", "GmailVisionModelWithProjection"],

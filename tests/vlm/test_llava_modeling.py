@@ -129,7 +129,7 @@ def test_wrong_keywords_and_modalities(llava, llava_processor):
         llava.generate(**batch, modalty="gen")
     with pytest.raises(ValueError, match="Unknown modality .'fake'"):
         llava(**batch, modality="fake")
-    with pytest.raises(ValueError, match="1 branches for a batch of 2 images"):
+    with pytest.raises(ValueError, match="lists 1 branches for 2 images"):
         llava(**batch, modality=["gen"])
 
 

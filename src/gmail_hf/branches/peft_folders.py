@@ -177,7 +177,9 @@ def read_signature(weights_file: str | os.PathLike) -> Any:
         return json.loads((file.metadata() or {}).get(SIGNATURE, "null"))
 
 
-def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file: str) -> dict[str, torch.Tensor]:
+def read_adapter(
+    model: nn.Module, adapter: str, config_file: str, weights_file: str, prefix: str = ""
+) -> dict[str, torch.Tensor]:
     """
     Read one PEFT folder and check that it fits this model; nothing of the model changes.
 
@@ -185,6 +187,8 @@ def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file:
         model: the model.
         adapter: the branch that it is for, or `"text"`.
         config_file, weights_file: the folder's two files.
+        prefix: where the model is the vision tower of the one that was saved, that tower's name with a dot; its LoRA
+            updates alone are read.
 
     Returns:
         The weights under PEFT's names; empty if the folder is that of a branch without an adapter, like this model's.
@@ -204,6 +208,9 @@ def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise OSError(f"{weights_file} is damaged ({error}); download or save it again.") from error
+    if prefix:
+        tensors = _of_tower(tensors, PEFT_PREFIX + prefix, PEFT_PREFIX)
+        signature = _of_tower(signature, prefix, "") if isinstance(signature, dict) else signature
     check_base(model, weights_file, peft_config.get("base_model_name_or_path"), signature)
     _check_settings(model, adapter, config_file, peft_config)
     for key, tensor in tensors.items():
@@ -233,6 +240,12 @@ def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file:
                 f"{tuple(expected[key].shape)}: the adapter belongs to another base model."
             )
     return tensors
+
+
+def _of_tower(entries: dict[str, Any], prefix: str, new: str) -> dict[str, Any]:
+    """The entries of a tower by their names in it, without weights of branches' heads."""
+    entries = {new + key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
+    return {key: value for key, value in entries.items() if not new or ".lora_" in key}
 
 
 def _check_settings(model: nn.Module, adapter: str, config_file: str, peft_config: dict[str, Any]) -> None:

@@ -55,8 +55,8 @@ def change_class(module: nn.Module, new: type[nn.Module]) -> None:
 
 
 @cache
-def _with(mixin: type, base: type[nn.Module]) -> type[nn.Module]:
-    """A subclass under the name of `base`, by which transformers and FSDP find the layers of a model."""
+def with_mixin(mixin: type, base: type[nn.Module]) -> type[nn.Module]:
+    """A subclass with a mixin under the name of `base`, by which transformers and FSDP find the layers of a model."""
     return type(base.__name__, (mixin, base), {"__module__": base.__module__, "__qualname__": base.__qualname__})
 
 
@@ -232,9 +232,9 @@ def route_modules(module: nn.Module, adapters: Sequence[str], is_target: Callabl
             linear.attach(adapters, **lora)
     for part in list(module.modules()):
         if isinstance(part, GradientCheckpointingLayer) and not isinstance(part, _BoundLayer):
-            change_class(part, _with(_BoundLayer, type(part)))
+            change_class(part, with_mixin(_BoundLayer, type(part)))
         if _is_plain_mlp(part) and not isinstance(part, RecomputedMLP):
-            change_class(part, _with(RecomputedMLP, type(part)))
+            change_class(part, with_mixin(RecomputedMLP, type(part)))
 
 
 def _is_plain_mlp(module: nn.Module) -> bool:
@@ -245,5 +245,5 @@ def _is_plain_mlp(module: nn.Module) -> bool:
 
 def branch_head(head: nn.Module, adapters: Sequence[str]) -> None:
     """Give each adapter a copy of the module that makes the pooled embedding."""
-    change_class(head, BranchedLinear if type(head) is nn.Linear else _with(BranchedModule, type(head)))
+    change_class(head, BranchedLinear if type(head) is nn.Linear else with_mixin(BranchedModule, type(head)))
     head.attach(adapters)

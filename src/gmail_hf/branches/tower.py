@@ -14,6 +14,7 @@ from .configuration import TEXT_ADAPTER, AdapterFields
 from .routing import OUTSIDE, BranchedLinear, BranchedModule, LoRAAdapter, Route, current_route, routed
 
 Modality = str | Sequence[str]
+IMAGE_INPUTS = ("pixel_values", "hidden_states")  # `main_input_name` is not to be relied on: SmolVLM's says input_ids
 
 
 def keywords_of(function: Any) -> frozenset[str]:
@@ -156,11 +157,11 @@ class BranchedTower:
             TypeError: an unknown keyword.
         """
         reject_unknown(f"{type(self).__name__}.forward()", self.keywords, kwargs)
-        images = args[0] if args else kwargs.get(self.main_input_name, kwargs.get("hidden_states"))
-        if images is None:
-            raise ValueError(f"You have to specify {self.main_input_name}.")
+        given = args[:1] or [kwargs[name] for name in IMAGE_INPUTS if kwargs.get(name) is not None]
+        if not given:
+            raise ValueError("You have to specify pixel_values.")
         grid_thw = kwargs.get("grid_thw", args[1] if len(args) > 1 and "grid_thw" in self.keywords else None)
-        route = self.route(modality, images, grid_thw)
+        route = self.route(modality, given[0], grid_thw)
         return routed(route, super().forward, *args, **kwargs)
 
 

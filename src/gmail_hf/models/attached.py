@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from ..branches.attach import find_tower, target_layers
+from ..branches.peft_folders import has_adapter, read_adapter, write_adapter
 from ..branches.routing import RoutedLinear
 from ..branches.tower import BranchedTower, Modality, is_adapter_weight
 from ..publishing.hub import hub_kwargs
+from .loading import adapter_files
 from .vision import GmailVisionOnly, VisionFields
+from .vision_language import take_modality
 
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
@@ -85,8 +88,9 @@ def attach_branches(
     """
     Put fresh branches on the vision tower of a model, in place.
 
-    The tower's `forward` then takes `modality`: a branch's name, or a list with one name per image. At first every
-    branch equals the model as it was, bit for bit. The tower's own weights are frozen. [`GmailTrainer`] trains the
+    `forward` of the tower, and `forward` and `generate` of the model that holds it, then take `modality`: a branch's
+    name, or a list with one name per image. At first every branch equals the model as it was, bit for bit. The tower's
+    own weights are frozen. [`GmailTrainer`] trains the
     branches, [`save_branches`] and [`load_branches`] store them.
 
     Args:
@@ -119,6 +123,36 @@ def attach_branches(
     return _attach(model, fields, tower)
 
 
+def from_vlm(
+    pretrained_model_name_or_path: str | os.PathLike,
+    gmail: str | os.PathLike | None = None,
+    gmail_revision: str | None = None,
+    tower: str | None = None,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """
+    Load a vision-language model with branches on its vision tower.
+
+    Args:
+        pretrained_model_name_or_path: a Hub id or folder of an image-text-to-text model.
+        gmail: a Hub id or folder with branches for this tower, see [`load_branches`]; without it they are fresh.
+        gmail_revision (`str`, *optional*): its revision.
+        tower: as in [`attach_branches`].
+        kwargs: go to `AutoModelForImageTextToText.from_pretrained`, such as `dtype`, `device_map`.
+
+    Raises:
+        ValueError, OSError: as [`attach_branches`] and [`load_branches`].
+    """
+    model = AutoModelForImageTextToText.from_pretrained(
+        pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True}
+    )
+    if gmail is None:
+        attach_branches(model, tower=tower)
+    else:
+        load_branches(model, gmail, tower, **{**hub_kwargs(kwargs), "revision": gmail_revision})
+    return model
+
+
 def save_branches(model: nn.Module, save_directory: str | os.PathLike, **kwargs: Any) -> None:
     """
     Write the branches of a model that [`attach_branches`] changed: a PEFT folder for each, and their settings.
@@ -141,11 +175,13 @@ def load_branches(
     **kwargs: Any,
 ) -> None:
     """
-    Load what [`save_branches`] or a training of an attached tower wrote, attaching branches first if there are none.
+    Load branches onto a model's vision tower, attaching them first if there are none.
 
     Args:
         model: a model with the tower that the branches were trained on, or that tower.
-        pretrained_model_name_or_path: a Hub id or folder.
+        pretrained_model_name_or_path: a Hub id or folder that [`save_branches`] or a training wrote, also of a
+            [`GmailCLIPModel`] or [`GmailSiglipModel`] with this tower; their heads, which a language model does not
+            read, are left out.
         tower: as in [`attach_branches`].
         kwargs: `revision`, `token`, `cache_dir` and the like.
 
@@ -154,11 +190,23 @@ def load_branches(
         OSError: a file is missing or damaged.
     """
     source, hub = pretrained_model_name_or_path, hub_kwargs(kwargs)
-    module = find_tower(model, tower)[1]
-    if not isinstance(module, BranchedTower):
-        values, _ = PreTrainedConfig.get_config_dict(source, **hub)
-        _attach(model, {name: values[name] for name in VisionFields.__dataclass_fields__ if name in values}, tower)
-    attached_tower(module).load_adapters(source, **hub)
+    values, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    if "trainable_modalities" not in values:
+        raise ValueError(f"'{source}' is a '{values.get('model_type')}' and has no branches.")
+    if not isinstance(find_tower(model, tower)[1], BranchedTower):
+        fields = {name: values[name] for name in VisionFields.__dataclass_fields__ if name in values}
+        _attach(model, {**fields, "head": "shared"}, tower)
+    module = attached_tower(model)
+    prefix = "vision_model." if "vision_config" in values else ""  # of an image-text model
+    loaded = {}
+    for name in module.config.modalities:
+        files = adapter_files(source, name, **hub)
+        if files is None:
+            raise OSError(f"'{source}' holds no adapter '{name}': expected {name}/adapter_config.json.")
+        loaded[name] = read_adapter(module, name, *files, prefix=prefix)
+    for name, tensors in loaded.items():
+        if has_adapter(module, name):
+            write_adapter(module, name, tensors)
 
 
 def attached_tower(model: nn.Module) -> AttachedTower:
@@ -184,6 +232,8 @@ def _attach(model: PreTrainedModel, fields: dict[str, Any], tower: str | None) -
     target_layers(module, fields["lora_targets"])  # refuses wrong ones before the model is changed
     total, training = model.num_parameters(), module.training
     _tower_class(type(module)).adopt(module, **fields).train(training)
+    if name:
+        take_modality(model, name)
     own = sum(parameter.numel() for weight, parameter in module.named_parameters() if is_adapter_weight(weight))
     layers = sum(isinstance(layer, RoutedLinear) for layer in module.modules())
     return AttachedBranches(name, layers, own, total)

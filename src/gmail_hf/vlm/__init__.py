@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from .chat import LLAMA3_CHAT_TEMPLATE, with_images
 from .configuration_gmail_llava import GmailLlavaConfig
 from .conversations import Conversations
-from .modeling_gmail_llava import GmailLlavaForConditionalGeneration, GmailLlavaModel
+from .modeling_gmail_llava import GmailLlavaForConditionalGeneration
 from .processing import build_processor, check_processor
 from .training import LlavaCollator, language_model_lora
 
@@ -18,7 +18,6 @@ __all__ = [
     "Conversations",
     "GmailLlavaConfig",
     "GmailLlavaForConditionalGeneration",
-    "GmailLlavaModel",
     "LlavaCollator",
     "build_processor",
     "check_processor",

@@ -5,7 +5,6 @@ Generated images pass the tower's `gen` branch in training, photographs its `rea
 reads patch features of an inner layer, so the branches differ by their LoRA updates alone, not by their projections.
 """
 
-import copy
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,30 +12,27 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaModel,
     LlavaProcessor,
 )
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaMultiModalProjector
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils import logging
 
-from ..branches.peft_folders import SIGNATURE_TOLERANCE, merged_state_dict
-from ..branches.tower import Modality, adapter_of, is_adapter_weight, keywords_of, reject_unknown
-from ..models.base import ModalityMixin
+from ..branches.peft_folders import SIGNATURE_TOLERANCE
+from ..branches.tower import adapter_of, is_adapter_weight
 from ..models.clip import GmailVisionModel
 from ..models.configuration import plain_values
 from ..models.configuration_clip import GmailConfig, GmailVisionConfig
 from ..models.loading import StrictLoading
+from ..models.vision_language import BranchedVLM, assemble, take_modality
 from .configuration_gmail_llava import GmailLlavaConfig
 from .processing import check_processor, end_of_turn
 
@@ -50,96 +46,12 @@ TOWER_FIELDS = (
     "hidden_act",
     "layer_norm_eps",
 )
-IGNORED = -100  # of the cross-entropy
-KEYWORDS = keywords_of(LlavaForConditionalGeneration.forward) | {"cache", "past_key_values", "cache_position"}
 
 # LLaVA's checkpoints of transformers 4 keep their parts under other names.
 register_checkpoint_conversion_mapping("gmail_llava", get_checkpoint_conversion_mapping("llava"))
-register_checkpoint_conversion_mapping("GmailLlavaModel", get_checkpoint_conversion_mapping("LlavaModel"))
 
 
-class GmailLlavaModel(LlavaModel):
-    """`LlavaModel` whose images take the branch of their modality."""
-
-    config: GmailLlavaConfig
-
-    def train(self, mode: bool = True) -> "GmailLlavaModel":
-        super().train(mode)
-        # Dropout in what cannot adapt to it would only disturb what trains.
-        if not any(parameter.requires_grad for parameter in self.vision_tower.parameters()):
-            self.vision_tower.eval()
-        return self
-
-    def get_image_features(
-        self,
-        pixel_values: torch.Tensor,
-        vision_feature_layer: int | list[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        image_sizes: torch.Tensor | None = None,
-        modality: Modality | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
-        """
-        Projected patch features, each image through the branch of its modality.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`): normalised images.
-            modality (`str` or a list of `images` of them, *optional*): default `self.vision_tower.modality`.
-            vision_feature_layer, vision_feature_select_strategy, image_sizes: as in `LlavaModel`.
-
-        Returns:
-            `BaseModelOutputWithPooling`: `pooler_output` is a list of `images` tensors `(image tokens, hidden)`.
-
-        Raises:
-            ValueError, TypeError: as [`GmailVisionModel.forward`].
-        """
-        return super().get_image_features(
-            pixel_values,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            image_sizes=image_sizes,
-            modality=modality,
-            **kwargs,
-        )
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        vision_feature_layer: int | list[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        image_sizes: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        modality: Modality | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        _reject_unknown("GmailLlavaModel.forward()", kwargs)
-        # LlavaModel gives its keywords to the language model, which has no use for a modality.
-        if pixel_values is not None and mm_encoder_outputs is None:
-            features = self.get_image_features(
-                pixel_values,
-                vision_feature_layer=vision_feature_layer,
-                vision_feature_select_strategy=vision_feature_select_strategy,
-                image_sizes=image_sizes,
-                modality=modality,
-                return_dict=True,
-            )
-            pixel_values, mm_encoder_outputs = None, {"image": features}
-        return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
-        )
-
-
-class GmailLlavaForConditionalGeneration(ModalityMixin, StrictLoading, LlavaForConditionalGeneration):
+class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForConditionalGeneration):
     """
     A LLaVA that takes generated images through `gen` and photographs through `real`.
 
@@ -154,14 +66,12 @@ class GmailLlavaForConditionalGeneration(ModalityMixin, StrictLoading, LlavaForC
 
     config: GmailLlavaConfig
     tower_name = "model.vision_tower"
-    head_name = None
     _keep_in_fp32_modules_strict = {"adapters"}
     _without_branches = "Give a plain LLaVA its branches with `GmailLlavaForConditionalGeneration.from_llava`."
 
     def __init__(self, config: GmailLlavaConfig):
         super().__init__(config)
-        self.model = GmailLlavaModel(config)
-        self.post_init()
+        take_modality(self, self.tower_name)
         self.freeze_vision_tower()
 
     def after_loading(self) -> None:
@@ -296,7 +206,7 @@ class GmailLlavaForConditionalGeneration(ModalityMixin, StrictLoading, LlavaForC
         projector = LlavaMultiModalProjector(config).to(language_model.dtype)
         for name, weight in projector.state_dict().items():
             weights[f"model.multi_modal_projector.{name}"] = weight
-        model = _assemble(cls, config, weights, language_model)
+        model = assemble(cls, config, weights, language_model)
         if len(processor.tokenizer) > config.text_config.vocab_size:
             model.resize_token_embeddings(len(processor.tokenizer), pad_to_multiple_of=64)
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
@@ -336,64 +246,6 @@ class GmailLlavaForConditionalGeneration(ModalityMixin, StrictLoading, LlavaForC
         self.requires_grad_(False)
         self.model.multi_modal_projector.requires_grad_(True)
 
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        vision_feature_layer: int | list[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        labels: torch.LongTensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        image_sizes: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        modality: Modality | None = None,
-        **kwargs: Any,
-    ) -> LlavaCausalLMOutputWithPast:
-        """
-        LLaVA's forward, each image through the branch of its modality.
-
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`), attention_mask, labels (same shape): as in
-                `LlavaForConditionalGeneration`, like the arguments not listed here.
-            pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`): the images of all rows, in
-                the order of their tokens.
-            modality (`str` or a list of `images` of them, *optional*): the branch of all images, or of each; default
-                `self.modality`. `generate` takes it too.
-
-        Raises:
-            ValueError: unknown modality, or a list of another length than the images.
-            TypeError: an unknown keyword.
-        """
-        _reject_unknown("GmailLlavaForConditionalGeneration.forward()", kwargs)
-        outputs = super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            vision_feature_layer=vision_feature_layer,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            image_sizes=image_sizes,
-            mm_encoder_outputs=mm_encoder_outputs,
-            modality=modality,
-            **kwargs,
-        )
-        if labels is not None and not (labels != IGNORED).any():
-            # No image of the batch could be read: a mean over no token is NaN, and would make every weight NaN.
-            outputs.loss = outputs.logits.sum() * 0
-        if self.training and labels is not None and pixel_values is None and mm_encoder_outputs is None:
-            # Without images nothing else reaches what projects them: alone it could not be trained on such a batch,
-            # and DDP would wait for its gradients.
-            parts = (self.model.vision_tower, self.model.multi_modal_projector)
-            idle = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
-            outputs.loss = outputs.loss + 0 * sum(parameter.sum().to(outputs.loss) for parameter in idle)
-        return outputs
-
     def to_llava(self, modality: str) -> LlavaForConditionalGeneration:
         """
         One branch as a plain `transformers.LlavaForConditionalGeneration`, its adapter merged into the tower.
@@ -403,15 +255,12 @@ class GmailLlavaForConditionalGeneration(ModalityMixin, StrictLoading, LlavaForC
         Raises:
             ValueError: unknown modality.
         """
-        tower = self.model.vision_tower
-        tower.check_modalities([modality])
+        return self.to_base(modality)
+
+    def plain_config(self) -> LlavaConfig:
         config = LlavaConfig(**plain_values(self.config))
         config._attn_implementation = self.config._attn_implementation
-        return _assemble(LlavaForConditionalGeneration, config, merged_state_dict(self, [modality]), self).eval()
-
-
-def _reject_unknown(method: str, kwargs: dict[str, Any]) -> None:
-    reject_unknown(method, KEYWORDS, kwargs)
+        return config
 
 
 @contextmanager
@@ -423,19 +272,6 @@ def _without_report() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _assemble(
-    model_class: type, config: LlavaConfig, weights: dict[str, torch.Tensor], source: Any
-) -> LlavaForConditionalGeneration:
-    """A model of these very tensors, with the generation settings and the mode of `source`."""
-    with init_empty_weights(include_buffers=False):
-        model = model_class(config)
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
-    model.generation_config = copy.deepcopy(source.generation_config)
-    model.to(source.device)  # its buffers
-    return model.train(source.training)
 
 
 def _gmail_vision_config(name: str | os.PathLike, revision: str | None, **hub: Any) -> GmailVisionConfig:

@@ -9,9 +9,9 @@ from transformers import LlavaProcessor, Trainer, TrainingArguments
 from transformers.utils import logging
 
 from ..training.data import BadImageError, decode_image
-from .modeling_gmail_llava import IGNORED
 from .processing import end_of_turn, lacks_bos
 
+IGNORED = -100  # by the cross-entropy
 KEPT_RENDERINGS = 4096  # texts of conversations
 
 logger = logging.get_logger(__name__)
