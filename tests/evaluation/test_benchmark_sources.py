@@ -29,7 +29,7 @@ def test_registry_is_complete():
     ids = [benchmark.dataset for benchmark in BENCHMARKS.values()]
     assert max(Counter(ids).values()) == 1
     table_4 = [name for name, benchmark in BENCHMARKS.items() if benchmark.paper == "Table 4"]
-    assert len(table_4) == 8 and all(BENCHMARKS[name].tasks == ("zero_shot",) for name in table_4)
+    assert len(table_4) == 8 and all(BENCHMARKS[name].tasks == ("zero_shot", "probe") for name in table_4)
     with pytest.raises(ValueError, match="Unknown benchmark 'mnist'; there are " + ", ".join(NAMES.split())):
         get_benchmark("mnist")
 
@@ -42,7 +42,7 @@ def test_webdataset_of_classes(source, tmp_path):
     assert [decode_image(row["webp"]).tobytes() for row in rows] == [picture(i).tobytes() for i in range(6)]
     assert found.lines("classnames.txt") == list(CLASS_NAMES)
     assert found.lines("zeroshot_classification_templates.txt") == list(TEMPLATES)
-    assert tasks_of(get_benchmark("dtd"), found) == ("zero_shot",)
+    assert tasks_of(get_benchmark("dtd"), found) == ("zero_shot", "probe")
     assert [row["cls"] for row in source("dtd", tmp_path / "wds", limit=4).read()] == [0, 1, 2, 0]  # over two shards
 
 
@@ -178,7 +178,7 @@ def test_bad_data_are_told_at_once(source, tmp_path):
 CLIENT = """
 import json, sys
 from huggingface_hub import HfApi
-from gmail_hf.evaluation import get_benchmark, load_model, open_source
+from gmail_hf.evaluation import get_benchmark, load_model, open_source, open_training
 from gmail_hf.training.data import decode_image
 
 for name in ("wds", "gone"):
@@ -190,6 +190,7 @@ HfApi().upload_folder(repo_id="org/gmail", folder_path=sys.argv[2])
 model = load_model("org/gmail")
 found = open_source(get_benchmark("dtd"), "org/wds")
 rows = list(found.read())
+probed = open_training(get_benchmark("dtd"), found)
 errors = []
 for name in ("org/gone", "org/never"):
     try:
@@ -197,6 +198,7 @@ for name in ("org/gone", "org/never"):
     except Exception as error:
         errors.append(f"{type(error).__name__}: {error}")
 print(json.dumps({
+    "train": [[row["cls"] for row in probed.train.read()], probed.train.revision, probed.validation],
     "model": [model.name, model.revision], "revision": found.revision,
     "split": found.split, "labels": [row["cls"] for row in rows], "errors": errors,
     "pixels": decode_image(rows[5]["webp"]).tobytes().hex(),
@@ -218,6 +220,7 @@ def test_classes_and_model_from_the_hub(tmp_path, model_folders):
     answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["model"] == ["org/gmail", commit_id(1)]
     assert (answer["revision"], answer["split"]) == (commit_id(1), "test")
+    assert answer["train"] == [[0], commit_id(1), None]
     assert answer["labels"] == [0, 1, 2, 0, 1, 0]
     assert answer["pixels"] == picture(5).tobytes().hex()
     assert (answer["names"], answer["templates"]) == (list(CLASS_NAMES), list(TEMPLATES))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gmail_hf.metrics import coral, gap_closed, logistic_probe, mean_shift, nearest_centroid, tuned_probe
+from gmail_hf.metrics import coral, gap_closed, logistic_probe, mean_shift, nearest_centroid, sgd_probe, tuned_probe
 
 
 def blobs(rng, n=300, classes=3, dim=8, noise=0.6):
@@ -53,7 +53,7 @@ def test_tuned_probe_is_the_protocol_of_synclr():
         scores[penalty] = probe.score(standardised(train[rest], train[part]), labels[rest])
     assert len(set(scores.values())) > 3
     penalty = max(scores, key=scores.get)
-    assert (found.penalty, found.validation) == (pytest.approx(penalty), scores[penalty])
+    assert (found.chosen, found.validation) == (pytest.approx(penalty), scores[penalty])
     both = np.concatenate([train[part], train[rest]])
     final = LogisticRegression(C=1 / penalty, max_iter=5000).fit(
         standardised(both, both), labels[np.concatenate([part, rest])]
@@ -62,7 +62,7 @@ def test_tuned_probe_is_the_protocol_of_synclr():
     assert found.predicted.tolist() == names[predicted].tolist()
     assert found.top1 == (predicted == test_labels).mean() < 1
     given = tuned_probe(train[part], labels[part], test, test_labels, train[rest], labels[rest])
-    assert (given.top1, given.penalty, given.predicted.tolist()) == (found.top1, found.penalty, predicted.tolist())
+    assert (given.top1, given.chosen, given.predicted.tolist()) == (found.top1, found.chosen, predicted.tolist())
 
 
 def test_tuned_probe_chooses_by_accuracy_per_class_where_asked():
@@ -73,12 +73,40 @@ def test_tuned_probe_chooses_by_accuracy_per_class_where_asked():
     args = sets[0], labels, sets[1], labels, sets[2], labels
     whole, by_class = tuned_probe(*args), tuned_probe(*args, per_class=True)
     assert (whole.validation, whole.top1, whole.mean_per_class) == (0.9, 0.9, 0.5)
-    assert by_class.validation > 0.5 and by_class.penalty < whole.penalty
+    assert by_class.validation > 0.5 and by_class.chosen < whole.chosen
     hits = by_class.predicted == labels
     assert by_class.mean_per_class == pytest.approx((hits[labels == 0].mean() + hits[labels == 1].mean()) / 2)
 
 
-@pytest.mark.parametrize("readout", [logistic_probe, nearest_centroid, lambda *args: tuned_probe(*args).top1])
+def test_sgd_probe_reaches_the_regression_without_penalty():
+    """The loss is convex: with rates of this size 90 epochs end where L-BFGS ends."""
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    (train, labels), (test, test_labels), (given, given_labels) = (blobs(rng, noise=2.5) for _ in range(3))
+    names = np.array(["bird", "cat", "dog"])
+    found = sgd_probe(train, names[labels], test, names[test_labels], given, names[given_labels])
+    both, both_labels = np.concatenate([train, given]), np.concatenate([labels, given_labels])
+    both, test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (both, test))
+    mean, deviation = both.mean(axis=0), both.std(axis=0)
+    model = LogisticRegression(C=1e6, max_iter=2000).fit((both - mean) / deviation, both_labels)
+    expected = model.predict((test - mean) / deviation)
+    assert (found.predicted == names[expected]).mean() > 0.97
+    assert found.top1 == (found.predicted == names[test_labels]).mean() < 1
+    again = sgd_probe(train, labels, test, test_labels, given, given_labels)
+    assert names[again.predicted].tolist() == found.predicted.tolist() and again.chosen == found.chosen
+    assert sgd_probe(train, labels, test, test_labels, given, given_labels, epochs=1).chosen > found.chosen
+
+
+@pytest.mark.parametrize(
+    "readout",
+    [
+        logistic_probe,
+        nearest_centroid,
+        lambda *args: tuned_probe(*args).top1,
+        lambda *args: sgd_probe(*args, epochs=10).top1,
+    ],
+)
 def test_readouts_ignore_length_and_know_easy_classes(readout):
     rng = np.random.default_rng(1)
     (train, labels), (test, test_labels) = blobs(rng), blobs(rng)

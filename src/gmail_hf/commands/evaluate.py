@@ -19,6 +19,13 @@ and templates.txt), or images with captions in any layout that gmail-hf train re
 
     gmail-hf evaluate --model org/gmail-coco --benchmarks mine --dataset mine=photos --output_dir mine-scores
 
+--probe fits a linear classifier on the training split and scores it on the test split, on benchmarks of classes: it is
+what models without text (DINOv2, ViT, SynCLR) are measured by. Training images may be generated ones:
+
+    gmail-hf evaluate --model facebook/dinov2-base --benchmarks dtd,pets --output_dir dino-scores
+    gmail-hf evaluate --model org/gmail-dino --benchmarks pets --train_dataset pets=generated-pets \
+        --train_modality gen --output_dir gmail-dino-scores
+
 The benchmarks are {benchmarks}.
 
 The output folder gets NAME.json for each benchmark, and report.md and report.html for all of them. A benchmark that is
@@ -48,7 +55,14 @@ class EvaluationArguments:
     captioner_revision: str | None = option("Revision of --captioner on the Hub.")
     modality: str = option("Branch for photographs: real or gen.", "real")
     dataset: list[str] = option("NAME=PLACE for each benchmark with other data, see above.", [])
-    limit: int | None = option("Evaluate on this many rows, the first ones.")
+    limit: int | None = option("Evaluate on this many rows, the first ones; a probe is trained on all.")
+    probe: str | None = option(
+        "Also fit a linear classifier: by SynCLR's protocol, or by SGD for large data. Models without text have "
+        "logistic by default.",
+        choices=("logistic", "sgd"),
+    )
+    train_dataset: list[str] = option("NAME=PLACE for each benchmark whose probe has other training images.", [])
+    train_modality: str | None = option("Branch for the probe's training images; default --modality.")
     batch_size: int = option("Images or texts per forward pass.", 64)
     num_beams: int = option("Beams of the search for a caption.", 5)
     word_vectors: str | None = option("For WMD of captions: a file in word2vec's format, such as GoogleNews'.")
@@ -81,7 +95,8 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     from ..publishing.results import add_results, card_file
 
     names = [name.strip() for name in args.benchmarks.split(",")]
-    places = _places(args.dataset, names)
+    places = _places(args.dataset, names, "--dataset")
+    train_places = _places(args.train_dataset, names, "--train_dataset")
     benchmarks = [get_benchmark(name, places.get(name)) for name in names]
     for name in ("limit", "batch_size", "num_beams"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -91,14 +106,29 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
         if Path(args.model).is_dir() and Path(folder, "config.json").exists() and not folder.samefile(args.model):
             raise ValueError(f"--card is that of another model, '{folder}', than --model '{args.model}'.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(args.modality, args.batch_size, args.seed, args.num_beams, args.word_vectors, progress=True)
+    settings = Settings(
+        args.modality,
+        args.batch_size,
+        args.seed,
+        args.num_beams,
+        args.word_vectors,
+        progress=True,
+        probe=args.probe,
+        train_modality=args.train_modality,
+    )
 
     sources = [open_source(benchmark, places.get(benchmark.name), args.limit) for benchmark in benchmarks]
     model = load_model(args.model, args.model_revision, args.dtype, device)
     captioner = load_model(args.captioner, args.captioner_revision, args.dtype, device) if args.captioner else None
     if captioner and (captioner.embeds or not model.embeds):
         raise ValueError("--captioner is an image-text-to-text model, used with a CLIP as --model.")
-    plans = [plan(*pair, model, captioner, settings) for pair in zip(benchmarks, sources, strict=True)]
+    plans = [
+        plan(benchmark, source, model, captioner, settings, train_places.get(benchmark.name))
+        for benchmark, source in zip(benchmarks, sources, strict=True)
+    ]
+    for name in ("probe", "train_modality"):
+        if getattr(args, name) and not any("probe" in planned.tasks for planned in plans):
+            raise ValueError(f"--{name}: no probe is fitted; it takes a benchmark of classes and --probe.")
     hold_output_dir(args)
     known = [finished(planned, settings, args.output_dir) for planned in plans]
     if any("captioning" in planned.tasks for planned in plans):
@@ -119,12 +149,12 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     return results
 
 
-def _places(options: list[str], names: list[str]) -> dict[str, str]:
+def _places(options: list[str], names: list[str], flag: str) -> dict[str, str]:
     places = {}
     for word in options:
         name, _, place = word.partition("=")
         if name not in names or not place:
-            raise ValueError(f"--dataset takes NAME=PLACE, NAME out of {names}, not '{word}'.")
+            raise ValueError(f"{flag} takes NAME=PLACE, NAME out of {names}, not '{word}'.")
         places[name] = place
     return places
 

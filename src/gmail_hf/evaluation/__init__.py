@@ -10,6 +10,7 @@ from .alignment import evaluate_alignment
 from .captioning import evaluate_captioning, missing_caption_metrics
 from .load_model import LoadedModel, load_model
 from .measure import Example, Measured, Settings
+from .probe import evaluate_probe, open_training
 from .registry import BENCHMARKS, LAYOUTS, Benchmark, ZeroShotQuestions, get_benchmark
 from .report import provenance, to_html
 from .retrieval import evaluate_retrieval
@@ -31,6 +32,7 @@ __all__ = [
     "environment",
     "evaluate_alignment",
     "evaluate_captioning",
+    "evaluate_probe",
     "evaluate_retrieval",
     "evaluate_vqa",
     "evaluate_zero_shot",
@@ -39,6 +41,7 @@ __all__ = [
     "load_model",
     "missing_caption_metrics",
     "open_source",
+    "open_training",
     "plan",
     "provenance",
     "results_in",

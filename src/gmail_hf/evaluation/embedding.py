@@ -1,4 +1,4 @@
-"""Embeddings of a benchmark's images and texts by a CLIP, with or without branches."""
+"""Embeddings of a benchmark's images and texts by a CLIP or a vision-only model, with or without branches."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,7 +21,7 @@ def image_embeds(
     Embeddings of images, read and embedded batch by batch.
 
     Args:
-        model ([`GmailCLIPModel`] or `CLIPModel`): in evaluation mode.
+        model ([`GmailCLIPModel`], `CLIPModel` or another base): in evaluation mode.
         processor: its processor.
         cells: images, see `decode_image`; they need no length.
         modality: the branch.
@@ -48,7 +48,10 @@ def embed_batch(model: Any, processor: Any, cells: list[Any], modality: str, fir
     branch = {"modality": modality} if isinstance(model, GmailModel) else {}
     images = [read_image(cell, f"{desc}: image {first + i}") for i, cell in enumerate(cells)]
     inputs = image_processor_of(processor)(images=images, return_tensors="pt").to(model.device, model.dtype)
-    features = model.get_image_features(**inputs, **branch).pooler_output
+    if hasattr(model, "get_image_features"):
+        features = model.get_image_features(**inputs, **branch).pooler_output
+    else:  # a vision-only base: its class token
+        features = model(**inputs).last_hidden_state[:, 0]
     return _unit(features, first, f"{desc}: the embedding of image")
 
 

@@ -42,6 +42,11 @@ class LoadedModel:
         """Whether it embeds images; else it is an image-text-to-text model."""
         return isinstance(self.model, (GmailModel, *BASES))
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether it embeds texts as well."""
+        return hasattr(self.model, "get_text_features")
+
     def check_modality(self, modality: str) -> None:
         """
         Raises:
@@ -92,6 +97,9 @@ def load_model(
         options["use_safetensors"] = True
         if version is not None:  # where its safetensors are
             commit = version = options["revision"] = resolve_commit(name, {"revision": revision or "main"})
+        for known in MODELS:
+            if type(config) is known.base_class.config_class:
+                options |= known.base_kwargs
     model, info = kind.from_pretrained(name, **options)
     check_nothing_missing(name, info["missing_keys"])
     processor = AutoProcessor.from_pretrained(name, revision=version)

@@ -21,6 +21,9 @@ class Settings:
         batch_size (`int`): images, or texts, a forward pass.
         seed (`int`): of bootstrap intervals, of the folds of separability and of the t-SNE.
         num_beams (`int`): beams of the search for a caption.
+        probe (`str`, *optional*): a key of [`evaluation.probe.PROBES`], to fit a probe with; none by default, or
+            `logistic` for a model without text.
+        train_modality (`str`, *optional*): the branch that training images of a probe go through; default `modality`.
         word_vectors (`str`, *optional*): the file of word vectors that WMD takes, see [`metrics.caption_metrics`].
         progress (`bool`): show progress bars.
     """
@@ -31,6 +34,8 @@ class Settings:
     num_beams: int = 5
     word_vectors: str | None = None
     progress: bool = False
+    probe: str | None = None
+    train_modality: str | None = None
 
 
 @dataclass

@@ -13,7 +13,7 @@ from ..training.data import undecoded
 from ..training.decoding import IMAGE_SUFFIXES
 from ..training.layouts import BUILDERS, subfolders, suffix_of
 from ..training.sources import load_rows
-from .registry import ALIGNMENT, CAPTIONING, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark
+from .registry import ALIGNMENT, CAPTIONING, LAYOUTS, PROBE, RETRIEVAL, ZERO_SHOT, Benchmark
 
 CLASS_NAMES, TEMPLATES = LAYOUTS["classes"].files
 DEFAULT_TEMPLATE = "a photo of a {c}."
@@ -23,8 +23,8 @@ Lines = Callable[[str], list[str]]
 
 def own_benchmark(name: str, dataset: str) -> Benchmark:
     """
-    A benchmark of a user's own data: zero-shot classification of images in class folders or with labels, or
-    retrieval, captioning and alignment of images with captions.
+    A benchmark of a user's own data: classification of images in class folders or with labels, or retrieval,
+    captioning and alignment of images with captions.
 
     Args:
         name: its name in results.
@@ -42,7 +42,7 @@ def own_benchmark(name: str, dataset: str) -> Benchmark:
             return Benchmark(
                 name, name, (RETRIEVAL, CAPTIONING, ALIGNMENT), "captions", None, split, None, source=OWN_DATA
             )
-    return Benchmark(name, name, (ZERO_SHOT,), "classes", None, split, paper=None, source=OWN_DATA)
+    return Benchmark(name, name, (ZERO_SHOT, PROBE), "classes", None, split, paper=None, source=OWN_DATA)
 
 
 def _label_column(rows: Dataset) -> str | None:

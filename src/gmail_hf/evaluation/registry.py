@@ -7,6 +7,7 @@ from typing import Any
 from ..metrics.answers import MMMU_COLUMNS, SCIENCEQA_COLUMNS
 
 RETRIEVAL, ZERO_SHOT, CAPTIONING, VQA, ALIGNMENT = "retrieval", "zero_shot", "captioning", "vqa", "alignment"
+PROBE = "probe"
 # One of these columns must hold the image: webdatasets name it by the extension of the files.
 IMAGE_COLUMNS = ("webp", "jpg", "jpeg", "png", "image")
 
@@ -43,6 +44,7 @@ class Benchmark:
         rows (`Callable`, *optional*): for a benchmark bundled with a package: `rows(limit)` iterates over its first
             `limit` rows, all for None, with images undecoded.
         questions ([`ZeroShotQuestions`], *optional*): of zero-shot classification, for a layout other than `classes`.
+        per_class (`bool`): its usual score is the mean accuracy per class; a probe is tuned by it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Benchmark:
     source: str
     rows: Callable[[int | None], Iterator[dict[str, Any]]] | None = None
     questions: ZeroShotQuestions | None = None
+    per_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,9 @@ LAYOUTS = {
 }
 
 
-def _classes(name: str, title: str, dataset: str, source: str) -> Benchmark:
-    return Benchmark(name, title, (ZERO_SHOT,), "classes", f"clip-benchmark/wds_{dataset}", "test", "Table 4", source)
+def _classes(name: str, title: str, dataset: str, source: str, per_class: bool = False) -> Benchmark:
+    place, tasks = f"clip-benchmark/wds_{dataset}", (ZERO_SHOT, PROBE)
+    return Benchmark(name, title, tasks, "classes", place, "test", "Table 4", source, per_class=per_class)
 
 
 _CAPTIONED = (RETRIEVAL, CAPTIONING, ALIGNMENT)
@@ -145,9 +149,9 @@ BENCHMARKS = {
         _classes("cars", "Stanford Cars", "cars", "Krause et al., 2013"),
         _classes("sun397", "SUN397", "sun397", "Xiao et al., 2010"),
         _classes("food101", "Food-101", "food101", "Bossard et al., 2014"),
-        _classes("aircraft", "FGVC Aircraft", "fgvc_aircraft", "Maji et al., 2013"),
-        _classes("pets", "Oxford-IIIT Pets", "vtab-pets", "Parkhi et al., 2012"),
-        _classes("caltech101", "Caltech-101", "vtab-caltech101", "Fei-Fei et al., 2004"),
+        _classes("aircraft", "FGVC Aircraft", "fgvc_aircraft", "Maji et al., 2013", per_class=True),
+        _classes("pets", "Oxford-IIIT Pets", "vtab-pets", "Parkhi et al., 2012", per_class=True),
+        _classes("caltech101", "Caltech-101", "vtab-caltech101", "Fei-Fei et al., 2004", per_class=True),
         _classes("imagenet", "ImageNet-1k", "imagenet1k", "Russakovsky et al., 2015"),
         Benchmark(
             "scienceqa", "ScienceQA, questions with an image", (VQA,), "scienceqa", "derek-thomas/ScienceQA", "test",

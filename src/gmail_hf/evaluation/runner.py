@@ -17,7 +17,8 @@ from .answering import chats
 from .captioning import FAILED, evaluate_captioning
 from .load_model import LoadedModel
 from .measure import Measured, Settings
-from .registry import ALIGNMENT, CAPTIONING, RETRIEVAL, VQA, ZERO_SHOT, Benchmark
+from .probe import DEFAULT_PROBE, evaluate_probe, open_training
+from .registry import ALIGNMENT, CAPTIONING, PROBE, RETRIEVAL, VQA, ZERO_SHOT, Benchmark
 from .report import SMALL
 from .retrieval import evaluate_retrieval
 from .sources import Source, tasks_of
@@ -27,6 +28,7 @@ from .zero_shot import evaluate_zero_shot
 EVALUATORS = {
     RETRIEVAL: evaluate_retrieval,
     ZERO_SHOT: evaluate_zero_shot,
+    PROBE: evaluate_probe,
     CAPTIONING: evaluate_captioning,
     VQA: evaluate_vqa,
     ALIGNMENT: evaluate_alignment,
@@ -44,27 +46,33 @@ class Plan:
 
 
 def plan(
-    benchmark: Benchmark, source: Source, model: LoadedModel, captioner: LoadedModel | None, settings: Settings
+    benchmark: Benchmark,
+    source: Source,
+    model: LoadedModel,
+    captioner: LoadedModel | None,
+    settings: Settings,
+    train_dataset: str | None = None,
 ) -> Plan:
     """
     What can be measured with these models, checked before anything is computed.
 
     Args:
         benchmark, source: see `get_benchmark` and `open_source`.
-        model: a CLIP, or an image-text-to-text model.
+        model: a CLIP, a vision-only model, or an image-text-to-text model.
         captioner: an image-text-to-text model, used together with a CLIP.
         settings: see [`Settings`].
+        train_dataset: where the training images of a probe are, see [`open_training`].
 
     Raises:
         ValueError: nothing can be measured; the model for a task has no branch `settings.modality`, or cannot chat;
-            the data's limit leaves too few pairs.
+            a probe has no training images; the data's limit leaves too few pairs.
         ImportError: the packages of `gmail-hf[evaluation]` are missing.
     """
     writer = captioner or model
     tasks = {}
     for task in tasks_of(benchmark, source):
         chosen = writer if task in WRITTEN else model
-        if chosen.embeds != (task in WRITTEN):
+        if chosen.embeds != (task in WRITTEN) and _suits(task, chosen, settings):
             tasks[task] = chosen
     if not tasks:
         kind = "an image-text-to-text model" if set(benchmark.tasks) <= set(WRITTEN) else "a CLIP"
@@ -72,6 +80,11 @@ def plan(
     for task, chosen in tasks.items():
         if task != ALIGNMENT:
             chosen.check_modality(settings.modality)
+    if PROBE in tasks:
+        tasks[PROBE].check_modality(settings.train_modality or settings.modality)
+        source = open_training(benchmark, source, train_dataset)
+    elif train_dataset is not None:
+        raise ValueError(f"{benchmark.name} is not probed, so it takes no training images: add --probe logistic.")
     if VQA in tasks and not chats(writer.processor):
         raise ValueError(f"{benchmark.name} asks questions, and '{writer.name}' has no chat template to put them in.")
     for package in ("scipy", "sklearn", "matplotlib"):  # intervals, separability, the figure
@@ -80,6 +93,13 @@ def plan(
         if source.limit is not None and source.limit < MIN_PAIRS:
             raise ValueError(f"{benchmark.name} measures alignment, which takes a --limit of {MIN_PAIRS} or more.")
     return Plan(benchmark, source, tasks)
+
+
+def _suits(task: str, model: LoadedModel, settings: Settings) -> bool:
+    """Whether a model has the text that a task needs; a probe is for models without, or where it is asked for."""
+    if task == PROBE:
+        return settings.probe is not None or not model.reads_text
+    return model.reads_text or task not in (RETRIEVAL, ZERO_SHOT)
 
 
 def identity(planned: Plan, settings: Settings) -> dict[str, Any]:
@@ -93,14 +113,18 @@ def identity(planned: Plan, settings: Settings) -> dict[str, Any]:
         }
         for chosen in planned.tasks.values()
     }
+    data = {"name": source.name, "revision": source.revision, "split": source.split, "limit": source.limit}
+    if source.train is not None:
+        data["train"] = {
+            "name": source.train.name,
+            "revision": source.train.revision,
+            "split": source.train.split,
+            "modality": settings.train_modality or settings.modality,
+            "probe": settings.probe or DEFAULT_PROBE,
+        }
     return {
         "models": models,
-        "dataset": {
-            "name": source.name,
-            "revision": source.revision,
-            "split": source.split,
-            "limit": source.limit,
-        },
+        "dataset": data,
         "settings": {
             "modality": settings.modality,
             "seed": settings.seed,

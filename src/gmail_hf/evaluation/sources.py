@@ -43,6 +43,8 @@ class Source:
         read (`Callable`): `read()` iterates over these rows, with images undecoded.
         lines (`Callable`): `lines(file)` returns the lines of a text file of the data set, without empty ones.
         questions ([`ZeroShotQuestions`], *optional*): the benchmark's.
+        per_class (`bool`): the benchmark's.
+        train, validation ([`Source`], *optional*): what a probe is fitted on and tuned on, see [`open_training`].
     """
 
     name: str
@@ -54,6 +56,9 @@ class Source:
     read: Callable[[], Iterator[dict[str, Any]]]
     lines: Callable[[str], list[str]]
     questions: ZeroShotQuestions | None = None
+    per_class: bool = False
+    train: "Source | None" = None
+    validation: "Source | None" = None
 
     @property
     def image_column(self) -> str:
@@ -64,16 +69,18 @@ class Source:
         return self.layout == "pairs" and "generated_image" in self.columns
 
 
-def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | None = None) -> Source:
+def open_source(
+    benchmark: Benchmark, dataset: str | None = None, limit: int | None = None, any_split: bool = True
+) -> Source:
     """
     Find the data of a benchmark and read one row, before anything is computed.
 
     Args:
         benchmark: see `get_benchmark`.
         dataset: a folder, a file or a Hub id to use in place of the benchmark's own data. For a benchmark with
-            captions it may be whatever [`load_pairs`] reads; for one of classes, a folder of class folders. The only
-            split of a data set is used whatever its name.
+            captions it may be whatever [`load_pairs`] reads; for one of classes, a folder of class folders.
         limit: number of rows to read, the first ones; all by default.
+        any_split: take the only split of a data set whatever its name.
 
     Raises:
         FileNotFoundError: `dataset` looks like a path that does not exist.
@@ -89,9 +96,9 @@ def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | N
         split, revision, read, lines = benchmark.split, f"gmail-hf {version('gmail-hf')}", benchmark.rows, _no_lines
     elif path := local_path(name, "data set"):
         revision = fingerprint(path)
-        split, read, lines = _local_rows(path, benchmark)
+        split, read, lines = _local_rows(path, benchmark, any_split)
     else:
-        split, revision, read, lines = _hub_rows(name, benchmark)
+        split, revision, read, lines = _hub_rows(name, benchmark, any_split)
     try:
         first = next(iter(read(limit)), None)
     except OSError as error:
@@ -116,6 +123,7 @@ def open_source(benchmark: Benchmark, dataset: str | None = None, limit: int | N
         read=lambda: read(limit),
         lines=_nonempty(name, lines),
         questions=benchmark.questions,
+        per_class=benchmark.per_class,
     )
     for file in LAYOUTS[layout].files:
         found.lines(file)
@@ -197,7 +205,7 @@ def _nonempty(name: str, lines: Callable[[str], list[str]]) -> Callable[[str], l
     return read
 
 
-def _local_rows(path: Path, benchmark: Benchmark) -> tuple[str, Callable, Callable]:
+def _local_rows(path: Path, benchmark: Benchmark, any_split: bool) -> tuple[str, Callable, Callable]:
     def lines(file: str) -> list[str]:
         return (path if path.is_dir() else path.parent).joinpath(file).read_text(encoding="utf-8").splitlines()
 
@@ -208,17 +216,23 @@ def _local_rows(path: Path, benchmark: Benchmark) -> tuple[str, Callable, Callab
         tars = f"{glob.escape(str(path / benchmark.split))}/*.tar"
         return benchmark.split, _streamed(_webdataset(tars, benchmark.split)), lines
     if benchmark.layout == "classes" and class_folders(path, benchmark.split):
+        if not any_split and not (path / benchmark.split).is_dir():
+            raise ValueError(f"'{path}' has no folder '{benchmark.split}'.")
         return class_rows(path, benchmark.split, lines)
     if benchmark.layout == "mmmu" and path.is_dir():
-        return (*_configured(str(path), benchmark, None), lines)
-    return _table_rows(str(path), benchmark, lines)
+        return (*_configured(str(path), benchmark, None, any_split), lines)
+    return _table_rows(str(path), benchmark, lines, any_split)
 
 
 def _table_rows(
-    name: str, benchmark: Benchmark, lines: Callable[[str], list[str]], revision: str | None = None
+    name: str,
+    benchmark: Benchmark,
+    lines: Callable[[str], list[str]],
+    any_split: bool,
+    revision: str | None = None,
 ) -> tuple[str, Callable, Callable]:
     """Images with labels or captions, from whatever `load_rows` reads."""
-    rows = load_rows(name, benchmark.split, revision=revision, any_split=True)
+    rows = load_rows(name, benchmark.split, revision=revision, any_split=any_split)
     split = str(rows.split or benchmark.split)
     if benchmark.layout == "classes":
         return split, *labelled_rows(rows, name, lines)
@@ -227,7 +241,7 @@ def _table_rows(
     return split, _streamed(rows), lines
 
 
-def _hub_rows(name: str, benchmark: Benchmark) -> tuple[str, str, Callable, Callable]:
+def _hub_rows(name: str, benchmark: Benchmark, any_split: bool) -> tuple[str, str, Callable, Callable]:
     try:
         about = HfApi().dataset_info(name)
     except Exception as error:  # the HTTP client and its errors differ between versions of huggingface_hub
@@ -247,9 +261,9 @@ def _hub_rows(name: str, benchmark: Benchmark) -> tuple[str, str, Callable, Call
         shards = f"hf://datasets/{name}@{revision}/{benchmark.split}/*.tar"
         return benchmark.split, revision, _streamed(_webdataset(shards, benchmark.split)), lines
     if benchmark.source == OWN_DATA:
-        split, read, lines = _table_rows(name, benchmark, lines, revision)
+        split, read, lines = _table_rows(name, benchmark, lines, any_split, revision)
         return split, revision, read, lines
-    split, read = _configured(name, benchmark, revision)
+    split, read = _configured(name, benchmark, revision, any_split)
     return split, revision, read, lines
 
 
@@ -257,11 +271,11 @@ def _webdataset(shards: str, split: str) -> datasets.IterableDataset:
     return datasets.load_dataset("webdataset", data_files={split: shards}, split=split, streaming=True)
 
 
-def _configured(name: str, benchmark: Benchmark, revision: str | None) -> tuple[str, Callable]:
+def _configured(name: str, benchmark: Benchmark, revision: str | None, any_split: bool) -> tuple[str, Callable]:
     """Rows of all configurations of a data set in turn; `config_name` of a row is its configuration."""
     configs = datasets.get_dataset_config_names(name, revision=revision)
     splits = [datasets.load_dataset(name, config, revision=revision, streaming=True) for config in configs]
-    split = _choose(splits[0], benchmark, name)
+    split = _choose(splits[0], benchmark, name, any_split)
 
     def read(limit: int | None) -> Iterator[dict[str, Any]]:
         rows = (
@@ -274,10 +288,10 @@ def _configured(name: str, benchmark: Benchmark, revision: str | None) -> tuple[
     return split, read
 
 
-def _choose(splits: dict[str, Any], benchmark: Benchmark, name: str) -> str:
+def _choose(splits: dict[str, Any], benchmark: Benchmark, name: str, any_split: bool) -> str:
     if benchmark.split in splits:
         return benchmark.split
-    if len(splits) > 1:
+    if len(splits) > 1 or not any_split:
         raise ValueError(f"'{name}' has no split '{benchmark.split}'; it has {list(splits)}.")
     return next(iter(splits))
 

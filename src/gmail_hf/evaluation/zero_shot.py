@@ -43,12 +43,7 @@ def evaluate_zero_shot(model: Any, processor: Any, source: Source, settings: Set
     embeds = image_embeds(model, processor, images(), settings.modality, settings, source.name)
     answers = np.array(labels)  # (images, questions)
     for number, classes in enumerate(questions):
-        wrong = np.flatnonzero((answers[:, number] < 0) | (answers[:, number] >= len(classes)))
-        if len(wrong):
-            raise ValueError(
-                f"Image {wrong[0]} of '{source.name}' is of class {answers[wrong[0], number]}, but there are "
-                f"{len(classes)} classes."
-            )
+        check_classes(answers[:, number], len(classes), source)
     scores = [zero_shot_accuracy(embeds, classes, answers[:, i]) for i, classes in enumerate(questions)]
     hits = [zero_shot_ranks(embeds, classes, answers[:, i]) == 1 for i, classes in enumerate(questions)]
     return Measured(
@@ -56,6 +51,18 @@ def evaluate_zero_shot(model: Any, processor: Any, source: Source, settings: Set
         intervals={"top1": interval(np.mean(hits, axis=0), settings)},
         counts={"images": len(embeds), "classes": len(questions[0]), "prompts a class": len(asked.prompts[0][0])},
     )
+
+
+def check_classes(labels: np.ndarray, count: int, source: Source) -> None:
+    """
+    Raises:
+        ValueError: one of `(images,)` labels is not the number of one of `count` classes.
+    """
+    wrong = np.flatnonzero((labels < 0) | (labels >= count))
+    if len(wrong):
+        raise ValueError(
+            f"Image {wrong[0]} of '{source.name}' is of class {labels[wrong[0]]}, but there are {count} classes."
+        )
 
 
 def class_question(source: Source) -> ZeroShotQuestions:

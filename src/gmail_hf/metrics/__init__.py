@@ -38,6 +38,7 @@ from .readout import (
     nearest_centroid,
     tuned_probe,
 )
+from .sgd_probe import sgd_probe
 from .train_on_generated import PairEmbeddings, aggregate, to_markdown, train_on_generated
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "retrieval_ranks",
     "scienceqa_item",
     "separability",
+    "sgd_probe",
     "to_markdown",
     "token_similarity",
     "train_on_generated",

@@ -41,12 +41,12 @@ HELD_OUT = 0.2
 
 
 class TunedProbe(NamedTuple):
-    """What `tuned_probe` found; each score is in 0..1."""
+    """What `tuned_probe` or `sgd_probe` found; each score is in 0..1."""
 
     top1: float
     mean_per_class: float
     predicted: np.ndarray  # (m,) labels of the test rows
-    penalty: float  # the chosen strength
+    chosen: float  # the penalty, or the learning rate of `sgd_probe`
     validation: float  # the score that it was chosen by
 
 
@@ -84,30 +84,16 @@ def tuned_probe(
             rows must be held out.
         ImportError: scikit-learn is missing.
     """
-    selection = optional_import("sklearn.model_selection")
-    train, train_labels, test, test_labels = _check_readout(train, train_labels, test, test_labels)
-    if validation is None:
-        classes, counts = np.unique(train_labels, return_counts=True)
-        if counts.min() < 2:
-            raise ValueError(
-                f"class {classes[counts.argmin()]} has one training row, too few to hold out a part; give validation "
-                "rows"
-            )
-        size = max(len(classes), round(HELD_OUT * len(train)))  # a row of each class at least
-        train, validation, train_labels, validation_labels = selection.train_test_split(
-            train, train_labels, test_size=size, stratify=train_labels, random_state=seed
-        )
-    else:
-        _, _, validation, validation_labels = _check_readout(train, train_labels, validation, validation_labels)
-
+    rows = check_splits(train, train_labels, test, test_labels, validation, validation_labels, seed)
+    train, train_labels, test, test_labels, validation, validation_labels = rows
     scores, probe = [], None
     for penalty in PENALTIES[::-1]:
         probe = _fit(train, train_labels, penalty, probe)
-        scores.append(_accuracies(probe.predict(validation), validation_labels)[per_class])
+        scores.append(accuracies(probe.predict(validation), validation_labels)[per_class])
     best = int(np.argmax(scores))
     fitted_on = np.concatenate([train, validation]), np.concatenate([train_labels, validation_labels])
     predicted = _fit(*fitted_on, PENALTIES[::-1][best]).predict(test)
-    return TunedProbe(*_accuracies(predicted, test_labels), predicted, float(PENALTIES[::-1][best]), scores[best])
+    return TunedProbe(*accuracies(predicted, test_labels), predicted, float(PENALTIES[::-1][best]), scores[best])
 
 
 def _fit(rows, labels, penalty, warm=None):
@@ -122,7 +108,25 @@ def _fit(rows, labels, penalty, warm=None):
         return probe.set_params(logisticregression__C=1 / penalty).fit(rows, labels)
 
 
-def _accuracies(predicted, labels):
+def check_splits(train, train_labels, test, test_labels, validation, validation_labels, seed):
+    """The arrays of `tuned_probe`, checked, with unit rows; without validation rows a part of `train` is held out."""
+    train, train_labels, test, test_labels = _check_readout(train, train_labels, test, test_labels)
+    if validation is not None:
+        *_, validation, validation_labels = _check_readout(train, train_labels, validation, validation_labels)
+        return train, train_labels, test, test_labels, validation, validation_labels
+    classes, counts = np.unique(train_labels, return_counts=True)
+    if counts.min() < 2:
+        raise ValueError(
+            f"class {classes[counts.argmin()]} has one training row, too few to hold out a part; give validation rows"
+        )
+    size = max(len(classes), round(HELD_OUT * len(train)))  # a row of each class at least
+    train, validation, train_labels, validation_labels = optional_import("sklearn.model_selection").train_test_split(
+        train, train_labels, test_size=size, stratify=train_labels, random_state=seed
+    )
+    return train, train_labels, test, test_labels, validation, validation_labels
+
+
+def accuracies(predicted, labels):
     """Accuracy and mean accuracy per class that occurs."""
     hits = predicted == labels
     return float(hits.mean()), float(np.mean([hits[labels == label].mean() for label in np.unique(labels)]))

@@ -9,6 +9,7 @@ from typing import Any
 TASKS = {
     "retrieval": "Image-text retrieval",
     "zero_shot": "Zero-shot classification",
+    "probe": "Linear probe",
     "captioning": "Captions",
     "vqa": "Questions",
     "alignment": "Alignment of generated with real images",

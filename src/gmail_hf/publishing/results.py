@@ -19,6 +19,7 @@ NOT_RUN = "Not run yet."
 TASK_TYPES = {
     "retrieval": "image-text-retrieval",
     "zero_shot": "zero-shot-image-classification",
+    "probe": "image-classification",
     "captioning": "image-to-text",
     "vqa": "visual-question-answering",
     "alignment": "image-feature-extraction",
@@ -99,10 +100,21 @@ def results_text(results: list[dict[str, Any]]) -> str:
         packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
         lines.append(
             f"- {result['title']}: `{public_name(data['name'])}`{revision}, split `{data['split']}`{rows}; "
-            f"photographs through `{result['settings']['modality']}`. {where['date']}, {where['machine']}; {packages}."
+            f"photographs through `{result['settings']['modality']}`{_trained_on(data)}. "
+            f"{where['date']}, {where['machine']}; {packages}."
         )
     bullets = "\n".join(lines)
     return f"{to_markdown(results)}\nMeasured by `examples/evaluate_gmail.py`:\n\n{bullets}"
+
+
+def _trained_on(data: dict[str, Any]) -> str:
+    train = data.get("train")
+    if train is None:
+        return ""
+    return (
+        f"; probe (`{train['probe']}`) on `{public_name(train['name'])}`, split `{train['split']}`, through "
+        f"`{train['modality']}`"
+    )
 
 
 def benchmark_results(result: dict[str, Any]) -> list[EvalResult]:

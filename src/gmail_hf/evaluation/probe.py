@@ -1,0 +1,116 @@
+"""Linear probes on frozen embeddings (SynCLR's rows of the paper's Table 4)."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..metrics import sgd_probe, tuned_probe
+from .embedding import image_embeds
+from .measure import Measured, Settings, interval
+from .own_data import CLASS_NAMES
+from .registry import Benchmark
+from .sources import Source, open_source
+from .zero_shot import check_classes
+
+PROBES = {"logistic": tuned_probe, "sgd": sgd_probe}
+DEFAULT_PROBE = "logistic"
+TRAIN, VALIDATION = "train", ("validation", "val", "valid")
+
+
+def evaluate_probe(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
+    """
+    Accuracy of a linear classifier that is fitted on embeddings of training images.
+
+    Args:
+        model ([`GmailModel`] or its base), processor: in evaluation mode, on its device. It needs no text.
+        source: of the layout `classes`, with `train`, see [`open_training`].
+        settings: see [`Settings`]. Images of the test split go through `modality`, those of the training and
+            validation splits through `train_modality`.
+
+    Returns:
+        `top1` and `mean_per_class`. The classifier is [`metrics.tuned_probe`], SynCLR's protocol, or
+        [`metrics.sgd_probe`]; its hyperparameter is chosen by the one of the two that `source.per_class` says.
+
+    Raises:
+        ValueError: a label is not the number of a class, or a class has no training image; an image is unreadable or
+            its embedding is not finite.
+    """
+    count, trained = len(source.lines(CLASS_NAMES)), settings.train_modality or settings.modality
+
+    def read(found: Source, modality: str) -> tuple[np.ndarray, np.ndarray]:
+        labels: list[int] = []
+
+        def images():
+            for row in found.read():
+                labels.append(int(row["cls"]))
+                yield row[found.image_column]
+
+        embeds = image_embeds(model, processor, images(), modality, settings, f"{found.name}, {found.split}")
+        check_classes(np.array(labels), count, found)
+        return embeds, np.array(labels)
+
+    train, (test, labels) = read(source.train, trained), read(source, settings.modality)
+    validation = read(source.validation, trained) if source.validation else (None, None)
+    name = settings.probe or DEFAULT_PROBE
+    options = {"device": model.device} if name == "sgd" else {}
+    found = PROBES[name](*train, test, labels, *validation, per_class=source.per_class, seed=settings.seed, **options)
+    return Measured(
+        scores={"top1": found.top1, "mean_per_class": found.mean_per_class},
+        intervals={"top1": interval(found.predicted == labels, settings)},
+        counts={
+            "images": len(test),
+            "classes": count,
+            "training images": len(train[0]),
+            "validation images": len(validation[0]) if source.validation else 0,
+        },
+    )
+
+
+def open_training(benchmark: Benchmark, source: Source, dataset: str | None = None) -> Source:
+    """
+    Add the training and validation images of a probe to a benchmark's data.
+
+    Args:
+        benchmark: of the layout `classes`.
+        source: its test split.
+        dataset: where the training images are, such as generated ones; as for [`open_source`]. By default the split
+            `train` of the test split's data set.
+
+    Returns:
+        `source` with `train` and, where there is a split `validation`, `val` or `valid`, with `validation`.
+
+    Raises:
+        ValueError: there are no training images apart from the test split, or their classes are others.
+        FileNotFoundError, ConnectionError: as [`open_source`].
+    """
+    place = dataset or source.name
+    other = place != source.name
+    try:
+        train = open_source(replace(benchmark, split=TRAIN), place, any_split=other)
+        if not other:  # two splits that are there under these names share no image
+            open_source(benchmark, place, any_split=False)
+    except ValueError as error:
+        if other:
+            raise
+        raise ValueError(
+            f"A probe needs training images apart from the images that are scored: {error} Give them by "
+            f"--train_dataset {benchmark.name}=PLACE."
+        ) from error
+    names, there = source.lines(CLASS_NAMES), train.lines(CLASS_NAMES)
+    if names != there:
+        differing = sorted(set(names) ^ set(there)) or names
+        raise ValueError(
+            f"The training images in '{place}' have other classes than '{source.name}', or another order of them: "
+            f"{differing[:5]}. Use the same class names for both."
+        )
+    return replace(source, train=train, validation=_validation(benchmark, place))
+
+
+def _validation(benchmark: Benchmark, place: str) -> Source | None:
+    for split in VALIDATION:
+        try:
+            return open_source(replace(benchmark, split=split), place, any_split=False)
+        except ValueError:  # no such split
+            continue
+    return None
