@@ -6,9 +6,10 @@
         --real_test cifake/real-validation.parquet --model_name_or_path cifake/base-clip --label_column label
 
 Paired data: a parquet file with columns real_image, generated_image, caption, image_id and labels; real test images: a
-parquet file with columns image and labels. Some of the pairs are held out to measure alignment; readouts and baselines
-are fitted on the others. A seed draws scenes and generator noise (digits) or which pairs are held out (files), and the
-adapters and batches. It writes NAME.json and NAME.md with mean and standard deviation over the seeds.
+parquet file with columns image and labels, of which --split validation takes every second row of a class, and --split
+test the others. Alignment and baselines are fitted on --num_pairs pairs. Readouts are fitted on the same pairs, and on
+others that alignment never saw. A seed draws scenes and generator noise (digits) or which pairs are kept from training
+(files), and the adapters and batches. It writes NAME.json and NAME.md with mean and standard deviation over the seeds.
 """
 
 import argparse
@@ -24,6 +25,7 @@ VARIANTS = {
     "GMAIL + 5 (1 - cos)": {"consistency_weight": 5.0},
     "GMAIL, optimal pairing": {"pairing": "optimal"},
     "GMAIL, optimal pairing + 5 (1 - cos)": {"pairing": "optimal", "consistency_weight": 5.0},
+    "GMAIL, recipe robust": {"recipe": "robust"},
 }
 # LoRA in the upper layers alone: below them a step needs no backward pass, and their input could be cached.
 UPPER_LAYERS = {"GMAIL (Eq. 1), upper 3 layers": 3, "GMAIL (Eq. 1), upper layer": 1}
@@ -35,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="digits", help="of the two files written")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--split", choices=("validation", "test"), default="test", help="digits: measured on these")
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="real images to measure on")
     parser.add_argument("--pairs", help="parquet file of pairs, in place of digits")
     parser.add_argument("--real_test", help="parquet file of real test images; needed with --pairs")
     parser.add_argument("--model_name_or_path", help="the CLIP to start from; needed with --pairs")
@@ -47,6 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=default)
     parser.add_argument("--num_pairs", type=int, default=2000, help="training pairs")
     parser.add_argument("--num_heldout", type=int, default=400, help="pairs that measure alignment")
+    parser.add_argument("--num_unseen", type=int, default=1000, help="pairs kept from alignment that fit readouts")
     parser.add_argument("--guidance_scale", type=float, default=7.5, help="digits: of the generator")
     parser.add_argument("--num_inference_steps", type=int, default=7, help="digits: of the generator")
     parser.add_argument("--max_steps", type=int, default=250)
@@ -59,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_data(args: argparse.Namespace, seed: int):
-    """(training pairs, their labels, held-out pairs, real test images, their labels) of one seed."""
+    """(training pairs, held-out pairs, unseen pairs, real test images), of one seed."""
     from datasets import load_dataset
 
     if args.pairs is None:
@@ -71,25 +74,39 @@ def load_data(args: argparse.Namespace, seed: int):
             "seed": seed,
         }
         test = load_digits(args.split, seed=seed)
-        pairs = generate_pairs(load_digits("train", args.num_pairs, seed=seed), **sampling)
+        pairs = generate_pairs(load_digits("train", args.num_pairs + args.num_unseen, seed=seed), **sampling)
         heldout = generate_pairs(test.select(range(args.num_heldout)), **sampling)
-        labels, test_labels = (
-            {side: np.array(data["digits"])[:, i] for i, side in enumerate(("left digit", "right digit"))}
-            for data in (pairs, test)
-        )
-        return pairs, labels, heldout, test["real_image"], test_labels
+        unseen = pairs.select(range(args.num_pairs, len(pairs)))
+        return pairs.select(range(args.num_pairs)), heldout, unseen, test.rename_column("real_image", "image")
     pairs = load_dataset("parquet", data_files=args.pairs, split="train")
     test = load_dataset("parquet", data_files=args.real_test, split="train")
-    if len(pairs) < args.num_pairs + args.num_heldout:
+    kept = max(args.num_heldout, args.num_unseen)
+    if len(pairs) < args.num_pairs + kept:
         raise ValueError(
-            f"{args.pairs} has {len(pairs)} pairs; --num_pairs and --num_heldout ask for "
-            f"{args.num_pairs + args.num_heldout}"
+            f"{args.pairs} has {len(pairs)} pairs; --num_pairs, --num_heldout and --num_unseen ask for "
+            f"{args.num_pairs + kept}"
         )
     order = np.random.default_rng(seed).permutation(len(pairs))
-    heldout = pairs.select(order[: args.num_heldout])
-    pairs = pairs.select(order[args.num_heldout : args.num_heldout + args.num_pairs])
-    labels, test_labels = ({name: np.array(data[name]) for name in args.label_column} for data in (pairs, test))
-    return pairs, labels, heldout, test["image"], test_labels
+    heldout, unseen = pairs.select(order[: args.num_heldout]), pairs.select(order[: args.num_unseen])
+    pairs = pairs.select(order[kept : kept + args.num_pairs])
+    return pairs, heldout, unseen, test.select(half(test[args.label_column[0]][:], args.split))
+
+
+def half(labels: list, split: str) -> list[int]:
+    """Every second row of each class: settings are chosen on one half of the real images, tables show the other."""
+    seen: dict = {}
+    rows = []
+    for row, label in enumerate(labels):
+        seen[label] = seen.get(label, -1) + 1
+        if seen[label] % 2 == (split == "test"):
+            rows.append(row)
+    return rows
+
+
+def labels_of(args: argparse.Namespace, rows) -> dict[str, np.ndarray]:
+    if args.pairs is None:
+        return {side: np.array(rows["digits"])[:, i] for i, side in enumerate(("left digit", "right digit"))}
+    return {name: np.array(rows[name]) for name in args.label_column}
 
 
 def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) -> list[dict]:
@@ -100,14 +117,14 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
     from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments, embed_images
     from gmail_hf.metrics import PairEmbeddings, train_on_generated
 
-    pairs, labels, heldout, test_images, test_labels = load_data(args, seed)
+    *sets, test = load_data(args, seed)
     processor = AutoImageProcessor.from_pretrained(model_path)  # no loss here reads a caption
     base = GmailCLIPModel.from_clip(model_path, dtype=torch.float32)
 
     def embed(images, model=base, modality="real"):
         return embed_images(model, processor, images, modality=modality)
 
-    train_aligned, heldout_aligned = {}, {}
+    aligned = [{} for _ in sets]
     for name in args.variants:
         print(f"seed {seed}: {name}", flush=True)
         set_seed(seed)
@@ -125,27 +142,28 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
                 seed=seed,
                 **VARIANTS[name],
             ),
-            train_dataset=pairs,
+            train_dataset=sets[0],
             processing_class=processor,
         )
         if name in UPPER_LAYERS:
             freeze_below(model, UPPER_LAYERS[name])
         trainer.train()
         model.eval()
-        train_aligned[name] = embed(pairs["generated_image"], model, "gen")
-        heldout_aligned[name] = embed(heldout["generated_image"], model, "gen")
+        for rows, embeds in zip(sets, aligned, strict=True):
+            embeds[name] = embed(rows["generated_image"], model, "gen")
+    train, heldout, unseen = (
+        PairEmbeddings(embed(rows["generated_image"]), embed(rows["real_image"]), embeds, np.array(rows["caption"]))
+        for rows, embeds in zip(sets, aligned, strict=True)
+    )
     return train_on_generated(
-        PairEmbeddings(embed(pairs["generated_image"]), embed(pairs["real_image"]), train_aligned),
-        labels,
-        PairEmbeddings(
-            embed(heldout["generated_image"]),
-            embed(heldout["real_image"]),
-            heldout_aligned,
-            np.array(heldout["caption"]),
-        ),
-        embed(test_images),
-        test_labels,
+        train,
+        labels_of(args, sets[0]),
+        heldout,
+        embed(test["image"]),
+        labels_of(args, test),
         seed=seed,
+        unseen=unseen,
+        unseen_labels=labels_of(args, sets[2]),
     )
 
 
@@ -168,7 +186,7 @@ def main(argv: list[str] | None = None) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         tables = {seed: run_seed(args, str(model_path), seed, folder) for seed in args.seeds}
     mean, spread = aggregate(list(tables.values()))
-    of_digits = ("split", "guidance_scale", "num_inference_steps")
+    of_digits = ("guidance_scale", "num_inference_steps")
     of_files = ("pairs", "real_test", "model_name_or_path", "label_column")
     unused = ("output_dir", *(of_digits if args.pairs else of_files))
     settings = {key: value for key, value in vars(args).items() if key not in unused}
@@ -198,8 +216,9 @@ def report(result: dict, table: str) -> str:
             "",
             f"Mean ± standard deviation over the seeds {', '.join(map(str, settings['seeds']))}. The two readouts are "
             "fitted on each row's embeddings of the training pairs and tested on f_r(real test images). Gap closed = "
-            "(row − generated taken for real) / (real − generated taken for real), seed by seed. The last four "
-            "columns compare held-out pairs; R@1 counts any real image of the same caption as right.",
+            "(row − generated taken for real) / (real − generated taken for real), seed by seed. Unseen: readouts of "
+            f"{settings['num_unseen']} generated images that alignment never saw, compared with as many real ones. "
+            "The last four columns compare held-out pairs; R@1 counts any real image of the same caption as right.",
             "",
             table,
             f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items() if key not in SHOWN)}",

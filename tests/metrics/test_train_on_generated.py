@@ -52,6 +52,23 @@ def test_the_table_of_a_world_whose_answer_is_known():
     assert rows == train_on_generated(**world())
 
 
+def test_unseen_pairs_fit_readouts_of_their_own():
+    inputs = world()
+    unseen = {"unseen": inputs["heldout"], "unseen_labels": inputs["test_labels"]}
+    rows = train_on_generated(**inputs, **unseen)
+    alone = train_on_generated(**inputs)
+    swapped = train_on_generated(**inputs | {"train": inputs["heldout"], "labels": inputs["test_labels"]})
+    for row, trained, fitted_on_unseen in zip(rows, alone, swapped, strict=True):
+        assert {key: value for key, value in row.items() if "_unseen" not in key} == trained
+        if row["row"] not in ("mean shift", "CORAL"):  # which are fitted on the training pairs
+            for key in ("logistic_probe", "nearest_centroid"):
+                assert row[f"{key}_unseen"] == fitted_on_unseen[key]
+                assert row[f"{key}_unseen_gap_closed"] == fitted_on_unseen[f"{key}_gap_closed"]
+    assert "probe, unseen" in to_markdown(rows) and "unseen" not in to_markdown(alone)
+    with pytest.raises(ValueError, match="unseen_labels need the tasks"):
+        train_on_generated(**inputs, unseen=inputs["heldout"])
+
+
 def test_scores_are_averaged_over_tasks():
     inputs = world()
     both = train_on_generated(**inputs)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ._checks import check_pairs, l2_normalize
 from .paired import alignment_metrics, separability
-from .readout import coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
+from .readout import AffineMap, coral, gap_closed, logistic_probe, mean_shift, nearest_centroid
 
 GENERATED, MEAN_SHIFT, CORAL, REAL = "generated taken for real", "mean shift", "CORAL", "real (upper bound)"
 READOUTS = {"logistic_probe": logistic_probe, "nearest_centroid": nearest_centroid}
@@ -54,6 +54,8 @@ def train_on_generated(
     test_real: np.ndarray,
     test_labels: Mapping[str, np.ndarray],
     seed: int = 0,
+    unseen: PairEmbeddings | None = None,
+    unseen_labels: Mapping[str, np.ndarray] | None = None,
 ) -> list[Row]:
     """Score every way to train on generated images by how well it serves real ones.
 
@@ -64,12 +66,16 @@ def train_on_generated(
         test_real: (m, dim) f_r(held-out real images).
         test_labels: task name -> (m,) labels.
         seed: draws the folds of `separability`.
+        unseen: pairs that alignment never saw, with the same names in `aligned`. Readouts are also fitted on these,
+            which shows what alignment is worth for images generated later; the baselines stay those of `train`.
+        unseen_labels: task name -> labels of the unseen pairs.
 
     Returns:
         One dict a row, in the order: generated taken for real, mean shift, CORAL, each aligned model, real (upper
         bound). Keys: row; logistic_probe and nearest_centroid (accuracy on test_real); each of the two with
-        `_gap_closed` (None with the reason under `_note` when there is no gap to close); paired_cosine,
-        gen_to_real_R@1, centroid_distance, separability on the held-out pairs (None for the upper bound).
+        `_gap_closed` (None with the reason under `_note` when there is no gap to close); the same keys with `_unseen`
+        after the readout's name for readouts fitted on `unseen`; paired_cosine, gen_to_real_R@1, centroid_distance,
+        separability on the held-out pairs (None for the upper bound).
 
     Raises:
         ValueError: invalid embeddings or labels, tasks or aligned models that differ between the splits.
@@ -77,34 +83,44 @@ def train_on_generated(
     """
     if not labels or set(labels) != set(test_labels):
         raise ValueError(f"labels and test_labels need the same tasks, got {sorted(labels)} and {sorted(test_labels)}")
-    if set(train.aligned) != set(heldout.aligned):
-        raise ValueError(
-            f"train and heldout need the same aligned models: {sorted(train.aligned)} and {sorted(heldout.aligned)}"
-        )
+    if unseen is not None and set(unseen_labels or {}) != set(test_labels):
+        raise ValueError(f"unseen_labels need the tasks {sorted(test_labels)}, got {sorted(unseen_labels or {})}")
+    for name, pairs in (("heldout", heldout), ("unseen", unseen)):
+        if pairs is not None and set(train.aligned) != set(pairs.aligned):
+            raise ValueError(
+                f"train and {name} need the same aligned models: {sorted(train.aligned)} and {sorted(pairs.aligned)}"
+            )
     baselines = {MEAN_SHIFT: mean_shift(train.generated, train.real), CORAL: coral(train.generated, train.real)}
-    fitted_on = {GENERATED: train.generated}
-    compared = {GENERATED: heldout.generated}
-    for name, move in baselines.items():
-        fitted_on[name], compared[name] = move(train.generated), move(heldout.generated)
-    fitted_on |= {**train.aligned, REAL: train.real}
-    compared |= heldout.aligned
+    compared = _rows_of(heldout, baselines)
+    fits = {"": (_rows_of(train, baselines), labels)}
+    if unseen is not None:
+        fits["_unseen"] = (_rows_of(unseen, baselines), unseen_labels)
 
     rows: list[Row] = []
-    for name, embeds in fitted_on.items():
+    for name in fits[""][0]:
         row: Row = {"row": name}
-        for readout, score in READOUTS.items():
-            scores = [score(embeds, labels[task], test_real, test_labels[task]) for task in labels]
-            row[readout] = float(np.mean(scores))
-        row |= _alignment(compared.get(name), heldout, seed)
+        for suffix, (fitted_on, fitted_labels) in fits.items():
+            for readout, score in READOUTS.items():
+                scores = [
+                    score(fitted_on[name], fitted_labels[task], test_real, test_labels[task]) for task in test_labels
+                ]
+                row[f"{readout}{suffix}"] = float(np.mean(scores))
+        row |= _alignment(None if name == REAL else compared[name], heldout, seed)
         rows.append(row)
     by_name = {row["row"]: row for row in rows}
     for row in rows:
-        for readout in READOUTS:
+        for readout in (f"{readout}{suffix}" for suffix in fits for readout in READOUTS):
             gap = gap_closed(row[readout], by_name[GENERATED][readout], by_name[REAL][readout])
             row[f"{readout}_gap_closed"] = None if math.isnan(gap.value) else gap.value
             if gap.reason:
                 row[f"{readout}_note"] = gap.reason
     return rows
+
+
+def _rows_of(pairs: PairEmbeddings, baselines: Mapping[str, AffineMap]) -> dict[str, np.ndarray]:
+    """The embeddings of every row of the table."""
+    moved = {name: move(pairs.generated) for name, move in baselines.items()}
+    return {GENERATED: pairs.generated, **moved, **pairs.aligned, REAL: pairs.real}
 
 
 def _alignment(embeds: np.ndarray | None, heldout: PairEmbeddings, seed: int) -> Row:
@@ -147,16 +163,21 @@ def to_markdown(rows: list[Row], spread: list[Row] | None = None) -> str:
         "logistic_probe_gap_closed": "gap closed",
         "nearest_centroid": "nearest centroid",
         "nearest_centroid_gap_closed": "gap closed",
+        "logistic_probe_unseen": "probe, unseen",
+        "logistic_probe_unseen_gap_closed": "gap closed",
+        "nearest_centroid_unseen": "centroid, unseen",
+        "nearest_centroid_unseen_gap_closed": "gap closed",
         "paired_cosine": "paired cosine",
         "gen_to_real_R@1": "gen→real R@1",
         "centroid_distance": "centroid distance",
         "separability": "separability",
     }
+    columns = {key: title for key, title in columns.items() if key in rows[0]}
     lines = ["| trained on | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for i, row in enumerate(rows):
         cells = [_cell(row[key], spread[i][key] if spread else None) for key in columns]
         lines.append(f"| {row['row']} | " + " | ".join(cells) + " |")
-    notes = {f"{columns[key]}: {row[f'{key}_note']}" for row in rows for key in READOUTS if row.get(f"{key}_note")}
+    notes = {f"{columns[key]}: {row[f'{key}_note']}" for row in rows for key in columns if row.get(f"{key}_note")}
     return "\n".join(lines + [""] * bool(notes) + sorted(notes)) + "\n"
 
 
