@@ -9,7 +9,7 @@ from PIL import Image
 from gmail_hf.commands import demo
 from gmail_hf.metrics.train_on_generated import CORAL, GENERATED, MEAN_SHIFT, REAL
 
-ARGUMENTS = "--num_pairs 128 --num_heldout 24 --num_test 300 --max_steps 4 --batch_size 64 --seed 1"
+ARGUMENTS = "--num_pairs 128 --num_unseen 100 --num_heldout 24 --num_test 300 --max_steps 4 --batch_size 64 --seed 1"
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +23,16 @@ def run(tmp_path_factory):
 
 def test_the_table_has_every_row_and_column(run):
     folder, results = run
-    assert [row["row"] for row in results["rows"]] == [GENERATED, MEAN_SHIFT, CORAL, "GMAIL", REAL]
+    assert [row["row"] for row in results["rows"]] == [
+        GENERATED,
+        MEAN_SHIFT,
+        CORAL,
+        "GMAIL (Eq. 1)",
+        "GMAIL, recipe robust",
+        REAL,
+    ]
     for row in results["rows"]:
-        for readout in ("logistic_probe", "nearest_centroid"):
+        for readout in ("logistic_probe", "nearest_centroid", "logistic_probe_unseen", "nearest_centroid_unseen"):
             assert 0 <= row[readout] <= 1
             assert row[f"{readout}_gap_closed"] is not None or row[f"{readout}_note"]
         compared = [row[key] for key in ("paired_cosine", "gen_to_real_R@1", "centroid_distance", "separability")]
@@ -44,7 +51,8 @@ def test_saved_adapters_come_back_through_peft_and_pipeline(run):
 
 def test_training_changed_the_gen_branch(run):
     rows = {row["row"]: row for row in run[1]["rows"]}
-    assert rows["GMAIL"]["paired_cosine"] != rows[GENERATED]["paired_cosine"]
+    cosines = {rows[name]["paired_cosine"] for name in (GENERATED, "GMAIL (Eq. 1)", "GMAIL, recipe robust")}
+    assert len(cosines) == 3
 
 
 def test_everything_promised_is_on_disk(run):
