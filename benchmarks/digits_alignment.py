@@ -25,6 +25,7 @@ VARIANTS = {
     "GMAIL + 5 (1 - cos)": {"consistency_weight": 5.0},
     "GMAIL, optimal pairing": {"pairing": "optimal"},
     "GMAIL, optimal pairing + 5 (1 - cos)": {"pairing": "optimal", "consistency_weight": 5.0},
+    "GMAIL, sliced Wasserstein": {"align_weight": 0.0, "sliced_wasserstein_weight": 100.0},
     "GMAIL, recipe robust": {"recipe": "robust"},
 }
 # LoRA in the upper layers alone: below them a step needs no backward pass, and their input could be cached.
@@ -55,6 +56,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_steps", type=int, default=250)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument(
+        "--bf16", action="store_true", help="train in bfloat16, with eager attention: fast on CPUs that have it"
+    )
     args = parser.parse_args(argv)
     if args.pairs and not (args.real_test and args.model_name_or_path):
         parser.error("--pairs needs --real_test and --model_name_or_path")
@@ -128,7 +132,8 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
     for name in args.variants:
         print(f"seed {seed}: {name}", flush=True)
         set_seed(seed)
-        model = GmailCLIPModel.from_clip(model_path, dtype=torch.float32, lora_rank=4)
+        attention = {"attn_implementation": "eager"} if args.bf16 else {}
+        model = GmailCLIPModel.from_clip(model_path, dtype=torch.float32, lora_rank=4, **attention)
         trainer = GmailTrainer(
             model=model,
             args=GmailTrainingArguments(
@@ -136,6 +141,7 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
                 max_steps=args.max_steps,
                 per_device_train_batch_size=args.batch_size,
                 learning_rate=args.learning_rate,
+                bf16=args.bf16,
                 logging_steps=max(1, args.max_steps // 4),
                 save_strategy="no",
                 report_to="none",
@@ -180,20 +186,28 @@ def main(argv: list[str] | None = None) -> dict:
         from gmail_hf.digits import clip_path
 
     model_path = args.model_name_or_path or clip_path()
+    tables: dict[int, list[dict]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in args.seeds:
+            tables[seed] = run_seed(args, str(model_path), seed, folder)
+            result = write(args, tables, round(time.perf_counter() - start))
+    return result
+
+
+def write(args: argparse.Namespace, tables: dict[int, list[dict]], seconds: int) -> dict:
+    """Write the results of the seeds so far."""
     from gmail_hf.evaluation import environment
     from gmail_hf.metrics import aggregate, to_markdown
 
-    with tempfile.TemporaryDirectory() as folder:
-        tables = {seed: run_seed(args, str(model_path), seed, folder) for seed in args.seeds}
     mean, spread = aggregate(list(tables.values()))
     of_digits = ("guidance_scale", "num_inference_steps")
     of_files = ("pairs", "real_test", "model_name_or_path", "label_column")
     unused = ("output_dir", *(of_digits if args.pairs else of_files))
-    settings = {key: value for key, value in vars(args).items() if key not in unused}
+    settings = {key: value for key, value in vars(args).items() if key not in unused} | {"seeds": list(tables)}
     result = {
         "environment": environment(Path(__file__).parent),
         "settings": settings,
-        "seconds": round(time.perf_counter() - start),
+        "seconds": seconds,
         "mean": mean,
         "standard_deviation": spread,
         "seeds": tables,

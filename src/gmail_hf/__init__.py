@@ -44,7 +44,7 @@ PUBLIC_NAMES = {
         "contrastive_loss",
         "token_alignment_loss",
     ],
-    "training.sliced_wasserstein": ["sliced_wasserstein_loss"],
+    "training.distributions": ["energy_distance_loss", "sliced_wasserstein_loss"],
     "training.trainer": ["GmailTrainer"],
     "vlm": ["GmailLlavaConfig", "GmailLlavaForConditionalGeneration"],
 }

@@ -27,7 +27,7 @@ CASES = {
     "train_real": ({"trainable_modalities": ["real", "gen"]}, GmailLossConfig(symmetric=True)),
     "text": ({"text_lora": True}, GmailLossConfig(gen_text_weight=1.0, real_text_weight=0.5)),
     "tokens": ({}, GmailLossConfig(token_weight=0.5)),
-    "distributions": ({}, GmailLossConfig(recipe="robust")),
+    "distributions": ({}, GmailLossConfig(recipe="robust", sliced_wasserstein_weight=20.0)),
     "mini_batches": ({"trainable_modalities": ["real", "gen"]}, GmailLossConfig()),
 }
 OPTIONS = {"mini_batches": {"mini_batch_size": 3}}

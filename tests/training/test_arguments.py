@@ -78,12 +78,12 @@ def test_loss_options_are_declared_once_and_reach_the_command_line(tmp_path):
 def test_a_recipe_gives_way_to_what_is_given(arguments):
     def losses(**fields):
         args = arguments(**fields)
-        return args.align_weight, args.sliced_wasserstein_weight
+        return args.align_weight, args.energy_weight
 
     assert losses() == losses(recipe="paper") == (1.0, 0.0)
-    assert losses(recipe="robust") == (0.0, 100.0)
-    assert losses(recipe="robust", align_weight=1.0) == (1.0, 100.0)
-    assert losses(sliced_wasserstein_weight=7.0) == (1.0, 7.0)
+    assert losses(recipe="robust") == (0.0, 10.0)
+    assert losses(recipe="robust", align_weight=1.0) == (1.0, 10.0)
+    assert losses(energy_weight=7.0) == (1.0, 7.0)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,7 @@ def test_a_recipe_gives_way_to_what_is_given(arguments):
         ({"recipe": "best"}, "recipe.*'paper', 'robust'.*best"),
         ({"sliced_wasserstein_projections": 0}, "sliced_wasserstein_projections"),
         ({"sliced_wasserstein_weight": -1.0}, "negative"),
+        ({"energy_weight": float("nan")}, "negative"),
         ({"pairing": "optimal", "cache_real_embeds": False}, "cache_real_embeds"),
         ({"pairing": "optimal", "token_weight": 1.0}, "excludes `token_weight`"),
         ({"pairing": "optimal", "align_weight": 0.0, "gen_text_weight": 1.0}, "aligns images"),

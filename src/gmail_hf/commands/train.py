@@ -41,7 +41,7 @@ from .options import option, parse
 # Defaults of other options by stage.
 STAGES = {
     "align": {},
-    "text": {"align_weight": 0.0, "sliced_wasserstein_weight": 0.0, "gen_text_weight": 1.0, "text_lora": True},
+    "text": {"align_weight": 0.0, "energy_weight": 0.0, "gen_text_weight": 1.0, "text_lora": True},
     "joint": {"gen_text_weight": 1.0, "text_lora": True},
 }
 

@@ -73,8 +73,8 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
     images_per_caption: int = field(
         default=1,
         metadata={
-            "help": "Pairs of a caption that are drawn into a batch together, where it has as many; "
-            "--sliced_wasserstein_weight compares better the more there are."
+            "help": "Pairs of a caption that are drawn into a batch together, where it has as many, for losses that "
+            "compare the distributions of a caption."
         },
     )
     cache_real_embeds: bool = field(
@@ -121,7 +121,7 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
         if self.pairing == "none" and self.align_weight + self.consistency_weight > 0:
             raise ValueError(
                 '`pairing="none"` excludes `align_weight` and `consistency_weight`, which compare pairs: use '
-                '`recipe="robust"`, or `align_weight=0` and `sliced_wasserstein_weight`.'
+                '`recipe="robust"`, or `align_weight=0` and `energy_weight`.'
             )
         if not 1 <= self.images_per_caption <= self.per_device_train_batch_size:
             raise ValueError(

@@ -40,7 +40,7 @@ def check_for_training(dataset: Any, name: str, model: Any, args: GmailTrainingA
         # The parts have different lengths, so that processes would wait for each other forever.
         raise ValueError(f"{name} is streamed, which several processes cannot evaluate: use one process.")
     batch = args.train_batch_size * (args.world_size if args.gather_negatives else 1)
-    if batch == 1 and name == "train_dataset" and args.consistency_weight + args.sliced_wasserstein_weight == 0:
+    if batch == 1 and name == "train_dataset" and not args.learns_from_one_pair:
         raise ValueError(
             "A batch of one pair has no negatives, so that the loss would always be 0. Use a "
             "`per_device_train_batch_size` of 2 or more; gradient accumulation adds no negatives."

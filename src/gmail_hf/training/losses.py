@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from .distributed import gather
-from .sliced_wasserstein import random_directions, sliced_wasserstein_loss
+from .distributions import energy_distance_loss, random_directions, sliced_wasserstein_loss
 
 # What `recipe` sets where an option is not given.
 RECIPES = {
-    "paper": {"align_weight": 1.0, "sliced_wasserstein_weight": 0.0},
-    "robust": {"align_weight": 0.0, "sliced_wasserstein_weight": 100.0},
+    "paper": {"align_weight": 1.0, "energy_weight": 0.0},
+    "robust": {"align_weight": 0.0, "energy_weight": 10.0},
 }
 
 
@@ -35,8 +35,8 @@ class GmailLossConfig:
     recipe: str = field(
         default="paper",
         metadata={
-            "help": "Defaults of the losses: 'paper' is Eq. 1 alone; 'robust' is the sliced Wasserstein distance "
-            "alone, --align_weight 0 --sliced_wasserstein_weight 100."
+            "help": "Defaults of the losses: 'paper' is Eq. 1 alone; 'robust' is the energy distance alone, "
+            "--align_weight 0 --energy_weight 10."
         },
     )
     temperature: float = field(default=0.07, metadata={"help": "Temperature tau of the alignment loss (Eq. 1)."})
@@ -46,11 +46,18 @@ class GmailLossConfig:
     consistency_weight: float = field(
         default=0.0, metadata={"help": "Weight of 1 - cos of each pair, see `consistency_loss`."}
     )
-    sliced_wasserstein_weight: float | None = field(
+    energy_weight: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of the distance between the distributions of generated and real images of each caption, "
-            "see `sliced_wasserstein_loss`; by --recipe."
+            "help": "Weight of the energy distance between generated and real images of each caption, see "
+            "`energy_distance_loss`; by --recipe."
+        },
+    )
+    sliced_wasserstein_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the sliced Wasserstein distance between generated and real images of each caption, see "
+            "`sliced_wasserstein_loss`; 100 in our tables."
         },
     )
     sliced_wasserstein_projections: int = field(
@@ -92,14 +99,19 @@ class GmailLossConfig:
             raise ValueError(f"Loss weights must not be negative, nor all zero, got {weights}.")
         if self.token_weight > 0 and not self.aligns:
             raise ValueError(
-                "`token_weight` adds to `align_weight`, `consistency_weight` or `sliced_wasserstein_weight`, which "
-                "are all zero."
+                "`token_weight` adds to the weight of another loss that aligns images, such as `align_weight`, and "
+                "those are all zero."
             )
 
     @property
     def aligns(self) -> bool:
         """Whether a loss compares generated with real images."""
-        return self.align_weight > 0 or self.consistency_weight > 0 or self.sliced_wasserstein_weight > 0
+        return self.align_weight > 0 or self.learns_from_one_pair
+
+    @property
+    def learns_from_one_pair(self) -> bool:
+        """Whether a loss compares a generated with a real image and needs no others."""
+        return self.consistency_weight > 0 or self.energy_weight > 0 or self.sliced_wasserstein_weight > 0
 
     @property
     def needs_negatives(self) -> bool:
@@ -122,7 +134,7 @@ class GmailLossConfig:
         return self.gen_text_weight > 0 or self.real_text_weight > 0
 
 
-LOSS_NAMES = ("align", "consistency", "sliced_wasserstein", "token", "gen_text", "real_text")
+LOSS_NAMES = ("align", "consistency", "energy", "sliced_wasserstein", "token", "gen_text", "real_text")
 # What the model computes each input of the losses from.
 MADE_FROM = {
     "gen_embeds": "`generated_pixel_values`",
@@ -323,7 +335,7 @@ def gmail_loss(
 
     Returns:
         `dict` of `torch.FloatTensor` of shape `()`: the weighted sum as `loss`, and the terms whose weight is not
-        zero, unweighted, by name: `align`, `consistency`, `sliced_wasserstein`, `token`, `gen_text`,
+        zero, unweighted, by name: `align`, `consistency`, `energy`, `sliced_wasserstein`, `token`, `gen_text`,
         `real_text`.
 
     Raises:
@@ -357,6 +369,8 @@ def gmail_loss(
             )
         if config.consistency_weight > 0:
             losses["consistency"] = consistency_loss(given["gen_embeds"], given["real_embeds"])
+        if config.energy_weight > 0:
+            losses["energy"] = energy_distance_loss(given["gen_embeds"], given["real_embeds"], caption_ids)
         if config.sliced_wasserstein_weight > 0:
             gen, real = given["gen_embeds"], given["real_embeds"]
             directions = random_directions(gen.shape[1], config.sliced_wasserstein_projections, seed).to(gen.device)

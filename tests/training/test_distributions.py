@@ -1,4 +1,4 @@
-"""The sliced Wasserstein loss against numbers worked out by hand and against optimal assignment."""
+"""Energy and sliced Wasserstein distance by hand, and against loops and optimal assignment."""
 
 import math
 
@@ -9,12 +9,13 @@ from scipy.optimize import linear_sum_assignment
 from tiny import make_model, make_pairs, pair_losses, pixels
 from torch.nn.functional import normalize
 
-from gmail_hf import GmailLossConfig, sliced_wasserstein_loss
+from gmail_hf import GmailLossConfig, energy_distance_loss, sliced_wasserstein_loss
+from gmail_hf.training.distributions import random_directions
 from gmail_hf.training.losses import gmail_loss
-from gmail_hf.training.sliced_wasserstein import random_directions
 
 LINE = torch.ones(1, 1)  # the only direction in one dimension
 CONFIG = GmailLossConfig(align_weight=0.0, sliced_wasserstein_weight=1.0)
+BOTH = GmailLossConfig(align_weight=0.0, sliced_wasserstein_weight=20.0, energy_weight=1.0)
 
 
 def column(*values):
@@ -100,13 +101,58 @@ def test_directions_are_unit_and_drawn_from_the_seed():
     assert losses[0] == sliced_wasserstein_loss(gen, real, random_directions(6, 64, seed=3))
 
 
+def test_energy_by_hand():
+    # Generated 0 2, real 1 4 5: mean distances 2 * (1 + 4 + 5 + 1 + 2 + 3) / 6 - 2 - (3 + 4 + 1) / 3.
+    loss = energy_distance_loss(column(0.0, 2.0), column(4.0, 1.0, 5.0))
+    assert loss.item() == pytest.approx(16 / 3 - 2 - 8 / 3)
+
+
+def test_energy_by_caption_agrees_with_loops():
+    gen, real = rows(9, 0), rows(8, 1)
+    ids, real_ids = torch.tensor([3, 1, 3, 2, 3, 1, 2, 3, 5]), torch.tensor([2, 1, 1, 3, 2, 1, 3, 6])
+
+    def mean(first, second, different=False):
+        pairs = [(a - b).norm() for i, a in enumerate(first) for j, b in enumerate(second) if i != j or not different]
+        return sum(pairs) / len(pairs)
+
+    total = 0
+    for caption in (1, 2, 3):
+        g, r = gen[ids == caption], real[real_ids == caption]
+        total += len(g) / 8 * (2 * mean(g, r) - mean(g, g, different=True) - mean(r, r, different=True))
+    assert energy_distance_loss(gen, real, ids, real_ids).item() == pytest.approx(total.item(), rel=1e-4)
+    assert energy_distance_loss(gen, real, ids, real_ids + 10).item() == 0
+
+
+def test_energy_of_one_image_per_modality_is_the_pairs_distance():
+    gen, real = rows(5, 0), rows(5, 1)
+    expected = 2 * (gen - real).norm(dim=1).mean()
+    torch.testing.assert_close(energy_distance_loss(gen, real, torch.arange(5)), expected)
+
+
+def test_energy_is_an_unbiased_estimate():
+    """The mean over batches is the distance of the whole, which that of sliced Wasserstein exceeds."""
+    gen, real = rows(400, 0), rows(400, 1) + 0.2
+    directions = random_directions(6, 32, seed=2)
+    whole = energy_distance_loss(gen, real).item()
+    parts = [energy_distance_loss(gen[i : i + 4], real[i : i + 4]).item() for i in range(0, 400, 4)]
+    assert np.mean(parts) == pytest.approx(whole, abs=0.03)
+    sliced = [sliced_wasserstein_loss(gen[i : i + 4], real[i : i + 4], directions).item() for i in range(0, 400, 4)]
+    assert np.mean(sliced) > 2 * sliced_wasserstein_loss(gen, real, directions).item()
+
+
+def test_equal_images_have_a_finite_gradient():
+    gen = rows(4, 0).requires_grad_()
+    energy_distance_loss(gen, gen.detach().clone()).backward()
+    assert gen.grad.isfinite().all()
+
+
 def test_loss_is_float32_under_autocast():
     embeds = {"gen_embeds": rows(6, 0), "real_embeds": rows(6, 1)}
     with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = gmail_loss(embeds, config=CONFIG)["loss"]
-    assert torch.equal(under_autocast, gmail_loss(embeds, config=CONFIG)["loss"])
+        under_autocast = gmail_loss(embeds, config=BOTH)["loss"]
+    assert torch.equal(under_autocast, gmail_loss(embeds, config=BOTH)["loss"])
     halves = {name: values.bfloat16() for name, values in embeds.items()}
-    assert gmail_loss(halves, config=CONFIG)["loss"].dtype == torch.float32
+    assert gmail_loss(halves, config=BOTH)["loss"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -120,7 +166,7 @@ def test_mini_batches_give_the_plain_gradient(clip_folder, size):
     gradients = []
     for options in ({}, {"mini_batch_size": size}):
         model = make_model(clip_folder).train()
-        pair_losses(model, batch, CONFIG, **options)[1]["loss"].backward()
+        pair_losses(model, batch, BOTH, **options)[1]["loss"].backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0] and any(gradient.abs().max() > 0 for gradient in gradients[0].values())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
