@@ -18,16 +18,18 @@ from gmail_hf.evaluation import LAYOUTS, sources
 from gmail_hf.evaluation.sources import SHAREGPT4V_FILE, captions_of, tasks_of
 from gmail_hf.training.data import decode_image
 
-NAMES = "coco flickr30k sharegpt4v dtd cars sun397 food101 aircraft pets caltech101 imagenet scienceqa mmmu digits"
+NAMES = (
+    "coco flickr30k sharegpt4v urban1k dtd cars sun397 food101 aircraft pets caltech101 imagenet scienceqa mmmu digits"
+)
 
 
 def test_registry_is_complete():
     assert list(BENCHMARKS) == NAMES.split()
     for name, benchmark in BENCHMARKS.items():
         assert benchmark.name == name and benchmark.tasks and benchmark.layout in LAYOUTS
-        assert benchmark.paper or name == "digits"
+        assert benchmark.paper or name in ("digits", "urban1k")
     ids = [benchmark.dataset for benchmark in BENCHMARKS.values()]
-    assert max(Counter(ids).values()) == 1
+    assert max(Counter(filter(None, ids)).values()) == 1
     table_4 = [name for name, benchmark in BENCHMARKS.items() if benchmark.paper == "Table 4"]
     assert len(table_4) == 8 and all(BENCHMARKS[name].tasks == ("zero_shot", "probe") for name in table_4)
     with pytest.raises(ValueError, match="Unknown benchmark 'mnist'; there are " + ", ".join(NAMES.split())):
@@ -115,6 +117,26 @@ def test_sharegpt4v_reads_the_first_thousand_rows_of_its_list(source, tmp_path):
     (tmp_path / SHAREGPT4V_FILE).write_text(json.dumps(rows[:5])[:-100])  # half a download
     with pytest.raises(ValueError, match="ends within one"):
         list(source("sharegpt4v", tmp_path).read())
+
+
+def test_urban1k_pairs_images_and_captions_by_name(source, tmp_path):
+    for folder in ("image", "caption"):
+        (tmp_path / folder).mkdir()
+    for name in ("221", "9"):
+        picture(int(name)).save(tmp_path / "image" / f"{name}.jpg")
+        (tmp_path / "caption" / f"{name}.txt").write_text(f"A long caption, no. {name}.\nNot read by Long-CLIP.\n")
+    found = source("urban1k", tmp_path)
+    rows = list(found.read())
+    assert [captions_of(row, found) for row in rows] == [
+        ("221", ["A long caption, no. 221."]),
+        ("9", ["A long caption, no. 9."]),
+    ]
+    assert [row["image"]["path"] for row in rows] == [str(tmp_path / "image" / f"{name}.jpg") for name in ("221", "9")]
+    assert decode_image(rows[0]["image"]).size == (16, 16)
+    assert tasks_of(get_benchmark("urban1k"), found) == ("retrieval",)
+    assert len(list(source("urban1k", tmp_path, limit=1).read())) == 1
+    with pytest.raises(ValueError, match=r"--dataset urban1k=FOLDER: .*Urban1k.zip"):
+        source("urban1k")
 
 
 def test_scienceqa_and_mmmu_columns(source, tmp_path):

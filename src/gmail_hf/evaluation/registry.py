@@ -101,6 +101,14 @@ LAYOUTS = {
         description="a folder with share-captioner_coco_lcs_sam_1246k_1107.json of Lin-Chen/ShareGPT4V and, at the "
         "paths that it names, the images of its first 1,000 rows (coco/train2017/...); or captions or pairs",
     ),
+    # https://huggingface.co/datasets/BeichenZhang/Urban1k is a zip of this folder.
+    "urban1k": Layout(
+        columns=("txt",),
+        images=("image",),
+        files=(),
+        description="the folder of Urban1k.zip of BeichenZhang/Urban1k, with image/NAME.jpg and, for each, "
+        "caption/NAME.txt; or captions or pairs",
+    ),
     "pairs": Layout(
         columns=("real_image", "caption", "image_id"),
         images=("real_image",),
@@ -144,6 +152,10 @@ BENCHMARKS = {
         Benchmark(
             "sharegpt4v", "ShareGPT4V", (RETRIEVAL,), "sharegpt4v", None, "train", "Table 7",
             "Chen et al., 2023; the first 1,000 rows are Long-CLIP's test set (Zhang et al., 2024)",
+        ),
+        Benchmark(
+            "urban1k", "Urban-1k", (RETRIEVAL,), "urban1k", None, "test", None,
+            "Zhang et al., 2024; the second test set of Long-CLIP",
         ),
         _classes("dtd", "DTD", "vtab-dtd", "Cimpoi et al., 2014"),
         _classes("cars", "Stanford Cars", "cars", "Krause et al., 2013"),

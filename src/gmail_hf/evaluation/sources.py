@@ -212,6 +212,8 @@ def _local_rows(path: Path, benchmark: Benchmark, any_split: bool) -> tuple[str,
     annotations = path / SHAREGPT4V_FILE
     if benchmark.layout == "sharegpt4v" and annotations.exists():
         return "first 1,000 rows", lambda limit: _sharegpt4v_rows(annotations, limit), lines
+    if benchmark.layout == "urban1k" and (path / "caption").is_dir():
+        return benchmark.split, lambda limit: islice(_urban1k_rows(path), limit), lines
     if any((path / benchmark.split).glob("*.tar")):
         tars = f"{glob.escape(str(path / benchmark.split))}/*.tar"
         return benchmark.split, _streamed(_webdataset(tars, benchmark.split)), lines
@@ -306,6 +308,14 @@ def _sharegpt4v_rows(annotations: Path, limit: int | None) -> Iterator[dict[str,
     count = SHAREGPT4V_ROWS if limit is None else min(limit, SHAREGPT4V_ROWS)
     for row in islice(_json_items(annotations), count):
         yield {**row, "image": {"bytes": None, "path": str(annotations.parent / row["image"])}}
+
+
+def _urban1k_rows(path: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted((path / "caption").glob("*.txt")):
+        # The first line, as in Long-CLIP's evaluation.
+        caption = next(iter(file.read_text(encoding="utf-8").splitlines()), "")
+        image = {"bytes": None, "path": str(path / "image" / f"{file.stem}.jpg")}
+        yield {"__key__": file.stem, "txt": caption, "image": image}
 
 
 def _json_items(path: Path) -> Iterator[Any]:
