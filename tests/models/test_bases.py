@@ -117,11 +117,20 @@ def test_patch_tokens_leave_out_what_comes_before_them(model, name):
     assert tokens.shape == (4, 16 if name == "siglip2" else 4, 32)
 
 
+NAMES_IN_CARDS = {
+    **{"clip": "CLIP", "metaclip_2": "MetaCLIP 2", "siglip": "SigLIP", "siglip2": "SigLIP 2", "vit": "ViT"},
+    **{"dinov2": "DINOv2", "dinov2_with_registers": "DINOv2 with registers", "dinov3": "DINOv3"},
+}
+
+
 def test_cards_name_the_base(model, name, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     text = (tmp_path / "saved" / "README.md").read_text()
     kind = model.base_class.__name__
     assert f"from gmail_hf import Gmail{kind}" in text and f"from transformers import {kind}" in text
+    assert f"A {NAMES_IN_CARDS[name]} with two image branches" in text
+    assert f"is a {NAMES_IN_CARDS[name]} with PEFT adapters" in text
+    assert ("has its own projection" in text) == (name in ("clip", "metaclip_2"))
     assert ("zero-shot-image-classification" in text) == hasattr(model, "text_model")
 
 

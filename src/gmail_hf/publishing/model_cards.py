@@ -26,8 +26,17 @@ TRAINING_SETTINGS = (
     *("learning_rate", "weight_decay", "optim", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("max_grad_norm", "bf16", "fp16", "seed"),
 )
+# Names of bases as people write them, by their class; others are those of the class.
+KINDS = {
+    "MetaClip2": "MetaCLIP 2",
+    "Siglip": "SigLIP",
+    "Siglip2": "SigLIP 2",
+    "Dinov2": "DINOv2",
+    "Dinov2WithRegisters": "DINOv2 with registers",
+    "DINOv3ViT": "DINOv3",
+}
 # What makes the pooled embedding, by the kind of the base.
-OWN_HEADS = {"CLIP": "projection", "MetaClip2": "projection"}
+OWN_HEADS = {"CLIP": "projection", "MetaCLIP 2": "projection"}
 COSTS = {
     "train_runtime": "seconds",
     "train_loss": "mean training loss",
@@ -151,13 +160,20 @@ def render_card(
     trained = "train_dataset" in datasets and plan is None
     eval_results = _eval_results(metrics, datasets)
     base_class = (config.get("architectures") or ["GmailCLIPModel"])[0].removeprefix("Gmail")
-    kind, has_text = base_class.removesuffix("Model"), "text_lora" in config
+    short, has_text = base_class.removesuffix("Model"), "text_lora" in config
+    kind = KINDS.get(short, short)
     data = ModelCardData(
         language=language,
         license=license or base["license"],
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification" if has_text else "image-feature-extraction",
-        tags=["gmail", kind.lower(), "lora", "synthetic-data", *([tags] if isinstance(tags, str) else tags or [])],
+        tags=[
+            "gmail",
+            short.lower(),
+            "lora",
+            "synthetic-data",
+            *([tags] if isinstance(tags, str) else tags or []),
+        ],
         base_model=base["name"] if base["on_hub"] else None,
         datasets=list(dict.fromkeys(pairs["name"] for pairs in datasets.values() if pairs["on_hub"])) or None,
         model_name=name if eval_results else None,
