@@ -6,11 +6,21 @@ import pytest
 import torch
 import transformers as t
 from peft import PeftModel
-from tiny import make_clip, make_pairs, make_processor, pixels, randomise
+from tiny import make_clip, make_pairs, make_processor, picture, pixels, randomise
 from towers import IMAGES, SIZES, make
+from vlms import VLMS
 
-from gmail_hf import GmailTrainer, GmailTrainingArguments, attach_branches, load_branches, save_branches
+from gmail_hf import (
+    GmailTrainer,
+    GmailTrainingArguments,
+    attach_branches,
+    from_vlm,
+    load_branches,
+    save_branches,
+)
 from gmail_hf.branches.tower import adapter_of
+from gmail_hf.commands.cli import run
+from gmail_hf.training.images import PixelValues
 
 
 def llava():
@@ -110,8 +120,47 @@ def test_a_model_without_branches_is_refused(tmp_path):
         save_branches(make_clip(), tmp_path)
 
 
-def test_a_tower_of_packed_patches_is_refused(tmp_path):
+def packing_processor(longest: int = 256):
+    """Qwen-VL's processor: images of at least 256 pixels become patches of 4 x 4."""
+    size = {"shortest_edge": 256, "longest_edge": longest}
+    return t.Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, size=size)
+
+
+def test_a_tower_of_packed_patches_trains(tmp_path):
+    """An embedding is the mean of the merged tokens of an image alone, whatever else is in the batch."""
     owner = make("qwen2_5_vl")
     attach_branches(owner)
-    with pytest.raises(ValueError, match="patches of all images in one sequence"):
-        GmailTrainer(owner, arguments(tmp_path), make_pairs(4), processing_class=make_processor())
+    before = {key: tensor.clone() for key, tensor in owner.state_dict().items()}
+    args = arguments(tmp_path / "out", token_weight=1.0)
+    trainer = GmailTrainer(owner, args, make_pairs(8), make_pairs(8, seed=50), packing_processor())
+    trainer.train()
+    changed = {key for key, tensor in owner.state_dict().items() if not torch.equal(tensor, before[key])}
+    assert changed and {adapter_of(key) for key in changed} == {"gen"}
+    assert trainer.evaluate()["eval_paired_cosine"] < 1
+    images = [picture(seed).resize(size) for seed, size in enumerate([(16, 16), (16, 48), (32, 16)])]
+    inputs = PixelValues(packing_processor(2048)).inputs(images)
+    pixel_values, grid = inputs["pixel_values"], inputs["image_grid_thw"]
+    names = ["gen", "real", "gen"]
+    embeds = owner.embed_images(pixel_values, names, image_grid_thw=grid)
+    for row, modality in enumerate(names):
+        alone = packing_processor(2048)(images=[images[row]], return_tensors="pt")
+        tokens = owner(alone["pixel_values"], grid_thw=alone["image_grid_thw"], modality=modality).pooler_output
+        expected = torch.nn.functional.normalize(tokens.mean(dim=0), dim=-1)
+        torch.testing.assert_close(embeds[row], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"equally many patches, got \[16, 32, 48\]"):
+        owner._embed(pixel_values, "gen", token_layer=-2, image_grid_thw=grid)
+
+
+def test_the_command_aligns_the_tower_of_a_vlm(tmp_path):
+    """`gmail-hf train --model` of a Qwen2.5-VL; the branches then load onto the whole model."""
+    torch.manual_seed(0)
+    vlm = VLMS["qwen2_5_vl"].build()
+    vlm.save_pretrained(tmp_path / "vlm")
+    packing_processor().save_pretrained(tmp_path / "vlm")
+    make_pairs(8).save_to_disk(tmp_path / "pairs")
+    words = ["--model", str(tmp_path / "vlm"), "--dataset", str(tmp_path / "pairs"), "--output_dir"]
+    words += [str(tmp_path / "out"), "--max_steps", "2", "--per_device_train_batch_size", "4", "--lora_rank", "2"]
+    run("train", [*words, "--use_cpu", "true", "--report_to", "none", "--learning_rate", "1e-2"])
+    assert not list((tmp_path / "out").rglob("language_model*"))
+    again = from_vlm(tmp_path / "vlm", gmail=tmp_path / "out")
+    assert again.tower.config.lora_rank == 2 and not again.tower.is_base("gen") and again.tower.is_base("real")

@@ -118,7 +118,8 @@ def load_two_branches(
     A model with branches and its processor.
 
     Args:
-        name: a trained model, whole or adapters alone, a base, which gets fresh branches, or `digits`.
+        name: a trained model, whole or adapters alone; a base, which gets fresh branches; a vision-language model,
+            for branches on its tower, without its language model; or `digits`.
         revision: on the Hub.
         adapters: fields of [`GmailConfig`] for fresh branches.
         options: of `from_pretrained`.
@@ -126,8 +127,10 @@ def load_two_branches(
     Raises:
         OSError, ValueError: see [`GmailCLIPModel.from_pretrained`] and [`from_base`].
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoImageProcessor
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+    from ..models.attached import attached_tower, from_vlm
     from ..models.auto import MODELS, from_base
     from .bundled import model_path
 
@@ -136,6 +139,9 @@ def load_two_branches(
     trained = {model.config_class.model_type: model for model in MODELS}
     if kind in trained:
         model = trained[kind].from_pretrained(path, **hub, **options)
+    elif kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        model = attached_tower(from_vlm(path, **hub, **(adapters or {}), **options))
+        return model, AutoImageProcessor.from_pretrained(path, **hub)  # others of Qwen-VL need torchvision
     else:
         model = from_base(path, **hub, **(adapters or {}), **options)
     return model, load_processor(path, revision)

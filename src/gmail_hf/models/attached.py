@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from ..branches.attach import find_tower, target_layers
+from ..branches.configuration import AdapterFields
 from ..branches.peft_folders import has_adapter, read_adapter, write_adapter
 from ..branches.routing import RoutedLinear
 from ..branches.tower import BranchedTower, Modality, is_adapter_weight
@@ -51,8 +52,20 @@ class AttachedTower(GmailVisionOnly):
     """
     Mixin of a tower that [`attach_branches`] changed: a vision-only model with the methods of [`GmailModel`].
 
-    An embedding is the tower's pooled output, or the mean of its tokens where it has none.
+    An embedding is the tower's pooled output, or the mean of its tokens where it has none. A tower that takes the
+    patches of all images in one sequence, as Qwen-VL's, gets them padded to `(images, patches, values)` with
+    `image_grid_thw` `(images, 3)`; its embedding is the mean of the tokens that the language model reads.
     """
+
+    @property
+    def packed(self) -> bool:
+        """Whether the tower takes the patches of all images in one sequence."""
+        return "grid_thw" in self.keywords
+
+    @property
+    def embed_dim(self) -> int:
+        """The dimension of embeddings."""
+        return getattr(self.config, "out_hidden_size", None) or self.config.hidden_size
 
     def forward(self, *args: Any, modality: Modality | None = None, **kwargs: Any) -> Any:
         """The base's forward pass with a branch, or the embeddings of a batch of pairs; see [`GmailModel.forward`]."""
@@ -67,11 +80,34 @@ class AttachedTower(GmailVisionOnly):
         registers = weights.get("register_tokens")
         return any(name in weights for name in CLASS_TOKENS) + (0 if registers is None else registers.shape[-2])
 
-    def get_image_features(self, pixel_values: torch.Tensor, modality: Modality | None = None, **kwargs: Any) -> Any:
-        """The base's output, `pooler_output` `(images, hidden)` filled in; arguments as in `forward`."""
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        modality: Modality | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The base's output, `pooler_output` `(images, dim)` filled in; arguments as in `forward`."""
+        if self.packed:
+            return self._packed_features(pixel_values, image_grid_thw, modality=modality, **kwargs)
         outputs = self(pixel_values, modality=modality, **kwargs)
         if getattr(outputs, "pooler_output", None) is None:
             outputs.pooler_output = outputs.last_hidden_state.mean(dim=1)
+        return outputs
+
+    def _packed_features(self, pixel_values: torch.Tensor, grid: torch.Tensor, **kwargs: Any) -> Any:
+        counts = grid.prod(dim=-1)  # patches of each image
+        kept = torch.arange(pixel_values.shape[1], device=counts.device) < counts[:, None]
+        outputs = self(pixel_values[kept], grid_thw=grid, **kwargs)
+        tokens = outputs.pooler_output.split((counts // self.config.spatial_merge_size**2).tolist())
+        outputs.pooler_output = torch.stack([image.mean(dim=0) for image in tokens])
+        if getattr(outputs, "hidden_states", None) is not None:
+            sizes = sorted(set(counts.tolist()))
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"`token_weight` needs images of equally many patches, got {sizes}: resize all alike."
+                )
+            outputs.hidden_states = tuple(states.unflatten(0, (len(grid), -1)) for states in outputs.hidden_states)
         return outputs
 
 
@@ -117,8 +153,7 @@ def attach_branches(
         "lora_targets": None if targets is None else list(targets),
         "modalities": list(modalities),
         "trainable_modalities": list(trainable_modalities),
-        "base_model_name_or_path": model.name_or_path or None,
-        "base_model_revision": getattr(model.config, "_commit_hash", None),
+        **_origin(model),
     }
     return _attach(model, fields, tower)
 
@@ -138,16 +173,18 @@ def from_vlm(
         gmail: a Hub id or folder with branches for this tower, see [`load_branches`]; without it they are fresh.
         gmail_revision (`str`, *optional*): its revision.
         tower: as in [`attach_branches`].
-        kwargs: go to `AutoModelForImageTextToText.from_pretrained`, such as `dtype`, `device_map`.
+        kwargs: `lora_rank`, `lora_alpha` and other fields of [`AdapterFields`] for fresh branches; anything else goes
+            to `AutoModelForImageTextToText.from_pretrained`, such as `dtype`, `device_map`.
 
     Raises:
         ValueError, OSError: as [`attach_branches`] and [`load_branches`].
     """
+    fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AdapterFields.__dataclass_fields__}
     model = AutoModelForImageTextToText.from_pretrained(
         pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True}
     )
     if gmail is None:
-        attach_branches(model, tower=tower)
+        _attach(model, {**fields, **_origin(model)}, tower)
     else:
         load_branches(model, gmail, tower, **{**hub_kwargs(kwargs), "revision": gmail_revision})
     return model
@@ -225,11 +262,16 @@ def attached_tower(model: nn.Module) -> AttachedTower:
     return towers[0]
 
 
+def _origin(model: PreTrainedModel) -> dict[str, str | None]:
+    commit = getattr(model.config, "_commit_hash", None)
+    return {"base_model_name_or_path": model.name_or_path or None, "base_model_revision": commit}
+
+
 def _attach(model: PreTrainedModel, fields: dict[str, Any], tower: str | None) -> AttachedBranches:
     name, module = find_tower(model, tower)
     if isinstance(module, BranchedTower):
         raise ValueError(f"The vision tower '{name}' has branches already.")
-    target_layers(module, fields["lora_targets"])  # refuses wrong ones before the model is changed
+    target_layers(module, fields.get("lora_targets"))  # refuses wrong ones before the model is changed
     total, training = model.num_parameters(), module.training
     _tower_class(type(module)).adopt(module, **fields).train(training)
     if name:

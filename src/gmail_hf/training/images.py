@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image as PILImage
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PilBackend
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_transforms import get_resize_output_image_size
@@ -74,10 +75,17 @@ class PixelValues:
         return pixels.float().sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
 
     def inputs(self, images: Sequence[PILImage.Image | np.ndarray]) -> dict[str, torch.Tensor]:
-        """What a model takes: `pixel_values`, and whatever else its processor gives, such as `spatial_shapes`."""
+        """
+        What a model takes, one row per image: `pixel_values`, and whatever else its processor gives, such as
+        `spatial_shapes`. Packed patches, as of Qwen-VL, are padded to `(images, patches, values)`.
+        """
         if len(self.image_processor.model_input_names) == 1:
             return {"pixel_values": self(images)}
-        return dict(self.image_processor(images=list(images), return_tensors="pt"))
+        inputs = dict(self.image_processor(images=list(images), return_tensors="pt"))
+        if "image_grid_thw" in inputs:
+            patches = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(dim=-1).tolist())
+            inputs["pixel_values"] = pad_sequence(patches, batch_first=True)
+        return inputs
 
     def eight_bit(self, images: Sequence[PILImage.Image | np.ndarray]) -> torch.Tensor | None:
         """

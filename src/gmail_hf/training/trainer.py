@@ -99,11 +99,6 @@ class GmailTrainer(SafeTrainer):
     ):
         if not isinstance(model, GmailModel):
             model = attached_tower(model)
-        if "grid_thw" in model.tower.keywords:
-            raise ValueError(
-                f"{type(model.tower).__name__} takes the patches of all images in one sequence; GmailTrainer needs a "
-                "tower that takes images of one size."
-            )
         if not isinstance(args, GmailTrainingArguments):
             raise TypeError(f"GmailTrainer takes GmailTrainingArguments, got {type(args).__name__}.")
         if processing_class is None:
@@ -325,7 +320,7 @@ def _choose_trainable(model: GmailModel, args: GmailTrainingArguments) -> None:
     model.freeze_base()
     modality = args.generated_modality
     model.tower.check_modalities([modality])
-    layers = model.tower.config.num_hidden_layers
+    layers = getattr(model.tower.config, "num_hidden_layers", None) or model.tower.config.depth
     if args.token_weight > 0 and not -layers - 1 <= args.token_layer <= layers:
         raise ValueError(f"`token_layer` {args.token_layer} is out of range: the vision tower has {layers} layers.")
     if args.gen_text_weight > 0 and not args.aligns and modality != "real" and model.is_base(modality):
