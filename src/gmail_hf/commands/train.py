@@ -51,7 +51,7 @@ class ModelArguments:
     _argument_group_name = "model"
 
     stage: str = option("What to train: align, text or joint.", "align")
-    model: str | None = option("A base, a vision-language model or a model with branches, by Hub id or folder; or digits.")
+    model: str | None = option("A base, vision-language model or model with branches, by Hub id or folder; or digits.")
     model_revision: str | None = option(REVISION)
     lora_rank: int | None = option("Rank of the LoRA updates; 4 by default.")
     lora_alpha: float | None = option("Scale of the updates times their rank; 8 by default.")
