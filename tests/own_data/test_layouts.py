@@ -20,6 +20,7 @@ from gmail_hf.training.sources import load_rows
 
 COUNT = 4
 CAPTIONS = ["a cat", "a dog", "two birds", "a red car"]
+SIDES = {"real_image": "real", "generated_image": "generated"}
 IDS = ["007", "7", "9007199254740993", "9007199254740992"]
 
 
@@ -369,6 +370,18 @@ def test_images_of_a_class_are_paired_in_turn(images):
     assert [real for real, _ in pairs] == ["1", "3", "0"]
     for (_, image), expected in zip(pairs, generated, strict=True):
         assert (np.asarray(image.convert("RGB")) == np.asarray(expected)).all()
+
+
+def test_classes_are_captions_by_their_names(images):
+    labels = datasets.ClassLabel(names=["a cat", "a dog"])
+    columns = {name: [str(images / side / f"{i}.png") for i in range(2)] for name, side in SIDES.items()}
+    rows = Dataset.from_dict(
+        {**columns, "label": [1, 0], "image_id": ["0", "1"]},
+        Features({**dict.fromkeys(columns, Image()), "label": labels, "image_id": Value("string")}),
+    )
+    rows.save_to_disk(images / "saved")
+    loaded = load_pairs(str(images / "saved"), columns={"caption": "label", "generated_image": "generated_image"})
+    assert loaded["caption"][:] == ["a dog", "a cat"]
 
 
 def test_a_label_that_does_not_say_what_it_means_is_refused(images):

@@ -57,7 +57,7 @@ class DemoArguments:
     num_test: int = option("Real test scenes.", 2000)
     guidance_scale: float = option("Guidance scale of the generator.", 7.5)
     num_inference_steps: int = option("Denoising steps of the generator.", 7)
-    max_steps: int = option("Training steps of each recipe.", 250)
+    max_steps: int = option("Training steps of each recipe.", 150)
     batch_size: int = option("Pairs per training step.", 128)
     learning_rate: float = option("Learning rate.", 2e-3)
 

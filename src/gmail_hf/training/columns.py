@@ -133,8 +133,11 @@ def with_ids(dataset: Dataset, name: str) -> Dataset:
 
 
 def one_caption_each(dataset: Dataset) -> Dataset:
-    """Rows with a list of captions, or with Karpathy's sentences, repeated for each of them."""
+    """Rows with a list of captions, or with Karpathy's sentences, repeated for each of them; names of classes."""
     cells = dataset["caption"][:]
+    feature = dataset.features["caption"]
+    if isinstance(feature, ClassLabel):
+        return _with_column(dataset, "caption", [feature.int2str(cell) for cell in cells])
     if not any(isinstance(cell, (list, dict)) for cell in cells):
         return dataset
     texts = [[text for text in texts_of(cell) if text and text.strip()] for cell in cells]
