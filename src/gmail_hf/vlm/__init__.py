@@ -7,7 +7,7 @@ from .configuration_gmail_llava import GmailLlavaConfig
 from .conversations import Conversations
 from .modeling_gmail_llava import GmailLlavaForConditionalGeneration
 from .processing import build_processor, check_processor
-from .training import LlavaCollator, language_model_lora
+from .training import LlavaCollator, ModalityCollator, language_model_lora
 
 AutoConfig.register("gmail_llava", GmailLlavaConfig)
 AutoModelForImageTextToText.register(GmailLlavaConfig, GmailLlavaForConditionalGeneration)
@@ -19,6 +19,7 @@ __all__ = [
     "GmailLlavaConfig",
     "GmailLlavaForConditionalGeneration",
     "LlavaCollator",
+    "ModalityCollator",
     "build_processor",
     "check_processor",
     "language_model_lora",

@@ -1,6 +1,6 @@
 """What training a LLaVA takes in addition to the Trainer: batches of conversations, and LoRA on the language model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -168,3 +168,27 @@ def optimizer_of(
     groups = [{"params": projector, "lr": projector_learning_rate}, {"params": others}]
     groups = [group for group in groups if group["params"]]
     return optimizer_class(groups, weight_decay=args.weight_decay, **settings)
+
+
+class ModalityCollator:
+    """
+    Wrap a collator for vision-language models, such as TRL's, and add `modality` for each image of a batch.
+
+    Args:
+        collator: takes rows with `images` (or `image`) and returns the arguments of the model's `forward`.
+        default (`str`): the branch of rows that name none.
+
+    A call takes rows whose optional `modality` is a name, or a list with one name per image.
+    """
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], default: str = "gen"):
+        self.collator = collator
+        self.default = default
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        modality = []
+        for row in rows:
+            count = len(row["images"]) if "images" in row else int("image" in row)
+            names = row.get("modality") or self.default
+            modality += [names] * count if isinstance(names, str) else names
+        return {**self.collator(rows), "modality": modality}
