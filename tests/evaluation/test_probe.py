@@ -94,7 +94,6 @@ def test_models_without_text_are_probed(run, models, wds, model):
         **{"modality": "real", "probe": "logistic"},
     }
     # The real branch is the base, and so are its scores.
-    assert result["tasks"] == run(model, "--batch_size", "1")["dtd"]["tasks"]
     plain = load_model(models[model.removeprefix("gmail-")])
     (train, labels), (test, right), (given, theirs) = (
         (embed(plain, split, "real"), np.array(LABELS[split])) for split in ("train", "test", "validation")
