@@ -142,6 +142,7 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
                 per_device_train_batch_size=args.batch_size,
                 learning_rate=args.learning_rate,
                 bf16=args.bf16,
+                use_cpu=args.bf16 and not torch.cuda.is_available(),  # transformers asks for it
                 logging_steps=max(1, args.max_steps // 4),
                 save_strategy="no",
                 report_to="none",
