@@ -18,9 +18,9 @@ def energy_distance_loss(
         L = sum_c n_c / n  (2 mean ||g - r|| - mean ||g - g'|| - mean ||r - r'||)
 
     with means over the images of caption c, those of two generated and of two real images over different ones, and 0
-    where there is only one. n_c is the number of its generated images. So the loss of a batch is an unbiased estimate
-    for all images of the captions, unlike [`sliced_wasserstein_loss`], which favours embeddings with too little spread
-    if a batch has few images of a caption. It can fall below 0 by chance.
+    where there is only one. n_c is the number of its generated images. With two or more images of each modality, the
+    term of a caption is an unbiased estimate for all its images, unlike that of [`sliced_wasserstein_loss`], which
+    favours embeddings with too little spread if a batch has few images of a caption. It can fall below 0 by chance.
 
     The loss compares distributions and needs no partners within a caption. If a caption has one image of each
     modality, its term is twice the pair's distance. Captions without images of one modality are left out.
