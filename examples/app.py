@@ -14,6 +14,8 @@ the bundled CLIP. The page loads nothing from other servers; gradio's own variab
 GRADIO_SERVER_PORT, GRADIO_SHARE) set the address.
 """
 
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +162,10 @@ def read_upload(upload: dict[str, Any] | None) -> "Image":
 
     if upload is None:
         raise gr.Error("Choose an image first: drop one in, or click on an example.", print_exception=False)
+    # Whoever calls the page's endpoint can name any path: gradio keeps uploads and examples in this folder.
+    uploads = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir(), "gradio"))
+    if not Path(str(upload.get("path"))).resolve().is_relative_to(uploads.resolve()):
+        raise gr.Error("This is not an uploaded image.", print_exception=False)
     try:
         return decode_image({"bytes": None, "path": upload["path"]})
     except BadImageError as error:

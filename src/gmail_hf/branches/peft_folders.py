@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers.utils import logging
 
 from ..files import replacing
 from .configuration import TEXT_ADAPTER
@@ -29,6 +30,8 @@ SIGNATURE_SIZE = 4
 # Rounding weights to bfloat16 moves them by at most 0.002 of their size; fine-tuning moves them further.
 SIGNATURE_TOLERANCE = 0.003
 SIGNATURE_ATOL = 1e-6
+
+logger = logging.get_logger(__name__)
 
 
 def routed_linears(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, RoutedLinear]]:
@@ -157,6 +160,7 @@ def check_base(model: nn.Module, source: str, name: str | None, signature: Any) 
             theirs, mine = theirs[:SIGNATURE_SIZE], mine[:SIGNATURE_SIZE]
         same = len(theirs) == len(mine) and (theirs - mine).norm() <= SIGNATURE_TOLERANCE * mine.norm()
     else:
+        logger.warning(f"{source} has no signature of its base: whether '{ours}' is that base cannot be checked.")
         same = name is None or ours is None or name == ours
     if not same:
         revision = getattr(model.config, "base_model_revision", None)
@@ -172,9 +176,38 @@ def _close(theirs: list[float], mine: list[float]) -> bool:
 
 
 def read_signature(weights_file: str | os.PathLike) -> Any:
-    """The base's signature in a PEFT folder's weights; None if there is none."""
+    """
+    The base's signature in a PEFT folder's weights; None if there is none.
+
+    Raises:
+        ValueError: it is not lists of numbers.
+    """
     with safe_open(weights_file, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get(SIGNATURE, "null"))
+        text = (file.metadata() or {}).get(SIGNATURE, "null")
+    signature = parse_untrusted_json(text, f"The signature in {weights_file}")
+    lists = signature.values() if isinstance(signature, dict) else [] if signature is None else [signature]
+    for values in lists:
+        if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+            raise ValueError(f"The signature in {weights_file} is not lists of numbers.")
+    return signature
+
+
+def read_untrusted_json(file: str | os.PathLike) -> Any:
+    """As [`parse_untrusted_json`], of a file."""
+    return parse_untrusted_json(Path(file).read_text(encoding="utf-8"), str(file))
+
+
+def parse_untrusted_json(text: str, where: str) -> Any:
+    """
+    JSON from elsewhere.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply for Python.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged ({error}); download or save it again.") from None
 
 
 def read_adapter(
@@ -199,9 +232,9 @@ def read_adapter(
             missing or unexpected; it was trained, and this model has no adapter of that name.
     """
     try:
-        peft_config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+        peft_config = read_untrusted_json(config_file)
     except ValueError as error:
-        raise OSError(f"{config_file} is damaged ({error}); download or save it again.") from error
+        raise OSError(str(error)) from error
     try:
         signature = read_signature(weights_file)
         with safe_open(weights_file, framework="pt") as file:

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from ..models.auto import MODELS
 from ..models.base import GmailModel
-from ..models.loading import check_no_pickle, check_nothing_missing
+from ..models.loading import check_checkpoint, check_finite, check_nothing_missing
 from ..publishing.hub import resolve_commit
 from ..publishing.provenance import local_path
 from .answering import has_branches
@@ -77,7 +77,7 @@ def load_model(
         ValueError: the model is of another kind, or lacks weights.
     """
     if local_path(name, "model"):
-        check_no_pickle(name)
+        check_checkpoint(name)
         commit, version = fingerprint(name), None
     else:  # all files of one commit, which is the folder that they are cached in
         commit = version = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
@@ -102,5 +102,6 @@ def load_model(
                 options |= known.base_kwargs
     model, info = kind.from_pretrained(name, **options)
     check_nothing_missing(name, info["missing_keys"])
+    check_finite(model, name)
     processor = AutoProcessor.from_pretrained(name, revision=version)
     return LoadedModel(model.eval().to(device), processor, name, commit)

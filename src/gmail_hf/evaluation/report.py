@@ -45,12 +45,20 @@ def to_html(results: Sequence[dict[str, Any]], output_dir: str | os.PathLike) ->
         output_dir: the folder that these files are in, and the pictures that they name.
     """
 
+    folder = Path(output_dir).resolve()
+
+    def picture(file: str) -> Path:
+        path = folder.joinpath(file).resolve()
+        if not path.is_relative_to(folder):  # a result file from elsewhere could name any
+            raise ValueError(f"A result file in '{folder}' names '{file}', which is outside that folder.")
+        return path
+
     def inline(file: str) -> str:
-        content = base64.b64encode(Path(output_dir, file).read_bytes()).decode()
+        content = base64.b64encode(picture(file).read_bytes()).decode()
         return f"data:image/{Path(file).suffix[1:]};base64,{content}"
 
     def is_small(file: str) -> bool:
-        with PILImage.open(Path(output_dir, file)) as image:
+        with PILImage.open(picture(file), formats=["PNG"]) as image:
             return max(image.size) <= SMALL
 
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

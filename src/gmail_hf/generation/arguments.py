@@ -58,6 +58,13 @@ class SynthesisArguments:
             "column out; by default keep, if there are any."
         },
     )
+    allow_paths_outside: bool = field(
+        default=False,
+        metadata={
+            "help": "Copy real images from anywhere into the shards, not only from below the folder of --dataset. Use "
+            "it for data that you trust."
+        },
+    )
     num_captions: int | None = field(default=None, metadata={"help": "Use this many captions, the first ones."})
     generator: str = field(
         default=DEFAULT_GENERATOR,

@@ -5,12 +5,16 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import numpy as np
 from datasets import Dataset, Image
+from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
-from ..training.columns import find_column, text_ids, texts_of
+from ..publishing.provenance import local_path
+from ..training.columns import find_column, paths_of, text_ids, texts_of
 from ..training.data import undecoded
+from ..training.decoding import BadImageError, decode_image, image_content
 from ..training.sources import load_rows, resolve_images
 from .arguments import SynthesisArguments
 
@@ -78,6 +82,8 @@ class Captions:
         self.rows = np.array(rows[keep])
         self.captions, self.image_ids, self.caption_ids = captions[keep], image_ids[keep], caption_ids[keep]
         self.images = None if self.real_images == "drop" else dataset[image_column]
+        if self.real_images == "keep" and not args.allow_paths_outside:
+            _check_inside(dataset.select(self.rows), image_column, args.dataset)
         if self.real_images == "reference" and self.images[int(self.rows[0])]["path"] is None:
             raise ValueError(f"Column '{image_column}' holds bytes without a path: they can be kept, not referenced.")
 
@@ -92,19 +98,43 @@ class Captions:
         return digest.hexdigest()
 
     def real_image(self, index: int) -> dict | None:
-        """The cell of the real image of caption `index`: `{"bytes", "path"}`; None if its file cannot be read."""
+        """The cell of the real image of caption `index`: `{"bytes", "path"}`; None if it is no image."""
         cell = self.images[int(self.rows[index])]
         if cell is None:
             return None
         if self.real_images == "reference":
             return {"bytes": None, "path": os.path.abspath(cell["path"])}
-        if cell["bytes"] is None:
-            try:
-                cell = {"bytes": Path(cell["path"]).read_bytes(), "path": cell["path"]}
-            except OSError as error:
-                logger.warning(f"The real image of caption {self.caption_ids[index]} cannot be read: {error}.")
-                return None
+        try:
+            decode_image(cell)  # other files do not get into shards, which are pushed
+            cell = {"bytes": image_content(cell), "path": cell["path"]}
+        except (BadImageError, OSError) as error:
+            logger.warning(f"The real image of caption {self.caption_ids[index]} is left out: {error}.")
+            return None
         return {"bytes": cell["bytes"], "path": os.path.basename(cell["path"]) if cell["path"] else None}
+
+
+def _check_inside(rows: Dataset, column: str, name: str) -> None:
+    """
+    Refuse images outside the data set's own folder: whoever wrote the data set could name any file of this machine.
+
+    Raises:
+        ValueError: the message names the first one.
+    """
+    path = local_path(name, "data set")
+    if path is None:  # of the Hub: files that datasets has downloaded
+        folders = [Path(folder) for folder in (HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)]
+    elif path.is_dir():
+        folders = [path]
+    else:  # COCO's annotations are in a folder next to the images
+        folders = [path.parent.parent if path.resolve().parent.name == "annotations" else path.parent]
+    folders = [folder.resolve() for folder in folders]
+    for row, image in enumerate(paths_of(rows, column)):
+        file = (image or "").rpartition("::")[2]
+        if file and ("://" in file or not any(Path(file).resolve().is_relative_to(folder) for folder in folders)):
+            raise ValueError(
+                f"Caption {row} of '{name}' has the real image '{image}', which is not below '{folders[0]}'. Images "
+                "are copied into the shards: if you trust the data set, add --allow_paths_outside."
+            )
 
 
 def load_captions(args: SynthesisArguments) -> Captions:

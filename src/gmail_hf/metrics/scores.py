@@ -29,6 +29,18 @@ LABELS = {
 }
 
 
+def escaped(value: Any) -> Any:
+    """Texts for Markdown, in lists and mappings too: on one line, without what opens HTML, cells or code."""
+    if isinstance(value, str):
+        text = " ".join(value.split())
+        for sign, harmless in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("`", "'"), ("|", "\\|")):
+            text = text.replace(sign, harmless)
+        return text
+    if isinstance(value, dict):
+        return {escaped(key): escaped(item) for key, item in value.items()}
+    return type(value)(map(escaped, value)) if isinstance(value, (list, tuple)) else value
+
+
 def results_in(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """The result files of benchmarks in a folder, sorted by file name; other JSON files are ignored."""
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(output_dir).glob("*.json"))]
@@ -43,7 +55,7 @@ def to_markdown(results: Sequence[dict[str, Any]]) -> str:
         results: contents of result files, see `results_in`.
     """
     lines = ["| benchmark | task | score | value | 95 % interval | of |", "|---|---|---|---:|---:|---|"]
-    for result in results:
+    for result in map(escaped, results):
         for task, measured in result["tasks"].items():
             for name, score in measured["scores"].items():
                 ends = measured["intervals"].get(name)

@@ -31,7 +31,8 @@ from .loading import (
     adapters_config,
     base_arguments,
     check_adapters_can_load,
-    check_no_pickle,
+    check_checkpoint,
+    check_finite,
 )
 
 # Settings that make two checkpoints of a training the same model.
@@ -67,8 +68,8 @@ class GmailCheckpoints(StrictLoading):
         cls.config_class(**fields)  # refuses a wrong field before the download
         if commit := resolve_commit(pretrained_model_name_or_path, kwargs):
             kwargs["revision"] = commit
+        check_checkpoint(pretrained_model_name_or_path, **hub_kwargs(kwargs))
         cls._check_kind(pretrained_model_name_or_path, kwargs)
-        check_no_pickle(pretrained_model_name_or_path)
         if "base_model_name_or_path" not in fields:
             fields["base_model_name_or_path"] = str(pretrained_model_name_or_path)
             fields.setdefault("base_model_revision", kwargs.get("revision"))
@@ -82,6 +83,7 @@ class GmailCheckpoints(StrictLoading):
                 f"'{pretrained_model_name_or_path}' is no complete {cls.base_class.__name__}; it lacks "
                 f"{some(info['missing_keys'])}."
             )
+        check_finite(base, pretrained_model_name_or_path)
         return cls.adopt(base, **fields)
 
     @classmethod

@@ -4,13 +4,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from transformers import PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from ..branches.peft_folders import some
+from ..branches.peft_folders import read_untrusted_json, some
 from ..branches.tower import is_adapter_weight
 from ..publishing.hub import WEIGHTS, hub_kwargs
 from ..publishing.provenance import on_hub
+
+# Upper limits of numbers in config.json, by a part of their names: layers are made one by one, whatever their weights.
+SIZE_LIMITS = {"layers": 1000, "heads": 1000, "image_size": 2**14, "hidden_size": 2**16, "intermediate_size": 2**18}
 
 
 class StrictLoading:
@@ -27,10 +32,10 @@ class StrictLoading:
         Raises:
             ValueError: the checkpoint's weights are not exactly this model's, or some are not finite. Nothing is
                 filled in at random.
-            OSError: its weights are a pickle alone.
+            OSError: its weights are a pickle alone, see [`check_checkpoint`].
         """
         with_info = kwargs.pop("output_loading_info", False)
-        check_no_pickle(pretrained_model_name_or_path)
+        check_checkpoint(pretrained_model_name_or_path, **hub_kwargs(kwargs))
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **{**kwargs, "use_safetensors": True}
         )
@@ -40,6 +45,7 @@ class StrictLoading:
                 f"'{pretrained_model_name_or_path}' holds weights that this configuration has no place for: "
                 f"{some(info['unexpected_keys'])}. Check `trainable_modalities`, `lora_targets` and `text_lora`."
             )
+        check_finite(model, pretrained_model_name_or_path)
         model.after_loading()
         return (model, info) if with_info else model
 
@@ -67,13 +73,22 @@ def check_nothing_missing(
         raise ValueError(f"'{source}' lacks {some(missing)}. {remedy}")
 
 
-def check_no_pickle(source: str | os.PathLike) -> None:
+def check_checkpoint(source: str | os.PathLike, **hub: Any) -> None:
     """
-    Refuse a folder whose weights are a pickle alone.
+    Refuse files of a whole model that cannot be meant, before any of its memory is allocated.
+
+    Args:
+        source: a folder or Hub id.
+        hub: `revision`, `token`, `cache_dir` and the like.
 
     Raises:
-        OSError: they are; the message shows how to convert them.
+        OSError: the weights are a pickle alone; the message shows how to convert them.
+        ValueError: absurd sizes in config.json, an index that names files elsewhere, or integer weights.
     """
+
+    def found(name: str) -> str | None:
+        return cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub)
+
     folder = Path(source)
     pickle = next((file for file in sorted(folder.glob("*.bin")) if file.name.startswith("pytorch_model")), None)
     if pickle and not any((folder / name).exists() for name in WEIGHTS):
@@ -82,6 +97,46 @@ def check_no_pickle(source: str | os.PathLike) -> None:
             f"you trust the file, convert it: `from transformers import AutoModel; "
             f"AutoModel.from_pretrained('{folder}').save_pretrained('{folder}')`."
         )
+    if config := found(CONFIG_NAME):
+        _check_sizes(read_untrusted_json(config), config)
+    files = [SAFE_WEIGHTS_NAME]
+    if not found(SAFE_WEIGHTS_NAME) and (index := found(SAFE_WEIGHTS_INDEX_NAME)):
+        content = read_untrusted_json(index)
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
+        files = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+        outside = [name for name in files if Path(name).name != name]
+        if outside or not files:
+            raise ValueError(f"{index} names files that are not next to it: {some(outside)}.")
+    for name in files:
+        if path := found(name):
+            with safe_open(path, framework="pt") as tensors:
+                integers = [key for key in tensors.keys() if "F" not in tensors.get_slice(key).get_dtype()]
+            integers = [key for key in integers if not key.endswith("position_ids")]  # of early CLIPs
+            if integers:
+                raise ValueError(f"{path} holds weights that are not floating-point numbers: {some(integers)}.")
+
+
+def _check_sizes(values: Any, file: str) -> None:
+    items = values.items() if isinstance(values, dict) else ()
+    for key, value in items:
+        limit = next((limit for part, limit in SIZE_LIMITS.items() if part in key), None)
+        if isinstance(value, (int, float)) and limit is not None and not value <= limit:
+            raise ValueError(f"{file} has {key}={value}; at most {limit} is read.")
+        _check_sizes(value, file)
+
+
+def check_finite(model: torch.nn.Module, source: str | os.PathLike) -> None:
+    """
+    Raises:
+        ValueError: weights of a model are NaN or infinite.
+    """
+    bad = [
+        name
+        for name, weight in model.named_parameters()
+        if not weight.is_meta and not weight.detach().isfinite().all()
+    ]
+    if bad:
+        raise ValueError(f"'{source}' holds weights that are not finite: {some(bad)}.")
 
 
 def adapter_files(source: str | os.PathLike, name: str, **kwargs: Any) -> tuple[str, str] | None:
@@ -113,6 +168,7 @@ def adapters_config(
     for name in WEIGHTS:
         if cached_file(source, name, _raise_exceptions_for_missing_entries=False, **{**hub, "force_download": False}):
             return None
+    check_checkpoint(source, **hub)
     config = kwargs.get("config")
     if not isinstance(config, config_class):
         config = config_class.from_pretrained(source, **hub)

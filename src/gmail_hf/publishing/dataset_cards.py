@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from ..metrics.scores import escaped
 from .marker import MARKER, signed
 from .provenance import CITATION, PAPER, generator_source, on_hub, source
 
@@ -70,18 +71,19 @@ def _sources(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     captions, generators = [], []
     for manifest in manifests:
         settings, origin = manifest["settings"], manifest["source"]
-        texts = source(origin["dataset_name"], origin["dataset_revision"], "dataset", licensed=False)
+        texts = escaped(source(origin["dataset_name"], origin["dataset_revision"], "dataset", licensed=False))
+        made = escaped(generator_source(settings["generator"], settings["generator_revision"]))
+        origin = escaped(origin)
         where = f"`{texts['name']}`, split `{origin['dataset_split']}`, column `{origin['caption_column']}`"
         licence = origin["captions_license"] or "not recorded"
         captions.append(("captions", where, texts["revision"] or "not recorded", licence))
-        made = generator_source(settings["generator"], settings["generator_revision"])
         generators.append(("generator", f"`{made['name']}`", made["revision"], made["license"] or "not recorded"))
     return list(dict.fromkeys(captions + generators))
 
 
 def _settings(manifest: dict[str, Any], counts: dict[str, int]) -> dict[str, Any]:
     """How a split was made."""
-    settings = manifest["settings"]
+    settings = escaped(manifest["settings"])
     return {
         "Pipeline and scheduler": f"`{settings['pipeline']}`, `{settings['scheduler']}`",
         "Inference steps": settings["num_inference_steps"],

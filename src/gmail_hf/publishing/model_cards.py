@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..metrics.scores import label, number
+from ..metrics.scores import escaped, label, number
 from .marker import MARKER, card_of_others, own_card, signed
 from .provenance import CITATION, PAPER, PROVENANCE, of_other_weights, source
 from .results import END, NOT_RUN, START, read_json, read_metrics, trainer_results
@@ -198,9 +198,9 @@ def render_card(
         model_id=model_id,
         paper=PAPER,
         citation=CITATION,
-        base=base,
-        clip=clip or {"name": model_id, "revision": None},
-        pairs=datasets,
+        base=escaped(base),
+        clip=escaped(clip) or {"name": model_id, "revision": None},
+        pairs=escaped(datasets),
         trained=trained,
         plan=plan,
         unknown="not run yet" if plan else "not recorded",
@@ -213,14 +213,14 @@ def render_card(
         has_text=has_text,
         own_head=OWN_HEADS.get(kind, "pooling head") if has_text and config.get("head", "own") == "own" else None,
         settings=[
-            (key, values[key])
+            (key, escaped(values[key]))
             for values, keys in ((config, MODEL_SETTINGS), (args, LOSS_SETTINGS), (args, TRAINING_SETTINGS))
             for key in keys
             if values.get(key) not in (None, "None")
         ],
         scores=scores,
         costs=[(COSTS[key], _rounded(metrics[key])) for key in COSTS if key in metrics],
-        environment=environment,
+        environment=escaped(environment),
         start=START,
         end=END,
         not_run=NOT_RUN,

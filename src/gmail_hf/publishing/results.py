@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ..metrics.scores import TASKS, WRITTEN, label, results_in, to_markdown
+from ..metrics.scores import TASKS, WRITTEN, escaped, label, results_in, to_markdown
 from .marker import signed, written_here
 from .provenance import public_name
 
@@ -93,7 +93,7 @@ def card_file(card: str | os.PathLike) -> Path:
 def results_text(results: list[dict[str, Any]]) -> str:
     """A table of all scores with their intervals, and of each benchmark the data, branch, machine and date."""
     lines = []
-    for result in results:
+    for result in map(escaped, results):
         data, where = result["dataset"], result["environment"]
         revision = f", revision `{commit}`" if (commit := _commit(data["revision"])) else ""
         rows = f", first {data['limit']} rows" if data["limit"] else ""

@@ -121,7 +121,7 @@ def with_ids(dataset: Dataset, name: str) -> Dataset:
         ValueError: see [`text_ids`].
     """
     if "image_id" not in dataset.column_names:
-        paths = _paths(dataset, "real_image") if "real_image" in dataset.column_names else []
+        paths = paths_of(dataset, "real_image") if "real_image" in dataset.column_names else []
         ids = paths if paths and None not in paths else [str(row) for row in range(len(dataset))]
         origin = "the path of its real image" if ids is paths else "its row number"
         logger.warning(f"'{name}' has no column 'image_id': the id of a row is {origin}.")
@@ -279,7 +279,7 @@ def _with_column(dataset: Dataset, column: str, values: list) -> Dataset:
     return concatenate_datasets([dataset.select_columns(others), values], axis=1) if others else values
 
 
-def _paths(dataset: Dataset, column: str) -> list[str | None]:
+def paths_of(dataset: Dataset, column: str) -> list[str | None]:
     """The path of each image that is a separate file."""
     if not isinstance(dataset.features[column], Image):
         return []
