@@ -223,6 +223,35 @@ def picture_of(inputs):
     return Image.fromarray(inputs["image"].numpy())
 
 
+def benchmarks(folder, answers):
+    """Own benchmarks by Hub id: images with labels, and images with captions."""
+    from datasets import ClassLabel, Dataset, Features, Image, Value
+    from tiny import picture
+
+    from gmail_hf.commands.bundled import get_benchmark
+    from gmail_hf.evaluation import open_source
+    from gmail_hf.evaluation.sources import captions_of
+    from gmail_hf.evaluation.zero_shot import class_question
+    from gmail_hf.training.data import decode_image
+
+    images = [picture(i) for i in range(3)]
+    features = Features(image=Image(), label=ClassLabel(names=["cat", "red_fox"]))
+    Dataset.from_dict({"image": images, "label": [1, 0, 1]}, features).push_to_hub("org/labels", split="validation")
+    features = Features(image=Image(), text=Value("string"))
+    texts = ["a cat", "a dog", "a fox"]
+    Dataset.from_dict({"image": images, "text": texts}, features).push_to_hub("org/captions", split="test")
+    labels, captions = (open_source(get_benchmark("mine", name), name) for name in ("org/labels", "org/captions"))
+    rows = list(labels.read())
+    answers["labels"] = [row["cls"] for row in rows]
+    answers["same"] = [
+        decode_image(row["image"]).tobytes() == image.tobytes() for row, image in zip(rows, images, strict=True)
+    ]
+    answers["prompts"] = class_question(labels).prompts
+    answers["revision"] = labels.revision
+    answers["captions"] = [captions_of(row, captions)[1] for row in captions.read()]
+    return {}
+
+
 def prefixed(prefix, tensors):
     return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -236,3 +237,11 @@ def test_base_with_another_text_encoder_is_another_base(clip_folder, tmp_path):
         model.text_model.load_state_dict(make_clip(seed=9).text_model.state_dict())
     with pytest.raises(ValueError, match="with other weights"):
         model.load_adapters(tmp_path)
+
+
+def test_own_benchmarks_by_hub_id(run):
+    answers = run("benchmarks", "reader_of_benchmarks")[1]
+    assert answers["labels"] == [1, 0, 1] and answers["same"] == [True] * 3
+    assert answers["prompts"] == [[["a photo of a cat."], ["a photo of a red fox."]]]
+    assert answers["captions"] == [["a cat"], ["a dog"], ["a fox"]]
+    assert re.fullmatch("[0-9a-f]{40}", answers["revision"])

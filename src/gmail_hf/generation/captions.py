@@ -81,9 +81,8 @@ class Captions:
         keep = slice(args.num_captions)
         self.rows = np.array(rows[keep])
         self.captions, self.image_ids, self.caption_ids = captions[keep], image_ids[keep], caption_ids[keep]
+        self.image_column = image_column
         self.images = None if self.real_images == "drop" else dataset[image_column]
-        if self.real_images == "keep" and not args.allow_paths_outside:
-            _check_inside(dataset.select(self.rows), image_column, args.dataset)
         if self.real_images == "reference" and self.images[int(self.rows[0])]["path"] is None:
             raise ValueError(f"Column '{image_column}' holds bytes without a path: they can be kept, not referenced.")
 
@@ -108,7 +107,9 @@ class Captions:
             decode_image(cell)  # other files do not get into shards, which are pushed
             cell = {"bytes": image_content(cell), "path": cell["path"]}
         except (BadImageError, OSError) as error:
-            logger.warning(f"The real image of caption {self.caption_ids[index]} is left out: {error}.")
+            logger.warning(
+                f"The real image of caption {self.caption_ids[index]} cannot be read and is left out: {error}."
+            )
             return None
         return {"bytes": cell["bytes"], "path": os.path.basename(cell["path"]) if cell["path"] else None}
 
@@ -132,7 +133,7 @@ def _check_inside(rows: Dataset, column: str, name: str) -> None:
         file = (image or "").rpartition("::")[2]
         if file and ("://" in file or not any(Path(file).resolve().is_relative_to(folder) for folder in folders)):
             raise ValueError(
-                f"Caption {row} of '{name}' has the real image '{image}', which is not below '{folders[0]}'. Images "
+                f"Row {row} of '{name}' names the image '{image}', which is not below '{folders[0]}'. Images "
                 "are copied into the shards: if you trust the data set, add --allow_paths_outside."
             )
 
@@ -152,4 +153,7 @@ def load_captions(args: SynthesisArguments) -> Captions:
         any_split=Path(args.dataset).is_file(),  # which has none
         images=args.real_images != "drop",
     )
-    return Captions(rows, args)
+    captions = Captions(rows, args)
+    if captions.real_images == "keep" and not args.allow_paths_outside:
+        _check_inside(rows, captions.image_column, args.dataset)
+    return captions
