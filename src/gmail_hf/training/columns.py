@@ -1,5 +1,6 @@
 """Columns of pairs: found by their usual names, ids as text, one caption per row, pairs from rows of single images."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -122,8 +123,12 @@ def with_ids(dataset: Dataset, name: str) -> Dataset:
     """
     if "image_id" not in dataset.column_names:
         paths = paths_of(dataset, "real_image") if "real_image" in dataset.column_names else []
-        ids = paths if paths and None not in paths else [str(row) for row in range(len(dataset))]
-        origin = "the path of its real image" if ids is paths else "its row number"
+        if paths and not any(path is None or "://" in path for path in paths):
+            # Ids get into predictions, which are pushed: they tell nothing about this machine.
+            folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+            ids, origin = [os.path.relpath(path, folder) for path in paths], "the path of its real image"
+        else:
+            ids, origin = [str(row) for row in range(len(dataset))], "its row number"
         logger.warning(f"'{name}' has no column 'image_id': the id of a row is {origin}.")
     else:
         ids = text_ids(dataset, "image_id", name)
