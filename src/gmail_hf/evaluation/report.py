@@ -58,7 +58,7 @@ def to_html(results: Sequence[dict[str, Any]], output_dir: str | os.PathLike) ->
         return f"data:image/{Path(file).suffix[1:]};base64,{content}"
 
     def is_small(file: str) -> bool:
-        with PILImage.open(picture(file), formats=["PNG"]) as image:
+        with PILImage.open(picture(file), formats=["PNG", "WEBP"]) as image:
             return max(image.size) <= SMALL
 
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
