@@ -2,12 +2,12 @@
 Gradient caching: a large batch at the memory of a mini-batch, and what that costs in time.
 
 A plain batch of 1,024 needs some 43 GB for ViT-B/32's activations and 300 GB for ViT-L/14's, so in time 1,024 in
-mini-batches of 64 stands beside the same pairs in plain batches of 64: the same operations, forth and back once. Fewer
-pairs in as many mini-batches are compared with a plain batch of them all. The whole batch's images count in the peak,
-in 8 bits, as `GmailTrainer` has them.
+mini-batches of 64 is compared with the same pairs in plain batches of 64: the same operations, forward and backward
+once. Fewer pairs in as many mini-batches are compared with a plain batch of them all. The whole batch's images count
+in the peak, in 8 bits, as `GmailTrainer` has them.
 
 On a CPU all sides run with `MALLOC`, or the peak would be the allocator's: the graph of each mini-batch is small and
-stays, between large freed blocks, and glibc 2.36 does not reuse those. A line of its own has what that comes to.
+stays, between large freed blocks, and glibc 2.36 does not reuse those. A separate line shows what that amounts to.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def cached(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def compared(settings: Settings, size: str, batch: int, mini: int, whole: bool) -> Iterator[dict[str, Any]]:
-    """`batch` pairs in mini-batches, beside one plain batch of them all (`whole`) or many of a mini-batch's size."""
+    """`batch` pairs in mini-batches, next to one plain batch of them all (`whole`) or many of a mini-batch's size."""
     kinds = {"cached": (batch, mini), "plain mini-batch": (mini, None)} | ({"plain": (batch, None)} if whole else {})
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(settings.choose(1, 2, 3)):

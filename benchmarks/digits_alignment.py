@@ -6,7 +6,7 @@
         --real_test cifake/real-validation.parquet --model_name_or_path cifake/base-clip --label_column label
 
 Paired data: a parquet file with columns real_image, generated_image, caption, image_id and labels; real test images: a
-parquet file with columns image and labels, of which --split validation takes every second row of a class, and --split
+parquet file with columns image and labels; --split validation takes every second row of a class, and --split
 test the others. Alignment and baselines are fitted on --num_pairs pairs. Readouts are fitted on the same pairs, and on
 others that alignment never saw. A seed draws scenes and generator noise (digits) or which pairs are kept from training
 (files), and the adapters and batches. It writes NAME.json and NAME.md with mean and standard deviation over the seeds.
@@ -175,7 +175,7 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
 
 
 def freeze_below(model, upper: int) -> None:
-    """Leave the LoRA updates of all but so many upper layers at nothing."""
+    """Leave the LoRA updates of all but some upper layers at zero."""
     layers = model.vision_model.encoder.layers
     layers[: len(layers) - upper].requires_grad_(False)
 

@@ -1,8 +1,8 @@
 """
-Retrieval and zero-shot classification beside clip_benchmark's, on equal embeddings; retrieval by number of captions.
+Retrieval and zero-shot classification next to clip_benchmark's, on equal embeddings; retrieval by number of captions.
 
 clip_benchmark is LAION's evaluation of CLIP models. Its own functions run, with a model that looks up the embeddings,
-at its default batch of 64. It needs torchvision and open_clip, so it is best kept in an environment of its own, whose
+at its default batch of 64. It needs torchvision and open_clip, so it is best kept in a separate environment, whose
 interpreter `run.py --peer_python` names. Each run has a process to itself and the sides take turns. Seconds and memory
 (the latter on Linux) are of the call alone, with imports done and embeddings loaded.
 """

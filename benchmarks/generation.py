@@ -1,5 +1,5 @@
 """
-Making pairs: `synthesize` beside a bare loop around the pipeline, and how soon a finished run knows that it is.
+Making pairs: `synthesize` next to a bare loop around the pipeline, and how soon a finished run knows that it is.
 
 On the CPU with the shipped generator; on CUDA with the architecture of Stable Diffusion v2 at random weights, 512
 pixels. The bare loop reads the captions, makes PIL images and drops them: it neither encodes nor writes.
@@ -102,7 +102,7 @@ def finished_run(num_rows: int, generator: str, folder: str) -> float:
     from gmail_hf.generation import SynthesisArguments
     from gmail_hf.generation.engines import CONTACT_SHEET
 
-    captions = [f"a photograph of thing {row % 7919} beside thing {row % 104729}" for row in range(num_rows)]
+    captions = [f"a photograph of thing {row % 7919} near thing {row % 104729}" for row in range(num_rows)]
     path = write_captions(captions, folder)
     args = SynthesisArguments(output_dir=f"{folder}/finished-{num_rows}", dataset=path, generator=generator)
     job = make_job(args)  # also builds the cache that datasets keeps of the parquet file

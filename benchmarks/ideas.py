@@ -1,5 +1,5 @@
 """
-What might make a stage-1 step faster: each idea beside the step as it is, in one run; the bare step of `training.py`.
+What might make a stage-1 step faster: each idea next to the step as it is, in one run; the bare step of `training.py`.
 
 Some change results by rounding (bfloat16), some the method (LoRA in the upper layers alone): these are no defaults.
 `digits_alignment.py` has what the latter costs in quality.

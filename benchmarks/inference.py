@@ -1,4 +1,4 @@
-"""Image embeddings by a two-branch CLIP beside those by transformers' own CLIPModel."""
+"""Image embeddings by a two-branch CLIP next to those by transformers' own CLIPModel."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

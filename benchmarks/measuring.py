@@ -1,7 +1,7 @@
 """
-How the benchmarks measure: sides that take turns, peaks of memory in processes of their own, rows with an aim.
+How the benchmarks measure: sides that take turns, peaks of memory in separate processes, rows with an aim.
 
-As a script it runs one job in a process of its own and prints what that returned: `python measuring.py MODULE:FUNCTION
+As a script it runs one job in a separate process and prints what that returned: `python measuring.py MODULE:FUNCTION
 ARGUMENTS`, the latter in JSON. It imports the standard library alone, so that a peer's own interpreter can run it too.
 """
 
@@ -110,7 +110,7 @@ def alone(
     **arguments: Any,
 ) -> Any:
     """
-    What a function of a module here returns in a process of its own; the function is given the settings first, and the
+    What a function of a module here returns in a separate process; the function is given the settings first, and the
     process what `environment` adds.
 
     Raises:
@@ -129,7 +129,7 @@ def alone(
     if done.returncode == -signal.SIGKILL:
         raise MissingPeer("killed, as the system does when its memory is used up")
     if done.returncode:
-        raise RuntimeError(f"{job} failed in a process of its own:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{job} failed in a separate process:\n{done.stderr[-3000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])
     if "missing" in answer:
         raise MissingPeer(answer["missing"])

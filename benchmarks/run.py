@@ -6,8 +6,8 @@ Speed and memory of gmail-hf, measured against what people would use instead, in
     python benchmarks/run.py --only step infer
 
 It prints a table of ratios, writes results/<date>-cpu.json (or -cuda.json) with machine, versions and commit, and
-draws them as a bar chart beside it. The sides of a ratio take turns; medians stand with the spread of the rounds.
-Weights are random and of real sizes, so that nothing is downloaded. A peer that is not installed is told with the
+draws them as a bar chart next to it. The sides of a ratio take turns; medians are given with the spread of the rounds.
+Weights are random and of real sizes, so that nothing is downloaded. A peer that is not installed is reported with the
 remedy, and the rest runs.
 """
 
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         dtype=args.dtype or ("bfloat16" if device == "cuda" else "float32"),
         compile=args.compile,
         threads=args.threads,
-        workers=8 if device == "cuda" else 0,  # two cores have no room for workers beside training
+        workers=8 if device == "cuda" else 0,  # two cores have no room for workers next to training
         quick=args.quick,
         size=args.size,
         batch=args.batch,

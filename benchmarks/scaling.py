@@ -104,7 +104,7 @@ def step_of_processes(settings: Settings, size: str, batch: int) -> float:
 
 
 def data_sets(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Pairs beside cached embeddings, in random order as an epoch reads them."""
+    """Pairs next to cached embeddings, in random order as an epoch reads them."""
     settings = replace(settings, device="cpu")
     counts = settings.choose((1_000, 10_000), (1_000, 10_000, 100_000, 1_000_000), (1_000, 10_000, 100_000, 1_000_000))
     runs = {count: alone("scaling:read_pairs", settings, count=count) for count in counts}

@@ -1,5 +1,5 @@
 """
-Stage 2: an epoch of ClipCap on cached embeddings beside a loop that embeds the images again in every epoch.
+Stage 2: an epoch of ClipCap on cached embeddings next to a loop that embeds the images again in every epoch.
 
 Both train the same mapping network and language model, on the same captions and batches, by AdamW. The loop is
 ClipCap's own (Mokady et al., 2021: forward, cross-entropy, AdamW, linear decay), with CLIP in front of it. How much
@@ -135,5 +135,5 @@ def recomputing_epoch(settings: Settings, config: Any, words: Any, size: str, ba
 
 
 def caption(row: dict[str, Any]) -> dict[str, str]:
-    """About as long as COCO's, in letters, of which the digits' tokenizer has all."""
-    return {"caption": f"a red three beside a small blue seven {row['image_id'] % 10}"}
+    """About as long as COCO's, in letters; the digits' tokenizer has all of them."""
+    return {"caption": f"a red three near a small blue seven {row['image_id'] % 10}"}

@@ -1,9 +1,9 @@
 """
-Stage 1: a step of `GmailTrainer` beside what people would write or take instead, in time and in memory.
+Stage 1: a step of `GmailTrainer` next to what people would write or take instead, in time and in memory.
 
 All sides see the same pairs of JPEGs and batches, and train the same LoRA targets by AdamW at the same precision. A
 round is one short training of each; its first step is not counted, loading is. Ours embeds the real images before
-training (`cache_real_embeds`): that one pass is not in a step, and is told in a line of its own.
+training (`cache_real_embeds`): that one pass is not in a step, and has a separate line.
 """
 
 import os

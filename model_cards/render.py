@@ -1,11 +1,11 @@
 """
-Render the cards of this folder anew:
+Render the cards of this folder again:
 
     python model_cards/render.py
 
-Cards of what nobody has run come from examples/configs. Those of what ships with gmail-hf are copies of its own, with
-the scores that are here. gmail-digits comes from the files that a training and an evaluation left here; to run them
-again, and take their files over:
+Cards of what nobody has run come from examples/configs. Those of what ships with gmail-hf are copies of its cards,
+with the scores that are here. gmail-digits comes from the files that a training and an evaluation left here; to run
+them again, and take their files over:
 
     gmail-hf train
     gmail-hf evaluate --model gmail-digits --benchmarks digits --output_dir gmail-digits-scores

@@ -206,3 +206,24 @@ def test_tree_names_every_file():
     listed = [*(ROOT / "src" / "gmail_hf").glob("*.py"), *(ROOT / "examples").glob("*.py")]
     assert not [path.name for path in listed if path.name != "__init__.py" and path.name not in text]
     assert len(SNIPPETS) == 9
+
+
+# Words that the project's style excludes; quoted texts of tests and results are not looked at.
+EXCLUDED = re.compile(
+    r"\b(of which|beside|(is|are) told|stands|lies|goes on|comes along|anew|so many|who loads|of (its|their) own)\b",
+    re.I,
+)
+
+
+def test_excluded_words_are_not_used():
+    folders = [ROOT / name for name in ("docs", "src", "examples", "model_cards", "benchmarks")]
+    files = [
+        path for folder in folders for path in folder.rglob("*") if path.suffix in (".md", ".py", ".jinja", ".yaml")
+    ]
+    files = [path for path in files if "results" not in path.parts and ".egg-info" not in str(path)]
+    found = []
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *files]:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if match := EXCLUDED.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {match.group()}")
+    assert len(files) > 150 and not found

@@ -86,7 +86,7 @@ TABLES = (
             ("Flickr30k, CLIP", 44.1, 68.2, 77.0, 24.7, 45.1, 54.6),
             ("Flickr30k, CLIP + GMAIL", 47.1, 71.2, 79.6, 30.2, 50.3, 60.5),
         ),
-        ("One world stands for COCO and Flickr30k; long captions have their own table.", ""),
+        ("One world represents COCO and Flickr30k; long captions have their own table.", ""),
     ),
     Table(
         (3, 5),

@@ -1,5 +1,5 @@
 """
-GMAIL (Mo & Yun, ICML 2025) for the Hugging Face ecosystem: generated images as a modality of their own.
+GMAIL (Mo & Yun, ICML 2025) for the Hugging Face ecosystem: generated images as a separate modality.
 
 Public names load on first use, so that the import costs next to nothing; transformers' Auto classes know the models
 all the same.

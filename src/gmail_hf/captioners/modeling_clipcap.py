@@ -193,7 +193,7 @@ class ClipCapForConditionalGeneration(ModalityMixin, StrictLoading, PreTrainedMo
         elif image_embeds.ndim != 2 or image_embeds.shape[1] != dim:
             raise ValueError(
                 f"`image_embeds` have shape {tuple(image_embeds.shape)}; this model takes (batch, {dim}), the "
-                "projected embeddings of its own image encoder."
+                "projected embeddings of the model's image encoder."
             )
         image_embeds = nn.functional.normalize(image_embeds.float(), dim=-1) * math.sqrt(dim)
         return self.mapping_network(image_embeds.to(self.text_model.dtype))

@@ -72,10 +72,10 @@ def multiple_choice_messages(
     Args:
         question: it and the choices may hold marks `<image 1>`, as MMMU's do, which become image items in place.
         choices: two or more texts.
-        context: what stands before the question, if anything.
+        context: what precedes the question, if anything.
         num_images: how many images there are. Those without a mark come first, so the images to pass are these and
             then one for each mark, in the order of the text.
-        instruction: what stands after the choices.
+        instruction: what follows the choices.
 
     Raises:
         ValueError: fewer than two choices or more than 26, or a mark of an image that is not there.

@@ -40,7 +40,7 @@ def zero_shot_ranks(image_embeds: np.ndarray, classes: np.ndarray, labels: np.nd
         labels: (n,) integers, rows of `classes`.
 
     Returns:
-        (n,) int64 ranks; a class that lies as near as the own one is ranked before it.
+        (n,) int64 ranks; a class that is as near as the own one is ranked before it.
 
     Raises:
         ValueError: invalid embeddings (the row is named), labels of another length or out of range.
@@ -63,7 +63,7 @@ def zero_shot_accuracy(image_embeds: np.ndarray, classes: np.ndarray, labels: np
 
     Returns:
         {"top1": share of images, "mean_per_class": mean over the classes that occur}, each in 0..1. An image that
-        lies as near to another class as to its own counts as wrong.
+        is as near to another class as to its own counts as wrong.
 
     Raises:
         ValueError: as `zero_shot_ranks`.

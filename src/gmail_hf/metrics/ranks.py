@@ -60,7 +60,7 @@ def retrieval_ranks(
         queries: (n, dim) embeddings, any length (normalised here).
         gallery: (m, dim) embeddings.
         query_ids, gallery_ids: (n,) and (m,) ids; an entry is relevant when the ids are equal. (n, k) and (m, k) give
-            k ids a row, of which one equal pair suffices (say, image id and caption id). Both absent: row i of
+            k ids per row (say, image id and caption id); one equal id suffices. Both absent: row i of
             `queries` belongs to row i of `gallery`.
 
     Returns:

@@ -36,7 +36,7 @@ def sgd_probe(
     on test rows.
 
     Source: Tian et al., "StableRep", 2023, whose released script SynCLR uses for ImageNet with batch normalisation.
-    There each epoch crops and flips the images anew and the learning rate is chosen on test images; here the images
+    There each epoch crops and flips the images again, and the learning rate is chosen on test images; here the images
     are embedded once, so their standardisation takes the place of batch normalisation.
 
     Args:

@@ -153,7 +153,7 @@ def one_caption_each(dataset: Dataset) -> Dataset:
 
 def pair_rows(dataset: Dataset, name: str) -> Dataset:
     """
-    Pairs from rows of single images, of which a column says whether they are real or generated: each generated image
+    Pairs from rows of single images with a column that says whether each is real or generated: each generated image
     gets the first real one with the same id; if no ids match, as by [`pair_by_caption`]. Other data sets pass
     unchanged.
 
