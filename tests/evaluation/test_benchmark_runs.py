@@ -2,6 +2,8 @@
 
 import json
 import re
+from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 from benchmark_data import question, write_captions, write_classes
@@ -118,6 +120,9 @@ def test_a_finished_benchmark_is_known_and_another_run_is_not_mixed_in(planned, 
         finished(first, Settings("gen", num_beams=1), out)
     with pytest.raises(FileExistsError, match="dataset.limit: None -> 3"):
         finished(planned("dtd", classes, limit=3), SETTINGS, out)
+    half = replace(first.tasks["zero_shot"], model=deepcopy(first.tasks["zero_shot"].model).bfloat16())
+    with pytest.raises(FileExistsError, match="models.clip.dtype: float32 -> bfloat16"):
+        finished(replace(first, tasks={"zero_shot": half}), SETTINGS, out)
     # Nor are models or settings in one report; what another benchmark does not take part in may differ.
     captions = write_captions(tmp_path / "captions", [["a"], ["b"]])
     assert finished(planned("coco", captions, "gmail", "clipcap", limit=1), SETTINGS, out) is None

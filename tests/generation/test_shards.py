@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from gmail_hf.commands.bundled import synthesize
+from gmail_hf.commands.bundled import make_job, synthesize
 from gmail_hf.generation import shards
+from gmail_hf.generation.engines import ShardWorker
 from gmail_hf.training.checks import check_pairs
 from gmail_hf.training.loading import load_pairs
 
@@ -53,6 +54,39 @@ def test_a_shard_has_one_maker(tmp_path):
     assert folder.lock(0) is None and folder.lock(1) is not None
     lock.release()
     assert folder.lock(0) is not None
+
+
+def test_a_shard_that_another_process_has_finished_is_left_alone(make_args):
+    """It was listed as pending before the lock was taken."""
+    job = make_job(make_args(num_captions=16))
+    job.open()
+    job.folder.shard_path(0).write_bytes(b"finished")
+    assert not ShardWorker(job, pipeline=object())(0)
+    assert job.folder.shard_path(0).read_bytes() == b"finished"
+
+
+def test_other_precision_is_refused(make_args):
+    make_job(make_args(num_captions=16, dtype="float32")).open()
+    with pytest.raises(FileExistsError, match="dtype: 'float32' -> 'bfloat16'"):
+        make_job(make_args(num_captions=16, dtype="bfloat16")).open()
+
+
+def test_manifest_names_each_finished_shard(make_args, monkeypatch):
+    """It does so before the shard has its name, so that a kill between both leaves none without a digest."""
+    job, listed = make_job(make_args(num_captions=32)), []
+    job.open()
+    write_file = shards.write_file
+
+    def recorded(path, content):
+        manifest = shards.read_manifest(job.folder.path)
+        listed.append((path.name, sorted(manifest["shards"]), job.folder.finished()))
+        write_file(path, content)
+
+    monkeypatch.setattr(shards, "write_file", recorded)
+    job.folder.write(1, pa.table({"a": [1]}))
+    name = job.folder.shard_path(1).name
+    assert listed == [("manifest.json", [], set()), (name, [name], set())]
+    assert job.folder.check(digests=True) == 1
 
 
 def test_disk_full_before_the_start(make_args, monkeypatch):

@@ -158,7 +158,7 @@ def cached_embeds(
     def load_or_compute(shard: int) -> Dataset:
         rows = range(shard * CACHE_SHARD_ROWS, min((shard + 1) * CACHE_SHARD_ROWS, len(dataset)))
         file = folder / f"{shard:05d}.arrow"
-        lock = try_lock(folder / ".locks" / file.name, wait=True)
+        lock = try_lock(folder / ".locks" / f"{file.stem}.lock", wait=True)
         try:
             cached = _load_arrow(file, len(rows))
             if cached is None:
