@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
@@ -55,13 +56,22 @@ def run(argv: list[str], log: Path, seconds: float = float("inf")) -> int | None
     return None
 
 
-def contents(folder: Path, kinds: tuple[str, ...]) -> dict[str, bytes]:
-    """The files that a finished run must have in common with one that was never killed."""
+def contents(folder: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """What a finished run must have in common with one that was never killed."""
     files = [path for kind in kinds for path in folder.glob(kind)]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
+    return {str(path.relative_to(folder)): content(path) for path in sorted(files)}
 
 
-def check_shards(folder: Path, whole: dict[str, bytes]) -> None:
+def content(path: Path) -> Any:
+    """A file's bytes; for safetensors, whose header lists its entries in any order, the header and the rest."""
+    found = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return found
+    end = 8 + int.from_bytes(found[:8], "little")
+    return json.loads(found[8:end]), found[end:]
+
+
+def check_shards(folder: Path, whole: dict[str, Any]) -> None:
     """What a killed generation leaves can be loaded and is a part of the whole."""
     shards = contents(folder, ("data/*.parquet",))
     assert all(whole[name] == content for name, content in shards.items())

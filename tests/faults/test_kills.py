@@ -30,7 +30,7 @@ def killed(command: str, kills: int, folder: Path, options: dict) -> dict[str, i
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-3000:]
     counts = json.loads(done.stdout.splitlines()[-1])
     print(command, counts)
     assert counts["killed"] == kills and counts["finished"] >= 1
