@@ -1,12 +1,13 @@
 """
 Started by test_kills.py: runs a command, kills it at a random moment, and runs it again until it has finished.
 
-    python kills.py generate|train KILLS SEED FOLDER [OPTION ...]
+    python kills.py KILLS SEED FOLDER '{"generate": [OPTION, ...], "train": [OPTION, ...]}'
 
-Each run is a fork of this process, which has imported everything: most kills then hit the command's own work. The
-output of all runs is in FOLDER/log.txt. Prints how many runs were killed, finished, resumed and started again.
+Each run is a fork of this process, which has imported what the first one did: kills hit the command's own work. The
+output of all runs is in FOLDER. Prints for each command how many runs were killed, finished, resumed, started again.
 """
 
+import importlib
 import json
 import os
 import random
@@ -14,16 +15,15 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
 
-from gmail_hf.commands import cli, generate, train  # noqa: F401
+from gmail_hf.commands import cli
 from gmail_hf.commands.bundled import load_pairs
-from gmail_hf.generation import engines  # noqa: F401
-from gmail_hf.training import trainer  # noqa: F401
 from gmail_hf.training.resuming import last_checkpoint
 
 
@@ -37,6 +37,7 @@ def run(argv: list[str], log: Path, seconds: float = float("inf")) -> int | None
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             cli.main(argv)
+            log.with_suffix(".modules").write_text("\n".join(sys.modules))
             code = 0
         except SystemExit as end:
             code = end.code or 0
@@ -87,13 +88,17 @@ def leftovers(*folders: Path) -> list[str]:
 
 
 def main(command: str, kills: int, seed: int, folder: Path, options: list[str]) -> dict[str, int]:
-    chance, log = random.Random(seed), folder / "log.txt"
+    chance, log, folder = random.Random(seed), folder / f"{command}.txt", folder / command
     kinds = ("data/*.parquet",) if command == "generate" else ("*.safetensors", "gen/*.safetensors")
-    start = time.monotonic()
-    code = run([command, *options, "--output_dir", str(folder / "whole")], log)
-    assert code == 0, log.read_text()
-    duration, whole = time.monotonic() - start, contents(folder / "whole", kinds)
+    assert run([command, *options, "--output_dir", str(folder / "whole")], log) == 0, log.read_text()
+    whole = contents(folder / "whole", kinds)
     assert whole
+    for name in log.with_suffix(".modules").read_text().split():
+        with suppress(Exception):  # those that are imported under another name
+            importlib.import_module(name)
+    start = time.monotonic()
+    assert run([command, *options, "--output_dir", str(folder / "again")], log) == 0
+    duration = time.monotonic() - start
     counts = {"killed": 0, "finished": 0, "resumed": 0, "started_again": 0}
     while counts["killed"] < kills:
         output, fresh = folder / f"out-{counts['finished']}", True
@@ -118,5 +123,9 @@ def main(command: str, kills: int, seed: int, folder: Path, options: list[str]) 
 
 
 if __name__ == "__main__":
-    name, number, seed, folder, *options = sys.argv[1:]
-    print(json.dumps(main(name, int(number), int(seed), Path(folder), options)))
+    kills, seed, folder, commands = sys.argv[1:]
+    counts = {
+        command: main(command, int(kills), int(seed), Path(folder), options)
+        for command, options in json.loads(commands).items()
+    }
+    print(json.dumps(counts))

@@ -46,9 +46,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_generation(disk, tmp_path):
+def test_generation(disk, pairs_file, tmp_path):
     make_pipeline().save_pretrained(tmp_path / "pipeline")
-    options = {"dataset": "digits", "generator": str(tmp_path / "pipeline"), "num_inference_steps": 1}
+    options = {"dataset": pairs_file, "generator": str(tmp_path / "pipeline"), "num_inference_steps": 1}
     options |= {"num_captions": 24, "shard_size": 4}
     whole = synthesize(SynthesisArguments(output_dir=str(tmp_path / "whole"), **options))
     shard = max(path.stat().st_size for path in (whole.path / "data").iterdir())

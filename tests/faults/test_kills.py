@@ -20,31 +20,21 @@ TRAINING = {
     "dataloader_pin_memory": False,
     "disable_tqdm": True,
 }
-GENERATION = {"dataset": "digits", "num_captions": 32, "shard_size": 8, "batch_size": 4, "num_inference_steps": 1}
+GENERATION = {"num_captions": 32, "shard_size": 8, "batch_size": 4, "num_inference_steps": 1}
 
 
-def killed(command: str, kills: int, folder: Path, options: dict) -> dict[str, int]:
+@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
+def test_killed_runs_end_like_others(kills, pairs_file, tmp_path):
+    make_pipeline().save_pretrained(tmp_path / "pipeline")
+    generation = command_line(GENERATION, dataset=pairs_file, generator=tmp_path / "pipeline")
+    commands = json.dumps({"generate": generation, "train": command_line(TRAINING, dataset=pairs_file)})
     done = subprocess.run(
-        [sys.executable, str(KILLS), command, str(kills), "0", str(folder), *command_line(options)],
-        env={**os.environ, "HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"},
+        [sys.executable, str(KILLS), str(kills), "0", str(tmp_path), commands],
+        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    counts = json.loads(done.stdout.splitlines()[-1])
-    print(command, counts)
-    assert counts["killed"] == kills and counts["finished"] >= 1
-    return counts
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
-def test_generation(kills, tmp_path):
-    make_pipeline().save_pretrained(tmp_path / "pipeline")
-    counts = killed("generate", kills, tmp_path, GENERATION | {"generator": tmp_path / "pipeline"})
-    assert counts["resumed"] == kills
-
-
-@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
-def test_training(kills, pairs_file, tmp_path):
-    counts = killed("train", kills, tmp_path, TRAINING | {"dataset": pairs_file})
-    assert counts["resumed"] + counts["started_again"] == kills
+    for command, counts in json.loads(done.stdout.splitlines()[-1]).items():
+        print(command, counts)
+        assert counts["killed"] == counts["resumed"] + counts["started_again"] == kills and counts["finished"] >= 1
