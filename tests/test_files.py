@@ -32,6 +32,7 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path, error):
     path = tmp_path / "a.txt"
     write_file(path, "old")
     with pytest.raises(error if isinstance(error, type) else OSError) as raised, replacing(path) as partial:
+        assert partial.name.startswith(".a.txt.") and partial.suffix == ".part"
         partial.write_text("half")
         raise error
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
@@ -48,7 +49,14 @@ def test_what_a_killed_process_left_is_deleted(tmp_path):
 
 def test_planted_links_are_not_followed(tmp_path, monkeypatch):
     (tmp_path / "mine").write_text("mine")
-    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "known")
+
+    def planted(_: int) -> str:
+        (tmp_path / ".a.txt.known.part").symlink_to(tmp_path / "mine")
+        return "known"
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(files.secrets, "token_hex", planted)  # in the moment between the choice of a name and its use
+        write_file(tmp_path / "a.txt", "new")
     (tmp_path / ".a.txt.known.part").symlink_to(tmp_path / "mine")
     write_file(tmp_path / "a.txt", "new")
     (tmp_path / "folder").mkdir()

@@ -97,7 +97,12 @@ def test_rotation_deletes_damaged_and_abandoned_checkpoints_first(tmp_path):
     assert steps(tmp_path) == [5, 15]
 
 
-def test_a_seal_lists_the_files(tmp_path):
+def test_a_seal_lists_the_files(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(
+        "gmail_hf.files.os.fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file))
+    )
     make(tmp_path, 5)
+    assert len(synced) == 5 and synced[-1].endswith(".part")  # four files, then the seal
     sizes = json.loads((tmp_path / "checkpoint-5" / "files.json").read_text())
     assert sizes == {"gen/adapter_model.safetensors": 7, "model.safetensors": 7, "trainer_state.json": 7}
