@@ -82,7 +82,8 @@ def paligemma():
 
 
 def smolvlm():
-    config = t.SmolVLMConfig(text_config=LLAMA, vision_config=VISION, scale_factor=1, image_token_id=IMAGE)
+    vision = {**VISION, "patch_size": 4}  # transformers 5.20 takes it for a divisor of the tokens per tile
+    config = t.SmolVLMConfig(text_config=LLAMA, vision_config=vision, scale_factor=1, image_token_id=IMAGE)
     return t.SmolVLMForConditionalGeneration(config)
 
 
@@ -140,7 +141,7 @@ VLMS = {
     "llava_onevision": Vlm(llava_onevision, tiles, [4 + 8 + 2, 4 + 8 + 4, 4 + 8 + 2]),
     "gemma3": Vlm(gemma3, one_each, [4, 4, 4]),
     "paligemma": Vlm(paligemma, one_each, [4, 4, 4]),
-    "smolvlm": Vlm(smolvlm, padded_tiles, [4, 8, 4]),
+    "smolvlm": Vlm(smolvlm, padded_tiles, [16, 32, 16]),
     "internvl": Vlm(internvl, joined_tiles, [1, 2, 1]),
     "qwen2_5_vl": Vlm(qwen2_5_vl, packed, PACKED),
     "qwen3_vl": Vlm(qwen3_vl, packed, PACKED),
