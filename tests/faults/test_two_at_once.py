@@ -1,10 +1,11 @@
-"""A folder that another process writes is refused, before anything is loaded or computed."""
+"""A folder that another process writes is refused before anything is computed."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+from benchmark_data import write_classes
 
 from gmail_hf.commands import cli
 
@@ -39,3 +40,20 @@ def test_the_second_run_is_refused(command, pairs_file, tmp_path, capsys):
     cli.main(argv)
     assert "checkpoint-1" in os.listdir(output) if command == "train" else (output / "state.json").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_second_evaluation_is_refused(clip_folder, tmp_path, capsys):
+    argv = ["evaluate", "--model", str(clip_folder), "--benchmarks", "dtd", "--output_dir", str(tmp_path / "out")]
+    argv += ["--dataset", f"dtd={write_classes(tmp_path / 'classes')}"]
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, "evaluate", str(tmp_path / "out")], stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        with pytest.raises(SystemExit) as end:
+            cli.main(argv)
+        assert end.value.code == 2
+        assert "Another process is writing" in capsys.readouterr().err.splitlines()[-1]
+    finally:
+        other.kill()
+        other.wait()
+    cli.main(argv)
+    assert (tmp_path / "out" / "dtd.json").exists()
