@@ -15,7 +15,9 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,8 @@ from gmail_hf.commands.bundled import load_pairs
 from gmail_hf.training.resuming import last_checkpoint
 
 
-def run(argv: list[str], log: Path, seconds: float = float("inf")) -> int | None:
-    """The exit code of a command, or None if it was killed after so many seconds."""
+def forked(work: Callable[[], None], log: Path, seconds: float = float("inf")) -> int | None:
+    """The exit code of some work, or None if it was killed after so many seconds."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -36,7 +38,7 @@ def run(argv: list[str], log: Path, seconds: float = float("inf")) -> int | None
             with open(log, "a") as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-            cli.main(argv)
+            work()
             log.with_suffix(".modules").write_text("\n".join(sys.modules))
             code = 0
         except SystemExit as end:
@@ -55,6 +57,10 @@ def run(argv: list[str], log: Path, seconds: float = float("inf")) -> int | None
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return None
+
+
+def run(argv: list[str], log: Path, seconds: float = float("inf")) -> int | None:
+    return forked(partial(cli.main, argv), log, seconds)
 
 
 def contents(folder: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -114,7 +120,8 @@ def main(command: str, kills: int, seed: int, folder: Path, options: list[str]) 
             counts["killed"] += 1
             fresh = False
             if command == "generate":
-                check_shards(output, whole)
+                # In a process too: it starts threads, and this one must not have any when it forks.
+                assert forked(partial(check_shards, output, whole), log) == 0, log.read_text()[-5000:]
         assert code == 0, log.read_text()[-5000:]
         assert contents(output, kinds) == whole
         assert not leftovers(output, Path(datasets.config.HF_DATASETS_CACHE, "gmail_hf"))

@@ -21,14 +21,17 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("command", ["train", "prepare"])
-def test_the_second_run_is_refused(command, pairs_file, tmp_path, capsys):
+def test_the_second_run_is_refused(command, pairs_file, tmp_path, capsys, monkeypatch):
     output = tmp_path / "out"
     argv = [command, "--dataset", pairs_file, "--model", "digits", "--output_dir", str(output)]
     argv += ["--max_steps=1", "--save_steps=1", "--report_to=none"] * (command == "train")
     other = subprocess.Popen([sys.executable, "-c", HOLDER, command, str(output)], stdout=subprocess.PIPE)
     try:
         other.stdout.readline()
-        with pytest.raises(SystemExit) as end:
+        with pytest.raises(SystemExit) as end, monkeypatch.context() as patch:
+            patch.setattr(
+                "gmail_hf.commands.train.load_two_branches", lambda *_, **__: pytest.fail("a model was loaded")
+            )
             cli.main(argv)
         assert end.value.code == 2
         line = capsys.readouterr().err.splitlines()[-1]

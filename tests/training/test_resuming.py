@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from gmail_hf import GmailTrainer
 from gmail_hf.training.resuming import check_output_dir, checkpoints, damage, rotate, seal
 
 
@@ -86,6 +87,24 @@ def test_rotation_goes_by_step(tmp_path):
     assert steps(tmp_path) == [10, 20]
     rotate(tmp_path, 20, 1, best=str(tmp_path / "checkpoint-10"))
     assert steps(tmp_path) == [10, 20]
+
+
+class SetBack(GmailTrainer):
+    """The clock is set back after each save."""
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        future = 2e9 - 1000 * self.state.global_step
+        os.utime(f"{self.args.output_dir}/checkpoint-{self.state.global_step}", (future, future))
+
+
+def test_training_keeps_its_newest_checkpoints(train, tmp_path):
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    trainer = train(trainer=SetBack, **settings)
+    assert steps(tmp_path / "run") == [3, 4] and trainer.args.save_total_limit == 2
+    assert [damage(path) for path in checkpoints(tmp_path / "run")] == [None, None]
+    written = json.loads((tmp_path / "run" / "checkpoint-4" / "training_args.json").read_text())
+    assert written["save_total_limit"] == 2
 
 
 def test_rotation_deletes_damaged_and_abandoned_checkpoints_first(tmp_path):
