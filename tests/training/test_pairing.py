@@ -5,10 +5,11 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from tiny import make_model, make_pairs
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
+from tiny import assert_equal, logged, make_model, make_pairs, weights
 
 from gmail_hf import pair_by_caption
-from gmail_hf.training.pairing import CaptionSampler, optimal_pairing, random_pairing
+from gmail_hf.training.pairing import CaptionSampler, EpochCallback, optimal_pairing, random_pairing
 
 
 def unit_rows(count, seed, dim=5):
@@ -169,3 +170,26 @@ def test_what_cannot_be_drawn_by_caption_is_refused(clip_folder, train, fields, 
     pairs = make_pairs(8) if fields else make_pairs(8).to_iterable_dataset()
     with pytest.raises(ValueError, match=message):
         train(pairs, model=make_model(clip_folder, **fields), recipe="robust", **options)
+
+
+def test_resumed_in_an_epoch_draws_what_a_straight_run_draws(train, tmp_path):
+    pairs = make_pairs(20, captions=["a cat", "a dog"] * 10)
+    options = {"recipe": "robust", "pairing": "none", "images_per_caption": 2, "per_device_train_batch_size": 8}
+    options |= {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    straight = train(pairs, output_dir=str(tmp_path / "run"), **options)
+    resumed = train(pairs, output_dir=str(tmp_path / "run"), resume=str(tmp_path / "run" / "checkpoint-4"), **options)
+    assert logged(resumed) == pytest.approx(logged(straight))
+    assert_equal(weights(resumed), weights(straight))
+
+
+def test_the_epoch_reaches_data_and_sampler_of_several_processes(train):
+    pairs = make_pairs(8, captions=["a cat", "a dog"] * 4)
+    trainer = train(pairs, recipe="robust", pairing="none", images_per_caption=2, max_steps=1)
+    loader = trainer.get_train_dataloader()
+    sampler = loader.batch_sampler.sampler
+    shards = BatchSamplerShard(loader.batch_sampler, num_processes=2, process_index=1)
+    parts = skip_first_batches(DataLoaderShard(loader.dataset, batch_sampler=shards), 1)
+    trainer.state.epoch = 3.4
+    EpochCallback().on_epoch_begin(trainer.args, trainer.state, trainer.control, train_dataloader=parts)
+    assert sampler.epoch == 3
+    assert (loader.dataset.partners == loader.dataset.redraw(3)).all()

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerState
 
 from .columns import rows_by_caption
 
@@ -92,3 +93,20 @@ class CaptionSampler(Sampler[int]):
             blocks += np.split(group, range(self.images_per_caption, len(group), self.images_per_caption))
         for block in rng.permutation(len(blocks)):
             yield from blocks[block].tolist()
+
+
+class EpochCallback(TrainerCallback):
+    """
+    Tell the data set and the sampler which epoch begins. The data loaders of accelerate do not reach the data set in
+    distributed runs, and reach neither of them in the first epoch of some resumed runs.
+    """
+
+    def on_epoch_begin(
+        self, args: Any, state: TrainerState, control: Any, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        batches = train_dataloader
+        while getattr(batches, "batch_sampler", None) is not None:
+            batches = batches.batch_sampler
+        for part in (train_dataloader.dataset, getattr(batches, "sampler", None)):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(int(state.epoch))

@@ -49,7 +49,7 @@ class EmbeddedPairs(torch.utils.data.Dataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before each epoch."""
+        """Called before each epoch, see [`EpochCallback`]."""
         if self.redraw is not None:
             self.partners = self.redraw(epoch)
 

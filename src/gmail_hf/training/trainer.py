@@ -29,7 +29,7 @@ from .callbacks import FiguresCallback
 from .checks import check_for_training
 from .data import GmailCollator
 from .losses import gmail_loss
-from .pairing import CaptionSampler
+from .pairing import CaptionSampler, EpochCallback
 from .preparation import EmbeddedPairs, drop_unused, replace_images
 from .safe_trainer import SafeTrainer
 
@@ -144,6 +144,7 @@ class GmailTrainer(SafeTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.add_callback(EpochCallback())
         if args.log_figures:
             self.add_callback(FiguresCallback(self.callback_handler.callbacks, eval_dataset))
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
