@@ -8,7 +8,7 @@ The functions take a model with branches. `model.config` has the [`AdapterFields
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +88,18 @@ def write_peft_folder(model: nn.Module, adapter: str, folder: str | os.PathLike,
     Write one adapter as a PEFT folder, which `PeftModel.from_pretrained(base, folder)` loads.
 
     Args:
-        model: the model.
+        model: the model; with `outer_prefix`, the tower of a model that `folder` is for, by its name there and a dot.
         adapter: a branch's name, or `"text"`.
         folder: is made if need be.
         signature: of the base, see [`base_signature`].
     """
     from peft import LoraConfig
 
-    folder, config = Path(folder), model.config
+    folder, config, prefix = Path(folder), model.config, getattr(model, "outer_prefix", "")
     folder.mkdir(parents=True, exist_ok=True)
     # One pattern for each kind of layer: the numbers of the layers are left open.
-    kinds = {re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name, _ in routed_linears(model, adapter)}
+    names = [prefix + name for name, _ in routed_linears(model, adapter)]
+    kinds = {re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in names}
     LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -109,7 +110,10 @@ def write_peft_folder(model: nn.Module, adapter: str, folder: str | os.PathLike,
         revision=config.base_model_revision,
         inference_mode=True,
     ).save_pretrained(folder)
-    weights = {key: tensor.detach().contiguous() for key, tensor in adapter_tensors(model, adapter).items()}
+    weights = {
+        f"{PEFT_PREFIX}{prefix}{key.removeprefix(PEFT_PREFIX)}": tensor.detach().contiguous()
+        for key, tensor in adapter_tensors(model, adapter).items()
+    }
     with replacing(folder / "adapter_model.safetensors") as partial:
         save_file(weights, partial, metadata={"format": "pt", SIGNATURE: signature})
 
@@ -153,7 +157,8 @@ def check_base(model: nn.Module, source: str, name: str | None, signature: Any) 
     ours = getattr(model.config, "base_model_name_or_path", None)
     if isinstance(signature, dict):
         mine = base_signature(model)  # of a tower alone, a part of theirs
-        same = mine.keys() <= signature.keys() and all(_close(signature[key], mine[key]) for key in mine)
+        prefix = _outer_prefix(signature, mine)
+        same = all(prefix + key in signature and _close(signature[prefix + key], mine[key]) for key in mine)
     elif signature is not None:
         theirs, mine = torch.tensor(signature), torch.tensor(_old_signature(model))
         if not hasattr(model, "text_model"):  # a tower alone: it has the first numbers
@@ -210,9 +215,7 @@ def parse_untrusted_json(text: str, where: str) -> Any:
         raise ValueError(f"{where} is damaged ({error}); download or save it again.") from None
 
 
-def read_adapter(
-    model: nn.Module, adapter: str, config_file: str, weights_file: str, prefix: str = ""
-) -> dict[str, torch.Tensor]:
+def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file: str) -> dict[str, torch.Tensor]:
     """
     Read one PEFT folder and check that it fits this model; nothing of the model changes.
 
@@ -220,8 +223,6 @@ def read_adapter(
         model: the model.
         adapter: the branch that it is for, or `"text"`.
         config_file, weights_file: the folder's two files.
-        prefix: where the model is the vision tower of the one that was saved, that tower's name with a dot; its LoRA
-            updates alone are read.
 
     Returns:
         The weights under PEFT's names; empty if the folder is that of a branch without an adapter, like this model's.
@@ -241,9 +242,6 @@ def read_adapter(
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise OSError(f"{weights_file} is damaged ({error}); download or save it again.") from error
-    if prefix:
-        tensors = _of_tower(tensors, PEFT_PREFIX + prefix, PEFT_PREFIX)
-        signature = _of_tower(signature, prefix, "") if isinstance(signature, dict) else signature
     check_base(model, weights_file, peft_config.get("base_model_name_or_path"), signature)
     _check_settings(model, adapter, config_file, peft_config)
     for key, tensor in tensors.items():
@@ -258,6 +256,10 @@ def read_adapter(
             f"model with {remedy}."
         )
     expected = adapter_tensors(model, adapter)
+    names = [key.removeprefix(PEFT_PREFIX) for key in expected]
+    if prefix := _outer_prefix([key.removeprefix(PEFT_PREFIX) for key in tensors], names):
+        # Saved from a model that holds this tower, whose heads are not the tower's.
+        tensors = {key: tensors[PEFT_PREFIX + prefix + key.removeprefix(PEFT_PREFIX)] for key in expected}
     missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if not peft_config.get("modules_to_save"):  # the adapter kept the base's own head
         missing -= {f"{PEFT_PREFIX}{name}" for name in head_tensors(model, adapter)}
@@ -275,10 +277,12 @@ def read_adapter(
     return tensors
 
 
-def _of_tower(entries: dict[str, Any], prefix: str, new: str) -> dict[str, Any]:
-    """The entries of a tower by their names in it, without weights of branches' heads."""
-    entries = {new + key.removeprefix(prefix): value for key, value in entries.items() if key.startswith(prefix)}
-    return {key: value for key, value in entries.items() if not new or ".lora_" in key}
+def _outer_prefix(names: Iterable[str], ours: Iterable[str]) -> str:
+    """What precedes `ours` in names that were saved from a model that holds this one; "" if they are the same."""
+    ours = list(ours)
+    found = {name.removesuffix(ours[0]) for name in names if name.endswith(ours[0])} if ours else set()
+    names = set(names)
+    return next((prefix for prefix in sorted(found) if names.issuperset(prefix + name for name in ours)), "")
 
 
 def _check_settings(model: nn.Module, adapter: str, config_file: str, peft_config: dict[str, Any]) -> None:

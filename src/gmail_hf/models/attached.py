@@ -194,6 +194,8 @@ def save_branches(model: nn.Module, save_directory: str | os.PathLike, **kwargs:
     """
     Write the branches of a model that [`attach_branches`] changed: a PEFT folder for each, and their settings.
 
+    `PeftModel.from_pretrained(plain, save_directory, subfolder="gen")` loads one onto the model as it was.
+
     Args:
         model: the model, or its tower.
         save_directory, kwargs: as of [`GmailCheckpoints.save_adapters`].
@@ -234,13 +236,12 @@ def load_branches(
         fields = {name: values[name] for name in VisionFields.__dataclass_fields__ if name in values}
         _attach(model, {**fields, "head": "shared"}, tower)
     module = attached_tower(model)
-    prefix = "vision_model." if "vision_config" in values else ""  # of an image-text model
     loaded = {}
     for name in module.config.modalities:
         files = adapter_files(source, name, **hub)
         if files is None:
             raise OSError(f"'{source}' holds no adapter '{name}': expected {name}/adapter_config.json.")
-        loaded[name] = read_adapter(module, name, *files, prefix=prefix)
+        loaded[name] = read_adapter(module, name, *files)
     for name, tensors in loaded.items():
         if has_adapter(module, name):
             write_adapter(module, name, tensors)
@@ -275,6 +276,7 @@ def _attach(model: PreTrainedModel, fields: dict[str, Any], tower: str | None) -
     total, training = model.num_parameters(), module.training
     _tower_class(type(module)).adopt(module, **fields).train(training)
     if name:
+        module.outer_prefix = f"{name}."
         take_modality(model, name)
     own = sum(parameter.numel() for weight, parameter in module.named_parameters() if is_adapter_weight(weight))
     layers = sum(isinstance(layer, RoutedLinear) for layer in module.modules())
