@@ -22,6 +22,7 @@ from .caption_scores import (
     plot_captions,
 )
 from .classification import class_embeddings, zero_shot_accuracy, zero_shot_ranks
+from .distribution import cmmd, density_coverage
 from .intervals import bootstrap_interval
 from .modules import metric_path
 from .paired import alignment_metrics, centroid_distance, paired_cosine, separability, token_similarity
@@ -55,7 +56,9 @@ __all__ = [
     "caption_metrics",
     "centroid_distance",
     "class_embeddings",
+    "cmmd",
     "coral",
+    "density_coverage",
     "exact_match",
     "gap_closed",
     "image_text_ranks",
