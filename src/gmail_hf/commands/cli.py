@@ -12,6 +12,7 @@ from ..version import __version__
 COMMANDS = {
     "generate": "generate an image for each caption of a data set, in shards",
     "push": "upload generated shards and their card to the Hub",
+    "diagnose": "measure the gap of generated images before training, and what to do",
     "prepare": "store pairs as pixels, so that training decodes no image",
     "train": "align the gen branch (stage 1), adapt the text encoder (stage 2)",
     "caption": "train a ClipCap captioner through gen, caption real images",

@@ -8,6 +8,7 @@ from ..metrics.environment import environment
 from ..metrics.scores import results_in, to_markdown
 from .alignment import evaluate_alignment
 from .captioning import evaluate_captioning, missing_caption_metrics
+from .diagnosis import diagnose, diagnosis_html
 from .load_model import LoadedModel, load_model
 from .measure import Example, Measured, Settings
 from .probe import evaluate_probe, open_training
@@ -29,6 +30,8 @@ __all__ = [
     "Settings",
     "Source",
     "ZeroShotQuestions",
+    "diagnose",
+    "diagnosis_html",
     "environment",
     "evaluate_alignment",
     "evaluate_captioning",

@@ -2,12 +2,11 @@
 
 import base64
 import os
-from collections.abc import Sequence
-from importlib.resources import files
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from PIL import Image as PILImage
 
 from ..metrics.scores import TASKS, counted, label, number
@@ -54,23 +53,35 @@ def to_html(results: Sequence[dict[str, Any]], output_dir: str | os.PathLike) ->
         return path
 
     def inline(file: str) -> str:
-        content = base64.b64encode(picture(file).read_bytes()).decode()
-        return f"data:image/{Path(file).suffix[1:]};base64,{content}"
+        return data_uri(picture(file).read_bytes(), Path(file).suffix[1:])
 
     def is_small(file: str) -> bool:
         with PILImage.open(picture(file), formats=["PNG", "WEBP"]) as image:
             return max(image.size) <= SMALL
 
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"inline": inline, "is_small": is_small, "counted": counted}
-    source = files(__package__).joinpath("report.html.jinja").read_text(encoding="utf-8")
-    return page.from_string(source).render(
+    return render(
+        "report.html.jinja",
+        {"inline": inline, "is_small": is_small},
         results=results,
         models=list({model["name"]: model["revision"] for r in results for model in r["models"].values()}.items()),
         titles=TASKS,
         notes=NOTES,
         tabulate=tabulate,
     )
+
+
+def render(template: str, filters: Mapping[str, Callable] | None = None, **values: Any) -> str:
+    """A page from a template in this folder."""
+    page = Environment(
+        loader=PackageLoader("gmail_hf", "evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters |= {"counted": counted, **(filters or {})}
+    return page.get_template(template).render(values)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """An image of this kind, such as `png`, as the address of an HTML image."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def tabulate(task: str, measured: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:

@@ -32,7 +32,7 @@ def cmmd(generated: np.ndarray, real: np.ndarray) -> float:
 
 
 def density_coverage(generated: np.ndarray, real: np.ndarray, k: int = 5) -> tuple[float, float]:
-    """Density and coverage of generated images by balls around the real ones, which reach to their k-th real neighbour.
+    """Density and coverage of generated images by balls around real ones that reach to their k-th real neighbour.
 
     Density is the number of balls that hold a generated image, mean over these, divided by k: 1 is expected for images
     of the real distribution, less for images away from it. Coverage is the share of balls that hold at least one

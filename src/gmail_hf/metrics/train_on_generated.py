@@ -61,7 +61,8 @@ def train_on_generated(
 
     Args:
         train: the training pairs; readouts and the baselines (mean shift, CORAL) are fitted on these alone.
-        labels: task name -> (n,) labels of the training pairs; scores are averaged over the tasks.
+        labels: task name -> (n,) labels of the training pairs; scores are averaged over the tasks. Without any task
+            there are no readouts.
         heldout: pairs that no training saw, with the same names in `aligned`.
         test_real: (m, dim) f_r(held-out real images).
         test_labels: task name -> (m,) labels.
@@ -81,7 +82,7 @@ def train_on_generated(
         ValueError: invalid embeddings or labels, tasks or aligned models that differ between the splits.
         ImportError: scikit-learn is missing.
     """
-    if not labels or set(labels) != set(test_labels):
+    if set(labels) != set(test_labels):
         raise ValueError(f"labels and test_labels need the same tasks, got {sorted(labels)} and {sorted(test_labels)}")
     if unseen is not None and set(unseen_labels or {}) != set(test_labels):
         raise ValueError(f"unseen_labels need the tasks {sorted(test_labels)}, got {sorted(unseen_labels or {})}")
@@ -92,12 +93,12 @@ def train_on_generated(
             )
     baselines = {MEAN_SHIFT: mean_shift(train.generated, train.real), CORAL: coral(train.generated, train.real)}
     compared = _rows_of(heldout, baselines)
-    fits = {"": (_rows_of(train, baselines), labels)}
+    fits = {"": (_rows_of(train, baselines), labels)} if labels else {}
     if unseen is not None:
         fits["_unseen"] = (_rows_of(unseen, baselines), unseen_labels)
 
     rows: list[Row] = []
-    for name in fits[""][0]:
+    for name in compared:
         row: Row = {"row": name}
         for suffix, (fitted_on, fitted_labels) in fits.items():
             for readout, score in READOUTS.items():
@@ -171,6 +172,10 @@ def to_markdown(rows: list[Row], spread: list[Row] | None = None) -> str:
         "gen_to_real_R@1": "gen→real R@1",
         "centroid_distance": "centroid distance",
         "separability": "separability",
+        "energy_distance": "energy distance",
+        "cmmd": "CMMD",
+        "coverage": "coverage",
+        "density": "density",
     }
     columns = {key: title for key, title in columns.items() if key in rows[0]}
     lines = ["| trained on | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]

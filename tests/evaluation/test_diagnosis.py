@@ -1,0 +1,137 @@
+"""`gmail-hf diagnose`: the recommendation by what was found, and a whole run on tiny pairs."""
+
+import json
+
+import pytest
+from tiny import make_model, make_pairs
+
+from gmail_hf.commands import cli
+from gmail_hf.commands.train import parse_args
+from gmail_hf.evaluation import diagnosis
+from gmail_hf.evaluation.diagnosis import AFTER, REAL_IMAGES, advise, describe_captions
+from gmail_hf.metrics.train_on_generated import CORAL, GENERATED, MEAN_SHIFT
+
+INSTANCES = {"kind": "instance-like", "captions": 90, "real_images_of_the_median_pairs_caption": 1.0}
+CLASSES = {"kind": "class-like", "captions": 10, "real_images_of_the_median_pairs_caption": 90.0}
+
+
+def table(probes: dict[str, float] | None = None, **separabilities: float) -> list[dict]:
+    """Rows as of `diagnose`; `probes` are accuracies by row."""
+    names = [GENERATED, MEAN_SHIFT, CORAL, *([AFTER] if "after" in separabilities else []), REAL_IMAGES]
+    rows = [{"row": name, "separability": 0.5, "coverage": 0.9, "energy_distance": 0.2} for name in names]
+    rows[0]["separability"] = separabilities.get("before", 0.8)
+    if probes:
+        for row in rows:
+            row |= {"logistic_probe": probes[row["row"]], "nearest_centroid": 0.8}
+    return rows
+
+
+def probes(generated, shift, coral, real, **after):
+    return {GENERATED: generated, MEAN_SHIFT: shift, CORAL: coral, REAL_IMAGES: real, **after}
+
+
+@pytest.mark.parametrize(
+    ("rows", "captions", "said", "recipe"),
+    [
+        (table(before=0.55), INSTANCES, "do not align", None),
+        (table(before=0.8), INSTANCES, "--label_column", ["--recipe", "robust"]),
+        (table(before=0.8), CLASSES, "class-like: 90 real images", ["--recipe", "robust", "--pairing", "none"]),
+        (table(before=0.8), CLASSES | {"captions": 500}, "", ["--images_per_caption", "8"]),
+        # Separable, but at no cost; a gap within the noise of 1,000 test images counts as none.
+        (table(probes(0.80, 0.80, 0.80, 0.81)), INSTANCES, "do not align", None),
+        (table(probes(0.60, 0.65, 0.70, 0.80)), INSTANCES, "CORAL closes 50% of the gap (", ["--recipe", "robust"]),
+        (table(probes(0.60, 0.79, 0.70, 0.80)), INSTANCES, "Try mean shift first", None),
+        (
+            table(probes(0.60, 0.65, 0.70, 0.80, **{AFTER: 0.75}), after=True),
+            INSTANCES,
+            "The gen branch closes 75% of the gap: use it",
+            None,
+        ),
+        (
+            table(probes(0.60, 0.65, 0.70, 0.80, **{AFTER: 0.55}), after=True),
+            CLASSES,
+            "closes -25% of the gap, which does not help",
+            ["--recipe", "robust", "--pairing", "none"],
+        ),
+    ],
+)
+def test_advice(rows, captions, said, recipe):
+    advice, options = advise(rows, captions, 1000)
+    assert said in " ".join(advice)
+    assert (options is None) == (recipe is None) and (options or [])[-len(recipe or []) :] == (recipe or [])
+
+
+def test_little_coverage_is_said():
+    rows = table()
+    for row in rows[:-1]:
+        row["coverage"] = 0.1
+    assert "cover 10% of the real ones at best" in " ".join(advise(rows, INSTANCES, 0)[0])
+
+
+def test_captions_by_real_images_not_by_rows():
+    # Five captions an image, each caption of one image; and one generated image more of the same caption.
+    assert describe_captions(["a", "b", "c", "c"], ["1", "1", "2", "2"])["kind"] == "instance-like"
+    found = describe_captions(["cat"] * 6 + ["dog"], list("123456") + ["7"])
+    assert found == {"kind": "class-like", "captions": 2, "real_images_of_the_median_pairs_caption": 6.0}
+
+
+@pytest.fixture
+def folder(tmp_path, clip_folder, processor):
+    """60 pairs of noise with labels, each real image twice; a model with a trained gen branch."""
+    pairs = make_pairs(60, bad_real=(3,), captions=["a cat", "a dog"] * 30)
+    pairs = pairs.add_column("kind", [[i % 2, i // 2 % 2] for i in range(60)])
+    ids = [f"id-{i % 50}" for i in range(60)]
+    pairs.remove_columns("image_id").add_column("image_id", ids).save_to_disk(tmp_path / "pairs")
+    make_model(clip_folder).save_pretrained(tmp_path / "trained")
+    processor.save_pretrained(tmp_path / "trained")
+    return tmp_path
+
+
+def run(folder, model, *options) -> dict:
+    out = folder / "out"
+    cli.run(
+        "diagnose", ["--model", str(model), "--dataset", str(folder / "pairs"), "--output_dir", str(out), *options]
+    )
+    return json.loads((out / "diagnosis.json").read_text())
+
+
+def test_a_base(folder, clip_folder, capsys):
+    result = run(folder, clip_folder, "--label_column", "kind")
+    assert [row["row"] for row in result["rows"]] == [GENERATED, MEAN_SHIFT, CORAL, REAL_IMAGES]
+    assert result["counts"]["pairs"] == 60 and result["counts"]["pairs embedded"] in (49, 50)  # row 53 has its id too
+    assert all(set(diagnosis.SCORES) <= set(row) for row in result["rows"])
+    assert result["captions"]["kind"] == "class-like"
+    assert result["cosines"]["real_images_of_one_caption"] is not None
+    examples = result["examples"]["most typical"]
+    assert examples[0]["typicality"] >= examples[1]["typicality"]
+    page = (folder / "out" / "report.html").read_text()
+    assert page.count('<img class="small" src="data:image/webp;base64,') == 2 * 6 * 4 and "http" not in page
+    printed = capsys.readouterr().out
+    assert all(sentence in printed and sentence in page.replace("&#39;", "'") for sentence in result["advice"])
+
+
+def test_a_trained_model_is_measured_before_and_after(folder):
+    before, _, _, after, _ = run(folder, folder / "trained", "--max_samples", "30")["rows"]
+    assert after["row"] == AFTER and after["paired_cosine"] != before["paired_cosine"]
+    assert "logistic_probe" not in before
+
+
+def test_the_command_is_one_that_train_takes(folder, clip_folder, monkeypatch):
+    monkeypatch.setattr(diagnosis, "SEPARABLE", -1)  # of noise there is no gap
+    command = run(folder, clip_folder)["command"]
+    model, data, training = parse_args([*command[2:], "--use_cpu", "--report_to", "none"])
+    assert command[:2] == ["gmail-hf", "train"] and model.model == str(clip_folder)
+    assert data.dataset == str(folder / "pairs") and (training.recipe, training.pairing) == ("robust", "none")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--label_column", "class"], "no label column 'class'"),
+        (["--max_samples", "19"], "19 pairs with different real images can be read; 20 are needed"),
+    ],
+)
+def test_mistakes(folder, clip_folder, options, message, capsys):
+    with pytest.raises(SystemExit):
+        run(folder, clip_folder, *options)
+    assert message in capsys.readouterr().err
