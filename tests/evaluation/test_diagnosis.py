@@ -37,8 +37,9 @@ def probes(generated, shift, coral, real, **after):
         (table(before=0.8), INSTANCES, "--label_column", ["--recipe", "robust"]),
         (table(before=0.8), CLASSES, "class-like: 90 real images", ["--recipe", "robust", "--pairing", "none"]),
         (table(before=0.8), CLASSES | {"captions": 500}, "", ["--images_per_caption", "8"]),
-        # Separable, but at no cost; a gap within the noise of 1,000 test images counts as none.
-        (table(probes(0.80, 0.80, 0.80, 0.81)), INSTANCES, "do not align", None),
+        # Separable, but at no cost; within the noise of 1,000 test images.
+        (table(probes(0.80, 0.80, 0.80, 0.805)), INSTANCES, "do not align", None),
+        (table(probes(0.79, 0.80, 0.80, 0.802)), INSTANCES, "noise of 1000 test images", None),
         (table(probes(0.60, 0.65, 0.70, 0.80)), INSTANCES, "CORAL closes 50% of the gap (", ["--recipe", "robust"]),
         (table(probes(0.60, 0.79, 0.70, 0.80)), INSTANCES, "Try mean shift first", None),
         (

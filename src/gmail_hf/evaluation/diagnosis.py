@@ -21,7 +21,7 @@ from ..metrics import (
 )
 from ..metrics.train_on_generated import CORAL, GENERATED, MEAN_SHIFT, READOUTS, REAL
 from ..training.columns import is_missing, rows_by_caption
-from ..training.data import caption_ids, decode_image, undecoded
+from ..training.data import BadImageError, caption_ids, decode_image, undecoded
 from ..training.distributions import energy_distance_loss
 from ..training.embeddings import cached_embeds, embed_images, embeds_array
 from .report import SMALL, data_uri, render
@@ -31,6 +31,7 @@ REAL_IMAGES = "other real images"  # the other half of them, as reference
 MIN_PAIRS = 20
 NEIGHBOURS = 5
 CLASS_LIKE = 5  # real images that share the caption of the median pair
+SMALL_GAP = 0.01  # of accuracy, not worth closing
 SEPARABLE = 0.1  # above the separability of real images; below it no gap was found on our data
 ENOUGH = 0.9  # of a gap, closed without training
 BATCH = 256  # the default of training
@@ -168,7 +169,7 @@ def advise(rows: list[dict], captions: dict[str, Any], test_images: int) -> tupl
 
     Args:
         rows, captions: of [`diagnose`].
-        test_images: that accuracies are measured on; smaller differences than their standard error count as none.
+        test_images: that accuracies are measured on; a gap below their standard error is no ground to train.
     """
     by_name = {row["row"]: row for row in rows}
     before, after, real = by_name[GENERATED], by_name.get(AFTER), by_name[REAL_IMAGES]
@@ -177,7 +178,7 @@ def advise(rows: list[dict], captions: dict[str, Any], test_images: int) -> tupl
         f"two sets of real images give {real['separability']:.2f}."
     ]
     gaps = {name: real[name] - before[name] for name in READOUTS if name in before}
-    noise = {name: max(0.01, np.sqrt(real[name] * (1 - real[name]) / test_images)) for name in gaps}
+    noise = {name: max(SMALL_GAP, np.sqrt(real[name] * (1 - real[name]) / test_images)) for name in gaps}
     open_gaps = {name: gap for name, gap in gaps.items() if gap > noise[name]}
 
     def closed(row: dict) -> float:
@@ -188,9 +189,12 @@ def advise(rows: list[dict], captions: dict[str, Any], test_images: int) -> tupl
             f"{before[name]:.3f} instead of {real[name]:.3f} ({name.replace('_', ' ')})" for name in gaps
         )
         advice.append(f"A classifier trained on generated images reaches {scores} on real images.")
+    if not open_gaps and max(gaps.values(), default=0) > SMALL_GAP:
+        much = f"The gap is within the noise of {test_images} test images"
+        return [*advice, f"{much}: diagnose more pairs before you decide (--max_samples, another split)."], None
     has_gap = bool(open_gaps) if gaps else before["separability"] - real["separability"] > SEPARABLE
     if not has_gap:
-        what = "no gap that these pairs could show" if gaps else "next to no gap in these embeddings"
+        what = "no gap worth closing" if gaps else "next to no gap in these embeddings"
         return [*advice, f"There is {what}: do not align, train on the generated images as they are."], None
     if not gaps:
         advice.append("What the gap costs is unknown without labels: name a column of classes with --label_column.")
@@ -260,7 +264,7 @@ def _ways(model: Any, processor: Any, images: Dataset) -> list[tuple[str, str, s
     for cell in cells:
         try:
             probe = [decode_image(cell)]
-        except ValueError:
+        except BadImageError:
             continue
         both = [embed_images(model, processor, probe, branch) for branch in ("real", "gen")]
         return ways if np.allclose(*both, atol=1e-4) else [*ways, (AFTER, "generated_image", "gen")]
