@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pytest
 from tiny import make_model, make_pairs
 
@@ -51,7 +52,7 @@ def probes(generated, shift, coral, real, **after):
         (
             table(probes(0.60, 0.65, 0.70, 0.80, **{AFTER: 0.55}), after=True),
             CLASSES,
-            "closes -25% of the gap, which does not help",
+            "closes -25% of the gap, no more than CORAL",
             ["--recipe", "robust", "--pairing", "none"],
         ),
     ],
@@ -70,8 +71,7 @@ def test_little_coverage_is_said():
 
 
 def test_captions_by_real_images_not_by_rows():
-    # Five captions an image, each caption of one image; and one generated image more of the same caption.
-    assert describe_captions(["a", "b", "c", "c"], ["1", "1", "2", "2"])["kind"] == "instance-like"
+    assert describe_captions(["a"] * 6 + ["b"], ["1"] * 7)["kind"] == "instance-like"  # several generated images
     found = describe_captions(["cat"] * 6 + ["dog"], list("123456") + ["7"])
     assert found == {"kind": "class-like", "captions": 2, "real_images_of_the_median_pairs_caption": 6.0}
 
@@ -117,12 +117,18 @@ def test_a_trained_model_is_measured_before_and_after(folder):
     assert "logistic_probe" not in before
 
 
-def test_the_command_is_one_that_train_takes(folder, clip_folder, monkeypatch):
-    monkeypatch.setattr(diagnosis, "SEPARABLE", -1)  # of noise there is no gap
-    command = run(folder, clip_folder)["command"]
+@pytest.mark.parametrize("name", ["base", "trained"])
+def test_the_command_is_one_that_train_takes(name, folder, clip_folder, monkeypatch):
+    recipe = ["--recipe", "robust", "--pairing", "none"]
+    monkeypatch.setattr(diagnosis, "advise", lambda *_: (["Train."], recipe))
+    pairs = datasets.load_from_disk(folder / "pairs")
+    datasets.DatasetDict(train=pairs.select([0]), test=pairs).save_to_disk(folder / "splits")
+    options = ["--dataset", str(folder / "splits"), "--split", "test"]
+    command = run(folder, clip_folder if name == "base" else folder / "trained", *options)["command"]
     model, data, training = parse_args([*command[2:], "--use_cpu", "--report_to", "none"])
     assert command[:2] == ["gmail-hf", "train"] and model.model == str(clip_folder)
-    assert data.dataset == str(folder / "pairs") and (training.recipe, training.pairing) == ("robust", "none")
+    assert data.dataset == str(folder / "splits") and data.split == ("test" if name == "base" else "train")
+    assert (training.recipe, training.pairing) == ("robust", "none")
 
 
 @pytest.mark.parametrize(

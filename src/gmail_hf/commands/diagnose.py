@@ -17,6 +17,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..files import write_file
 from .cli import run
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> dict:
         "dataset": args.dataset,
         "split": args.split,
         **found,
-        "command": recipe and [*_train_command(args, model), *recipe],
+        "command": recipe and [*_train_command(args, model, found["rows"]), *recipe],
         "settings": {**settings, "embeddings": args.model},
         "environment": environment(),
     }
@@ -92,13 +93,17 @@ def main(argv: Sequence[str]) -> dict:
     return result
 
 
-def _train_command(args: DiagnosisArguments, model) -> list[str]:
+def _train_command(args: DiagnosisArguments, model: Any, rows: list[dict]) -> list[str]:
     """The training of these pairs from the base of the model, without its recipe."""
+    from ..evaluation.diagnosis import AFTER
     from .bundled import DIGITS, model_path
 
     base = model.config.base_model_name_or_path
     words = ["gmail-hf", "train", "--model", DIGITS if base == model_path(DIGITS) else base or args.model]
-    for name in ("dataset", "dataset_config", "dataset_revision", "split"):
+    sources = ["dataset", "dataset_config", "dataset_revision"]
+    if AFTER not in {row["row"] for row in rows}:  # a trained model is diagnosed on a split to test on
+        sources.append("split")
+    for name in sources:
         words += [f"--{name}", getattr(args, name)] if getattr(args, name) not in (None, "train") else []
     for name in ("real_image", "generated_image", "caption", "image_id"):
         column = getattr(args, f"{name}_column")

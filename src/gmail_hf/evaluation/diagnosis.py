@@ -25,6 +25,7 @@ from ..training.data import BadImageError, caption_ids, decode_image, undecoded
 from ..training.distributions import energy_distance_loss
 from ..training.embeddings import cached_embeds, embed_images, embeds_array
 from .report import SMALL, data_uri, render
+from .runner import THUMBNAIL
 
 AFTER = "gen branch"
 REAL_IMAGES = "other real images"  # the other half of them, as reference
@@ -35,7 +36,7 @@ SMALL_GAP = 0.01  # of accuracy, not worth closing
 SEPARABLE = 0.1  # above the separability of real images; below it no gap was found on our data
 ENOUGH = 0.9  # of a gap, closed without training
 BATCH = 256  # the default of training
-EXAMPLES, SHOWN_NEIGHBOURS, THUMBNAIL = 6, 3, 200
+EXAMPLES, SHOWN_NEIGHBOURS = 6, 3
 KINDS = {
     "class-like": "Captions are class-like: {share:.0f} real images share the caption of a typical pair, so the two "
     "images of a pair have little more in common than their caption. Match distributions, not pairs.",
@@ -204,19 +205,15 @@ def advise(rows: list[dict], captions: dict[str, Any], test_images: int) -> tupl
         advice.append(f"Without training, {best} closes {share:.0%} of the gap (of the readout that it helps least).")
     if after:
         if gaps:
-            verdict = f"The gen branch closes {closed(after):.0%} of the gap"
-            good = closed(after) > max(closed(by_name[best]), 0)
+            verdict, rival = f"The gen branch closes {closed(after):.0%} of the gap", max(closed(by_name[best]), 0)
+            good, but = closed(after) > rival, f"no more than {best}" if rival else "which does not help"
         else:
-            verdict = "The energy distance of the gen branch is {:.3f}, and {:.3f} before alignment".format(
-                after["energy_distance"], before["energy_distance"]
-            )
-            good = after["energy_distance"] < before["energy_distance"]
+            distances = after["energy_distance"], before["energy_distance"]
+            verdict = "The energy distance of the gen branch is {:.3f}, and {:.3f} before alignment".format(*distances)
+            good, but = distances[0] < distances[1], "which does not help"
         if good:
-            return [
-                *advice,
-                f"{verdict}: use it, with generated images through gen and photographs through real.",
-            ], None
-        advice.append(f"{verdict}, which does not help. Train again by recipe robust.")
+            return [*advice, f"{verdict}: use it, generated images through gen and photographs through real."], None
+        advice.append(f"{verdict}, {but}. Train by recipe robust, or for more steps.")
     elif best and closed(by_name[best]) >= ENOUGH:
         return [*advice, f"Try {best} first (gmail_hf.metrics); training can add little."], None
     else:
@@ -244,12 +241,12 @@ def diagnosis_html(result: dict[str, Any], pairs: Dataset) -> str:
     """
     images = undecoded(pairs)
 
-    def picture(row: int, column: str) -> str:
+    def picture(row: int, column: str) -> dict[str, Any]:
         image, content = decode_image(images[row][column]), BytesIO()
         small = max(image.size) <= SMALL
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         image.save(content, "WEBP", lossless=small, quality=85)
-        return data_uri(content.getvalue(), "webp")
+        return {"src": data_uri(content.getvalue(), "webp"), "small": small}
 
     scores = {name: texts for name, texts in SCORES.items() if name in result["rows"][0]}
     return render(
