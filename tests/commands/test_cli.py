@@ -110,6 +110,7 @@ def test_interrupt_says_how_to_continue(monkeypatch, capsys, command, interrupt,
 
 def test_an_interrupted_training_names_its_checkpoint(monkeypatch, tmp_path):
     from gmail_hf.commands.common import fit
+    from gmail_hf.training.resuming import seal
 
     class Trainer:
         def __init__(self):
@@ -122,6 +123,7 @@ def test_an_interrupted_training_names_its_checkpoint(monkeypatch, tmp_path):
         fit(Trainer(), None)
     for step in (2, 10):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+        seal(tmp_path / "run" / f"checkpoint-{step}")
     with pytest.raises(KeyboardInterrupt, match=r"--resume_from_checkpoint true to continue from .*checkpoint-10\."):
         fit(Trainer(), None)
 

@@ -124,6 +124,15 @@ def samples(folder, texts):
     return images + [(f"{i}.{kind}", text) for i, (kind, text) in enumerate(texts)]
 
 
+def test_ids_and_captions_that_look_like_files_are_text(folder):
+    header = ("real_image", "caption", "image_id")
+    rows = [*zip(NAMES, ["red.png", "a dog", "two birds"], ["7 (2).jpg", "8.jpg", "9.jpg"], strict=True)]
+    lines = [",".join(row) for row in (header, *rows)]
+    (folder / "pairs.csv").write_text("\n".join(lines))
+    pairs = load_pairs(str(folder / "pairs.csv"))
+    assert pairs["image_id"][:] == ["7 (2).jpg", "8.jpg", "9.jpg"] and pairs["caption"][0] == "red.png"
+
+
 def test_tars_in_any_order_with_ids_and_missing_texts(folder, caplog):
     texts = [("json", json.dumps({"caption": text, "image_id": f"00{i}"}).encode()) for i, text in enumerate(CAPTIONS)]
     tar(folder / "a.tar", samples(folder, texts))

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, concatenate_da
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
 from ..publishing.provenance import local_path
-from .columns import IMAGE_NAMES, words_of
+from .columns import IMAGE_NAMES, USUAL, words_of
 from .decoding import IMAGE_SUFFIXES
 from .layouts import (
     BUILDERS,
@@ -188,7 +188,7 @@ def resolve_images(rows: Dataset, file: Path) -> Dataset:
             ]
             if all(part.null_count == len(part) for part in paths):
                 continue
-        elif _are_paths(cells):
+        elif column not in USUAL["image_id"] and words_of(column) not in USUAL["caption"] and _are_paths(cells):
             paths = [cell.cast(pa.string()) for cell in cells]
             content = [pa.nulls(len(cell), pa.binary()) for cell in cells]
         else:
