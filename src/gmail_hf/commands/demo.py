@@ -16,8 +16,9 @@ robust with its adapters.
 Settings are the paper's except for size and length: its learning rate is meant for 50,000 steps, so a run this short
 needs a larger one. The generator runs at diffusers' default guidance of 7.5 and with few steps, as one does for speed,
 and its images then differ from real scenes as a large model's do from photographs. At its best settings (the second
-command) it comes so near to the real scenes that hardly a gap is left to close. Learning rate, length and sampling
-were chosen on validation scenes (see benchmarks/README.md), never on the test split shown.
+command) it comes so near to the real scenes that hardly a gap is left to close. Learning rate and sampling
+were chosen on validation scenes (see benchmarks/README.md), never on the test split shown; the number of steps is such
+that both recipes take minutes.
 """
 
 import json
