@@ -38,7 +38,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=("digits", "coco"), default="digits")
     parser.add_argument("--table", type=int, nargs="+", choices=range(1, 18), metavar="1..17", help="of the paper")
-    parser.add_argument("--title", default="", help="tables whose title contains this, no others")
+    parser.add_argument("--title", nargs="+", default=[""], help="tables whose title contains one of these, no others")
     parser.add_argument("--figure", type=int, nargs="+", choices=list(FIGURES), metavar="2,3", help="of the paper")
     parser.add_argument("--name", default="paper", help="of the files written")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/paper"))
@@ -50,13 +50,14 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="concurrent runs, one thread each")
     args = parser.parse_args(argv)
     if args.table is None and args.figure is None:
-        args.table, args.figure = list(range(1, 18)), [] if args.title else list(FIGURES)
+        args.table, args.figure = list(range(1, 18)), list(FIGURES) if args.title == [""] else []
     return args
 
 
 def main(argv: list[str] | None = None) -> dict:
     args = parse_args(sys.argv[1:] if argv is None else argv)
-    tables = [table for table in TABLES if set(table.numbers) & set(args.table or []) and args.title in table.title]
+    tables = [table for table in TABLES if set(table.numbers) & set(args.table or [])]
+    tables = [table for table in tables if any(title in table.title for title in args.title)]
     if args.world == "coco":
         printed: set[str] = set()
         for table in tables:
