@@ -73,25 +73,25 @@ def retrieval_by_scale(runs: Runs) -> list[dict]:
     return [*rows[:-1], retrieved(f"GMAIL, {runs.num_pairs} pairs", found[PAPER][1]), rows[-1]]
 
 
+def base_retrieval(runs: Runs, base: str, pairs: str) -> list[dict]:
+    """Retrieval by the text side of another base, before and after stage 2."""
+    before = runs.aligned(pairs=pairs, base=base)
+    common = {"pairs": pairs, "model": before}
+    found = {GENERATED: runs.text(f"{base} {GENERATED}", "--generated_modality", "real", **common)}
+    for name in (PAPER, CONSISTENT):
+        found[name] = runs.text(f"{base} {name}", model=runs.aligned(name, pairs, base=base), pairs=pairs)
+    found[REAL] = runs.text(f"{base} {REAL}", "--gen_text_weight", "0", "--real_text_weight", "1", **common)
+    scores = json.loads((found[GENERATED][0] / "before_results.json").read_text())
+    return [retrieved(BEFORE, scores, "before"), *(retrieved(name, run[1]) for name, run in found.items())]
+
+
 def long_retrieval(runs: Runs) -> list[dict]:
     """Long captions: the bundled CLIP with stretched positions in place of Long-CLIP."""
-    base = {"pairs": "long", "base": "longclip"}
-    before = runs.aligned(**base)
-    common = {"pairs": "long", "model": before}
-    found = {GENERATED: runs.text(f"long {GENERATED}", "--generated_modality", "real", **common)}
-    for name in (PAPER, CONSISTENT):
-        found[name] = runs.text(f"long {name}", model=runs.aligned(name, **base), pairs="long")
-    found[REAL] = runs.text(f"long {REAL}", "--gen_text_weight", "0", "--real_text_weight", "1", **common)
-    before = json.loads((found[GENERATED][0] / "before_results.json").read_text())
-    return [retrieved(BEFORE, before, "before"), *(retrieved(name, run[1]) for name, run in found.items())]
+    return base_retrieval(runs, "longclip", "long")
 
 
-def siglip_captioning(runs: Runs) -> list[dict]:
-    before = runs.aligned(base="siglip")
-    rows = [captioned(GENERATED, runs.clipcap(f"siglip {GENERATED}", *TAKEN_FOR_REAL, model=before))]
-    for name in (PAPER, CONSISTENT):
-        rows.append(captioned(name, runs.clipcap(f"siglip {name}", model=runs.aligned(name, base="siglip"))))
-    return [*rows, captioned(REAL, runs.clipcap(f"siglip {REAL}", *ON_REAL, model=before))]
+def siglip_retrieval(runs: Runs) -> list[dict]:
+    return base_retrieval(runs, "siglip", "pairs")
 
 
 def probes(runs: Runs) -> list[dict]:
