@@ -5,8 +5,10 @@ import inspect
 
 import pytest
 import torch
+import transformers as t
+from peft import LoraConfig, get_peft_model
 from tiny import make_clip
-from vlms import VLMS
+from vlms import IMAGE, LLAMA, VLMS
 
 from gmail_hf import GmailCLIPModel, attach_branches, from_vlm, load_branches, save_branches
 from gmail_hf.branches.tower import is_adapter_weight
@@ -157,3 +159,69 @@ def test_a_llava_takes_the_branches_of_its_clip(tmp_path, adapters_only):
         load_branches(make("llava"), tmp_path / "gmail")
     with pytest.raises(ValueError, match="has no branches"):
         load_branches(make("llava"), tmp_path / "clip")
+
+
+def test_a_tower_that_joins_images_takes_one_branch_per_batch():
+    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    config = t.LlavaConfig(text_config=LLAMA, vision_config=vision, image_token_index=IMAGE, **features)
+    model = t.LlavaForConditionalGeneration(config).eval()
+    attach_branches(model)
+    randomise(model)
+    inputs = {**VLMS["llava"].inputs([0, 1]), "image_sizes": torch.tensor([[16, 16]] * 2)}
+    with torch.no_grad():
+        gen, real = (model(**inputs, modality=modality).logits for modality in ("gen", "real"))
+        assert (gen - real).abs().max() > 1e-3
+        with pytest.raises(RuntimeError, match="a batch takes one branch at a time"):
+            model(**inputs, modality=["gen", "real"])
+
+
+def test_branches_work_under_a_device_map(tmp_path):
+    make("llava").save_pretrained(tmp_path / "vlm")
+    places = {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu"}
+    places |= {"model.language_model": "disk", "lm_head": "disk"}
+    model = from_vlm(tmp_path / "vlm", device_map=places, offload_folder=str(tmp_path / "offload")).eval()
+    plain = from_vlm(tmp_path / "vlm").eval()
+    randomise(plain)
+    model.model.vision_tower.load_state_dict(plain.model.vision_tower.state_dict())
+    vlm = VLMS["llava"]
+    for modality in ("real", "gen", NAMES):
+        torch.testing.assert_close(logits(model, vlm, modality=modality), logits(plain, vlm, modality=modality))
+
+
+def test_texts_without_images_have_no_name():
+    model = make("smolvlm")
+    attach_branches(model)
+    randomise(model)
+    inputs = VLMS["smolvlm"].inputs([1, 0])  # of two tiles, and of one
+    inputs["pixel_values"][1] = 0
+    inputs["input_ids"][1][inputs["input_ids"][1] == IMAGE] = 1
+    with torch.no_grad():
+        one = model(**inputs, modality=["gen"]).logits
+        assert torch.equal(one, model(**inputs, modality="gen").logits)
+    llava = make("llava")
+    attach_branches(llava)
+    adjacent = {**VLMS["llava"].inputs(EVERY)}
+    adjacent["input_ids"] = torch.cat([torch.full((1, 8), IMAGE), torch.full((1, 4), IMAGE)], dim=1)
+    adjacent["attention_mask"] = torch.ones_like(adjacent["input_ids"])
+    with pytest.raises(ValueError, match="lists 1 branches for 3 images"):
+        llava(**adjacent, modality=["gen"])
+
+
+def test_what_would_lose_branches_is_refused(tmp_path):
+    make("llava").save_pretrained(tmp_path / "vlm")
+    model = from_vlm(tmp_path / "vlm")
+    model.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ValueError, match="save them by `save_branches`"):
+        from_vlm(tmp_path / "whole")
+    save_branches(model, tmp_path / "branches")
+    with pytest.raises(ValueError, match="their own settings.*lora_rank"):
+        from_vlm(tmp_path / "vlm", gmail=tmp_path / "branches", lora_rank=16)
+    other = VLMS["llava"].build()
+    with pytest.raises(ValueError, match="other weights"):
+        load_branches(other, tmp_path / "branches")
+    assert not isinstance(other, BranchedVLM)  # unchanged
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="restrict `target_modules` to the language model"):
+        save_branches(wrapped, tmp_path / "lost")

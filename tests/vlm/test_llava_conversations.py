@@ -92,9 +92,9 @@ def test_rows_that_cannot_be_learned_are_named(processor, rows, message):
         Conversations(rows, "image", "Split 'train'").check(processor, MODALITIES)
 
 
-def test_paths_are_no_images(processor):
+def test_a_path_without_an_image_is_named(processor):
     rows = captions("A").remove_columns("image").add_column("image", ["a.png"])
-    with pytest.raises(ValueError, match="of 1 sampled rows.*no image in this cell"):
+    with pytest.raises(ValueError, match="of 1 sampled rows.*a.png cannot be read"):
         Conversations(rows, "image").check(processor, MODALITIES)
 
 

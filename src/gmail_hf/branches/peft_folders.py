@@ -38,6 +38,11 @@ def routed_linears(model: nn.Module, adapter: str | None = None) -> Iterator[tup
     """Linear layers with LoRA by name; with `adapter`, those of the encoder that it belongs to."""
     for name, module in model.named_modules():
         if isinstance(module, RoutedLinear):
+            if name.endswith(".base_layer"):
+                raise ValueError(
+                    f"PEFT wraps {name.removesuffix('.base_layer')}, a layer with branches: restrict `target_modules` "
+                    "to the language model."
+                )
             of_text = TEXT_ADAPTER in module.adapters
             if adapter is None or of_text == (adapter == TEXT_ADAPTER):
                 yield name, module

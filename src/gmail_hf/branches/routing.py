@@ -50,6 +50,8 @@ def routed(route: Route, function: Callable, *args: Any, **kwargs: Any) -> Any:
 def change_class(module: nn.Module, new: type[nn.Module]) -> None:
     """Make `module` an instance of `new`, a subclass of its class."""
     module.__class__ = new
+    if "_old_forward" in vars(module):  # what the hooks of accelerate call, with a `device_map` for instance
+        module._old_forward = new.forward.__get__(module)
     if hasattr(module, "_can_record_outputs"):  # transformers registers by the class in words what a model can output
         _CAN_RECORD_REGISTRY.update({str(new): module._can_record_outputs})  # an item is set otherwise before 5.24
 
@@ -123,12 +125,12 @@ class RoutedLinear(nn.Linear):
 def gate_of(route: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The gate `(rows, 1, ..., adapters)` of a layer's input `(rows, ..., features)`."""
     step, rest = divmod(len(route), len(rows))
-    if rest:
+    # Packed patches: a layer after patch merging sees one row in `step`. Pixtral joins all images in one row instead.
+    if rest or (step > 1 and rows.dim() > 2):
         raise RuntimeError(
             f"{len(route)} rows have a branch, a layer has {len(rows)} rows: this architecture mixes rows between its "
             "layers, so that a batch takes one branch at a time."
         )
-    # Packed patches: a layer after patch merging sees one row in `step`.
     return route[::step].view(len(rows), *[1] * (rows.dim() - 2), route.shape[1])
 
 

@@ -127,7 +127,7 @@ def load_two_branches(
     Raises:
         OSError, ValueError: see [`GmailCLIPModel.from_pretrained`] and [`from_base`].
     """
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     from ..models.attached import attached_tower, from_vlm
@@ -135,6 +135,9 @@ def load_two_branches(
     from .bundled import model_path
 
     path, hub = model_path(name), {"revision": revision} if revision else {}
+    kind = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type", "")
+    if kind.startswith("gmail_attached_"):
+        raise ValueError(f"'{name}' holds branches of a tower without a class: put them on their model by `from_vlm`.")
     kind = AutoConfig.from_pretrained(path, **hub).model_type
     trained = {model.config_class.model_type: model for model in MODELS}
     if kind in trained:

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from ..branches.attach import find_tower, target_layers
 from ..branches.configuration import AdapterFields
-from ..branches.peft_folders import has_adapter, read_adapter, write_adapter
+from ..branches.peft_folders import check_base, has_adapter, read_adapter, read_signature, write_adapter
 from ..branches.routing import RoutedLinear
 from ..branches.tower import BranchedTower, Modality, is_adapter_weight
 from ..publishing.hub import hub_kwargs
@@ -180,9 +180,16 @@ def from_vlm(
         ValueError, OSError: as [`attach_branches`] and [`load_branches`].
     """
     fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AdapterFields.__dataclass_fields__}
-    model = AutoModelForImageTextToText.from_pretrained(
-        pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True}
+    if fields and gmail is not None:
+        raise ValueError(f"The branches of '{gmail}' have their own settings: leave out {sorted(fields)}.")
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        pretrained_model_name_or_path, output_loading_info=True, **{**kwargs, "use_safetensors": True}
     )
+    if any(is_adapter_weight(name) for name in info["unexpected_keys"]):
+        raise ValueError(
+            f"'{pretrained_model_name_or_path}' has weights of branches, which this would lose: save them by "
+            "`save_branches`, and give the model as it was with `gmail=`."
+        )
     if gmail is None:
         _attach(model, {**fields, **_origin(model)}, tower)
     else:
@@ -232,7 +239,12 @@ def load_branches(
     values, _ = PreTrainedConfig.get_config_dict(source, **hub)
     if "trainable_modalities" not in values:
         raise ValueError(f"'{source}' is a '{values.get('model_type')}' and has no branches.")
-    if not isinstance(find_tower(model, tower)[1], BranchedTower):
+    module = find_tower(model, tower)[1]
+    if not isinstance(module, BranchedTower):
+        if (files := adapter_files(source, values["modalities"][0], **hub)) and isinstance(
+            signature := read_signature(files[1]), dict
+        ):
+            check_base(module, files[1], values.get("base_model_name_or_path"), signature)  # before a change
         fields = {name: values[name] for name in VisionFields.__dataclass_fields__ if name in values}
         _attach(model, {**fields, "head": "shared"}, tower)
     module = attached_tower(model)

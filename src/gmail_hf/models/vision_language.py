@@ -42,7 +42,7 @@ class BranchedVLM(ModalityMixin):
                 reject_unknown(f"{type(self).__name__}.forward()", known, kwargs)
             inputs = signature.bind_partial(self, *args, **kwargs).arguments
             outputs = self._with_modality(plain, modality, inputs, self, *args, **kwargs)
-            if inputs.get("labels") is not None:
+            if inputs.get("labels") is not None and not isinstance(outputs, tuple):
                 self._mend_loss(outputs, inputs)
             return outputs
 
@@ -86,7 +86,7 @@ class BranchedVLM(ModalityMixin):
 
     def _mend_loss(self, outputs: Any, inputs: dict[str, Any]) -> None:
         """Losses of batches that have nothing to learn, or no images."""
-        if not (inputs["labels"] != -100).any():
+        if not (inputs["labels"][:, 1:] != -100).any():
             # No image of the batch could be read: a mean over no token is NaN, and would make every weight NaN.
             outputs.loss = outputs.logits.sum() * 0
         if self.training and inputs.get("pixel_values") is None and inputs.get("mm_encoder_outputs") is None:
@@ -181,8 +181,10 @@ def rows_per_image(inputs: dict[str, Any], config: Any) -> list[int]:
         return [
             image_size_to_num_patches(size, grid, side) if one else 1 for size, one in zip(sizes, alone, strict=True)
         ]
-    if pixel_values.dim() == 5:  # Idefics 3, SmolVLM: (texts, tiles, ...), padded by black tiles; one name per text
-        return pixel_values.flatten(2).any(dim=-1).sum(dim=1).tolist()
+    if pixel_values.dim() == 5:  # Idefics 3, SmolVLM: (texts, tiles, ...), padded by black tiles
+        return [tiles for tiles in pixel_values.flatten(2).any(dim=-1).sum(dim=1).tolist() if tiles]
+    if config.model_type != "internvl":
+        return [1] * len(pixel_values)
     runs = image_token_runs(inputs.get("input_ids"), getattr(config, "image_token_id", None))
     tokens, rest = divmod(sum(runs), len(pixel_values))
     if runs and not rest and all(run % tokens == 0 for run in runs):  # InternVL: the tiles of an image in one run
