@@ -73,6 +73,12 @@ class ModalityMixin:
         """Make `modality` the default branch inside a `with` block."""
         return self.tower.using(modality)
 
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if mode and not any(parameter.requires_grad for parameter in self.tower.parameters()):
+            self.tower.eval()  # what does not train has no use for dropout
+        return self
+
 
 class GmailModel(ModalityMixin):
     """
@@ -156,12 +162,6 @@ class GmailModel(ModalityMixin):
         return modality not in self.config.trainable_modalities or not changes_base(
             self, adapter_tensors(self, modality)
         )
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if mode and not any(parameter.requires_grad for parameter in self.tower.parameters()):
-            self.tower.eval()  # what does not train has no use for dropout
-        return self
 
     def freeze_base(self) -> None:
         """Let only the adapters train, as Algorithm 1 of the paper asks."""

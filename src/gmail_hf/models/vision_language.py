@@ -100,12 +100,6 @@ class BranchedVLM(ModalityMixin):
             ]
             outputs.loss = outputs.loss + 0 * sum(parameter.sum().to(outputs.loss) for parameter in idle)
 
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if mode and not any(parameter.requires_grad for parameter in self.tower.parameters()):
-            self.tower.eval()  # what does not train has no use for dropout
-        return self
-
     def plain_config(self) -> PreTrainedConfig:
         """The configuration of the model without branches."""
         return copy.deepcopy(self.config)
