@@ -22,6 +22,7 @@ from .caption_scores import (
     plot_captions,
 )
 from .classification import class_embeddings, zero_shot_accuracy, zero_shot_ranks
+from .clip_score import CLIP_SCORE_PROMPT, clip_score, ref_clip_score
 from .distribution import cmmd, density_coverage
 from .intervals import bootstrap_interval
 from .modules import metric_path
@@ -44,6 +45,7 @@ from .train_on_generated import PairEmbeddings, aggregate, to_markdown, train_on
 
 __all__ = [
     "CAPTION_METRICS",
+    "CLIP_SCORE_PROMPT",
     "EXTRA_CAPTION_METRICS",
     "AffineMap",
     "GapClosed",
@@ -56,6 +58,7 @@ __all__ = [
     "caption_metrics",
     "centroid_distance",
     "class_embeddings",
+    "clip_score",
     "cmmd",
     "coral",
     "density_coverage",
@@ -79,6 +82,7 @@ __all__ = [
     "plot_pairs",
     "ranks_from_similarity",
     "recall_at_k",
+    "ref_clip_score",
     "retrieval_ranks",
     "scienceqa_item",
     "separability",

@@ -22,6 +22,8 @@ LABELS = {
     "top1": "top-1",
     "mean_per_class": "mean per class",
     "exact_match": "exact match",
+    "ref_clip_score": "RefCLIPScore",
+    "clip_score": "CLIPScore",
     "gen_to_real": "generated to real",
     "paired_cosine": "paired cosine",
     "centroid_distance": "distance of centroids",
