@@ -293,6 +293,32 @@ def test_vqa_of_several_images_a_question(loaded, source, tmp_path, monkeypatch)
         assert [item["type"] for item in messages[0]["content"]].count("image") == 2
 
 
+def test_pope_has_scores_of_each_category(loaded, source, tmp_path, monkeypatch):
+    llava = loaded["llava"]
+    facts = [("random", "yes"), ("random", "no"), ("popular", "yes"), ("popular", "no")]
+    rows = [
+        {"image": png_cell(picture(i)), "question": "Is there a two?", "answer": answer, "category": category}
+        for i, (category, answer) in enumerate(facts)
+    ]
+    Dataset.from_list(rows).cast_column("image", Image()).to_parquet(tmp_path / "test.parquet")
+    found = source("pope", tmp_path / "test.parquet")
+    asked = []
+
+    def answers(model, processor, images, messages, *args, **kwargs):
+        asked.extend(message[0]["content"][-1]["text"] for message in messages)
+        return ["Yes, there is.", "No", "No.", "There is not"]
+
+    monkeypatch.setattr(vqa, "write", answers)
+    measured = evaluate_vqa(llava.model, llava.processor, found, SETTINGS)
+    assert asked == ["Is there a two?\nAnswer the question using a single word or phrase."] * 4
+    assert measured.scores["accuracy"] == 3 / 4 and measured.scores["precision"] == 1.0
+    assert measured.scores["recall"] == 1 / 2 and measured.scores["F1"] == pytest.approx(2 / 3)
+    assert measured.scores["yes_ratio"] == 1 / 4 and "unparsed" not in measured.scores
+    assert measured.scores["F1, random"] == 1.0 and measured.scores["F1, popular"] == 0.0
+    assert measured.scores["yes_ratio, random"] == 1 / 2 and measured.scores["accuracy, popular"] == 1 / 2
+    assert [line["choice"] for line in measured.predictions] == ["yes", "no", "no", "no"]
+
+
 def test_branches_reach_a_model_that_chats(loaded):
     llava = loaded["llava"]
     content = [{"type": "image"}, {"type": "text", "text": "Describe the image."}]

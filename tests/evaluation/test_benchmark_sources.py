@@ -19,7 +19,8 @@ from gmail_hf.evaluation.sources import SHAREGPT4V_FILE, captions_of, tasks_of
 from gmail_hf.training.data import decode_image
 
 NAMES = (
-    "coco flickr30k sharegpt4v urban1k dtd cars sun397 food101 aircraft pets caltech101 imagenet scienceqa mmmu digits"
+    "coco flickr30k sharegpt4v urban1k dtd cars sun397 food101 aircraft pets caltech101 imagenet scienceqa mmmu pope "
+    "digits"
 )
 
 
@@ -27,7 +28,7 @@ def test_registry_is_complete():
     assert list(BENCHMARKS) == NAMES.split()
     for name, benchmark in BENCHMARKS.items():
         assert benchmark.name == name and benchmark.tasks and benchmark.layout in LAYOUTS
-        assert benchmark.paper or name in ("digits", "urban1k")
+        assert benchmark.paper or name in ("digits", "pope", "urban1k")
     ids = [benchmark.dataset for benchmark in BENCHMARKS.values()]
     assert max(Counter(filter(None, ids)).values()) == 1
     table_4 = [name for name, benchmark in BENCHMARKS.items() if benchmark.paper == "Table 4"]
@@ -162,6 +163,31 @@ def test_scienceqa_and_mmmu_columns(source, tmp_path):
         ("Biology", "validation_Biology_1"),
     ]
     assert len(list(source("mmmu", tmp_path / "mmmu", limit=1).read())) == 1
+
+
+def test_pope_is_read_from_one_configuration(source, tmp_path):
+    """As on the Hub: the split `test` of the second configuration has all rows; the first has them in three splits."""
+    for folder, split, categories in (
+        ("Full", "random", ["random"]),
+        ("Full", "popular", ["popular"]),
+        ("data", "test", ["random", "popular"]),
+    ):
+        rows = [
+            {"image": png_cell(picture(0)), "question": "Is there a dog?", "answer": "no", "category": category}
+            for category in categories
+        ]
+        (tmp_path / folder).mkdir(exist_ok=True)
+        table = Dataset.from_list(rows).cast_column("image", Image())
+        table.to_parquet(tmp_path / folder / f"{split}-00000-of-00001.parquet")
+    full = "".join(f"  - split: {split}\n    path: Full/{split}-*\n" for split in ("random", "popular"))
+    default = "- config_name: default\n  data_files:\n  - split: test\n    path: data/test-*\n"
+    card = f"---\nconfigs:\n- config_name: Full\n  data_files:\n{full}{default}---\n"
+    (tmp_path / "README.md").write_text(card)
+    found = source("pope", tmp_path)
+    assert found.split == "test"
+    assert [row["category"] for row in found.read()] == ["random", "popular"]
+    one = source("pope", tmp_path / "data" / "test-00000-of-00001.parquet")
+    assert [row["answer"] for row in one.read()] == ["no", "no"]
 
 
 def test_bad_data_are_told_at_once(source, tmp_path):

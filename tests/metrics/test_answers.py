@@ -108,7 +108,7 @@ def test_unfit_choices(choices):
 
 
 def test_unknown_rules():
-    with pytest.raises(ValueError, match="'scienceqa' or 'mmmu'"):
+    with pytest.raises(ValueError, match="'scienceqa', 'mmmu' or 'pope'"):
         parse_choice("A", ANIMALS, "llava")
 
 

@@ -60,6 +60,10 @@ def cases(embeds):
             {"inputs": {"predictions": choices, "references": labels[:10]}},
             multiple_choice_accuracy(choices, labels[:10].tolist()),
         ),
+        "yes_no_scores": (
+            {"inputs": {"predictions": labels % 2, "references": labels // 3}},
+            metrics.yes_no_scores(labels % 2, labels // 3),
+        ),
     }
 
 

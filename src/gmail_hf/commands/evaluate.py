@@ -10,7 +10,7 @@ captions), and benchmarks streamed from the Hub:
 
 Captions and questions need an image-text-to-text model, such as a ClipCap or a LLaVA:
 
-    gmail-hf evaluate --model llava-coco --benchmarks scienceqa,mmmu,coco --dtype bfloat16 --output_dir llava-scores
+    gmail-hf evaluate --model llava-coco --benchmarks scienceqa,mmmu,pope --output_dir llava-scores
 
 --dataset NAME=PLACE reads the data of a benchmark from elsewhere: a folder, a file or another Hub id with the same
 layout, such as a clone of clip-benchmark/wds_vtab-dtd. For coco and flickr30k it may be pairs with generated images,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..metrics.answers import MMMU_COLUMNS, SCIENCEQA_COLUMNS
+from ..metrics.answers import MMMU_COLUMNS, POPE_COLUMNS, SCIENCEQA_COLUMNS
 
 RETRIEVAL, ZERO_SHOT, CAPTIONING, VQA, ALIGNMENT = "retrieval", "zero_shot", "captioning", "vqa", "alignment"
 PROBE = "probe"
@@ -129,6 +129,14 @@ LAYOUTS = {
         files=(),
         description="the columns of MMMU/MMMU, one configuration per subject",
     ),
+    # https://huggingface.co/datasets/lmms-lab/POPE
+    "pope": Layout(
+        columns=POPE_COLUMNS,
+        images=("image",),
+        files=(),
+        description="the columns of lmms-lab/POPE: `image`, `question`, `answer` (yes or no) and `category` (random, "
+        "popular or adversarial)",
+    ),
 }
 
 
@@ -172,6 +180,7 @@ BENCHMARKS = {
         Benchmark(
             "mmmu", "MMMU", (VQA,), "mmmu", "MMMU/MMMU", "validation", "Tables 10, 15", "Yue et al., 2024"
         ),
+        Benchmark("pope", "POPE", (VQA,), "pope", "lmms-lab/POPE", "test", None, "Li et al., 2023"),
     )
 }  # fmt: skip
 

@@ -221,7 +221,7 @@ def _local_rows(path: Path, benchmark: Benchmark, any_split: bool) -> tuple[str,
         if not any_split and not (path / benchmark.split).is_dir():
             raise ValueError(f"'{path}' has no folder '{benchmark.split}'.")
         return class_rows(path, benchmark.split, lines)
-    if benchmark.layout == "mmmu" and path.is_dir():
+    if benchmark.layout in ("mmmu", "pope") and path.is_dir():
         return (*_configured(str(path), benchmark, None, any_split), lines)
     return _table_rows(str(path), benchmark, lines, any_split)
 
@@ -274,15 +274,20 @@ def _webdataset(shards: str, split: str) -> datasets.IterableDataset:
 
 
 def _configured(name: str, benchmark: Benchmark, revision: str | None, any_split: bool) -> tuple[str, Callable]:
-    """Rows of all configurations of a data set in turn; `config_name` of a row is its configuration."""
+    """
+    Rows of all configurations of a data set that have the split, in turn; `config_name` of a row is its configuration.
+    """
     configs = datasets.get_dataset_config_names(name, revision=revision)
-    splits = [datasets.load_dataset(name, config, revision=revision, streaming=True) for config in configs]
-    split = _choose(splits[0], benchmark, name, any_split)
+    splits = {config: datasets.load_dataset(name, config, revision=revision, streaming=True) for config in configs}
+    # POPE has its rows twice: in the split `test` of one configuration, and in three splits of another.
+    first = next((parts for parts in splits.values() if benchmark.split in parts), splits[configs[0]])
+    split = _choose(first, benchmark, name, any_split)
 
     def read(limit: int | None) -> Iterator[dict[str, Any]]:
         rows = (
             {**row, "config_name": config}
-            for config, parts in zip(configs, splits, strict=True)
+            for config, parts in splits.items()
+            if split in parts
             for row in undecoded(parts[split])
         )
         return islice(rows, limit)

@@ -1,4 +1,4 @@
-"""Multiple-choice questions about images (the paper's Tables 10 and 15)."""
+"""Questions about images with choices, or answered by yes or no (the paper's Tables 10 and 15; POPE)."""
 
 from typing import Any
 
@@ -10,31 +10,38 @@ from ..metrics.answers import (
     multiple_choice_accuracy,
     multiple_choice_items,
     parse_choice,
+    pope_item,
     scienceqa_item,
 )
+from ..metrics.yes_no import yes_no_scores
 from .answering import write
 from .measure import Example, Measured, Settings, interval
 from .sources import Source, read_image
 
 # Of each layout: how a row becomes a question, and the classes whose accuracies are reported.
-ITEMS = {"scienceqa": (scienceqa_item, "subject"), "mmmu": (mmmu_item, "discipline")}
-MAX_NEW_TOKENS = 32  # the answer is a letter
+ITEMS = {
+    "scienceqa": (scienceqa_item, "subject"),
+    "mmmu": (mmmu_item, "discipline"),
+    "pope": (pope_item, "category"),
+}
+MAX_NEW_TOKENS = 32  # the answer is a letter or a word
 EXAMPLES = 12
 
 
 def evaluate_vqa(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
     """
-    Accuracy on questions with an image and choices; open ones and those without an image are left out.
+    Accuracy on questions with an image and choices, on POPE also its other scores; open questions and those without an
+    image are left out.
 
     Args:
         model: any of `AutoModelForImageTextToText` that chats, in evaluation mode, on its device; it answers greedily.
         processor: its processor, with a chat template.
-        source: of ScienceQA or MMMU.
+        source: of ScienceQA, MMMU or POPE.
         settings: see [`Settings`].
 
     Returns:
-        `accuracy`, that of each class of questions, and the share of answers that name no choice; each answer as a
-        prediction.
+        `accuracy`, that of each class of questions, and the share of answers that name no choice; on POPE
+        [`metrics.yes_no_scores`] of all questions and of each category. Each answer as a prediction.
 
     Raises:
         ValueError: no question with an image and choices, an image that cannot be read, a row that does not fit.
@@ -65,7 +72,7 @@ def evaluate_vqa(model: Any, processor: Any, source: Source, settings: Settings)
             bar.update(len(batch))
     chosen = [parse_choice(text, item.choices, item.rules) for text, item in zip(answers, items, strict=True)]
     right = [item.answer for item in items]
-    found = multiple_choice_accuracy(chosen, right, [item.group[kind] for item in items])
+    scores = (_yes_no if source.layout == "pope" else _accuracy)(chosen, right, [item.group[kind] for item in items])
     lines = []
     for item, text, choice in zip(items, answers, chosen, strict=True):
         facts = {"answer": text, "choice": None if choice is None else item.choices[choice]}
@@ -74,16 +81,27 @@ def evaluate_vqa(model: Any, processor: Any, source: Source, settings: Settings)
         example.text, example.right = line["answer"], line["choice"] == line["right"]
         example.reference = f"{line['question']} Right: {line['right']}"
     return Measured(
-        scores={
-            "accuracy": found["accuracy"],
-            **{f"accuracy, {group}": score for group, score in found["groups"].items()},
-            "unparsed": found["unparsed"],
-        },
+        scores=scores,
         intervals={"accuracy": interval(np.equal(chosen, right), settings)},
         counts={"questions": len(items), **{f"left out, {why}": count for why, count in skipped.items()}},
         predictions=lines,
         examples=examples,
     )
+
+
+def _accuracy(chosen: list[int | None], right: list[int], groups: list[str]) -> dict[str, float]:
+    found = multiple_choice_accuracy(chosen, right, groups)
+    by_group = {f"accuracy, {group}": score for group, score in found["groups"].items()}
+    return {"accuracy": found["accuracy"], **by_group, "unparsed": found["unparsed"]}
+
+
+def _yes_no(chosen: list[int], right: list[int], groups: list[str]) -> dict[str, float]:
+    scores = yes_no_scores(chosen, right)
+    for group in sorted(set(groups)):
+        rows = [row for row, member in enumerate(groups) if member == group]
+        of_group = yes_no_scores([chosen[row] for row in rows], [right[row] for row in rows])
+        scores |= {f"{name}, {group}": score for name, score in of_group.items()}
+    return scores
 
 
 def _text(messages: list[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from .answers import (
     multiple_choice_items,
     multiple_choice_messages,
     parse_choice,
+    pope_item,
     scienceqa_item,
 )
 from .caption_scores import (
@@ -42,6 +43,7 @@ from .readout import (
 )
 from .sgd_probe import sgd_probe
 from .train_on_generated import PairEmbeddings, aggregate, to_markdown, train_on_generated
+from .yes_no import parse_yes_no, yes_no_scores
 
 __all__ = [
     "CAPTION_METRICS",
@@ -77,9 +79,11 @@ __all__ = [
     "nearest_centroid",
     "paired_cosine",
     "parse_choice",
+    "parse_yes_no",
     "plot_captions",
     "plot_embeddings",
     "plot_pairs",
+    "pope_item",
     "ranks_from_similarity",
     "recall_at_k",
     "ref_clip_score",
@@ -91,6 +95,7 @@ __all__ = [
     "token_similarity",
     "train_on_generated",
     "tuned_probe",
+    "yes_no_scores",
     "zero_shot_accuracy",
     "zero_shot_ranks",
 ]

@@ -1,4 +1,4 @@
-"""Multiple-choice questions about images, ScienceQA and MMMU: prompts, answers read from text, accuracy.
+"""Questions about images with choices, ScienceQA, MMMU and POPE: prompts, answers read from text, accuracy.
 
 Apart from any model: rows of the data sets become messages for any chat template, and what the model writes becomes
 the index of a choice by the rules of each benchmark's own evaluation.
@@ -18,6 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .yes_no import CHOICES, parse_yes_no
+
+Rules = Literal["scienceqa", "mmmu", "pope"]
 # What both benchmarks' own prompts for LLaVA end with.
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 IMAGE_MARK = re.compile(r"<image (\d+)>")
@@ -36,6 +39,9 @@ MMMU_DISCIPLINES = {
     "Tech and Engineering": "Agriculture Architecture_and_Engineering Computer_Science Electronics Energy_and_Power "
     "Materials Mechanical_Engineering",
 }
+POPE_COLUMNS = ("image", "question", "answer", "category")
+# What LLaVA's own prompt for POPE ends with.
+POPE_INSTRUCTION = "Answer the question using a single word or phrase."
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class MultipleChoiceItem:
     choices: list[str]
     answer: int
     group: dict[str, str]
-    rules: Literal["scienceqa", "mmmu"]
+    rules: Rules
 
 
 def multiple_choice_messages(
@@ -114,7 +120,7 @@ def _image_order(prompt: str, num_images: int) -> list[int]:
     return [number for number in range(1, num_images + 1) if number not in marked] + marked
 
 
-def parse_choice(text: str, choices: Sequence[str], rules: Literal["scienceqa", "mmmu"] = "mmmu") -> int | None:
+def parse_choice(text: str, choices: Sequence[str], rules: Rules = "mmmu") -> int | None:
     """The choice that an answer names, by the rules of the benchmark's own evaluation, in this order.
 
     `scienceqa`, as LLaVA's `eval_science_qa` reads it: the answer is a letter alone; it begins with "B. " (or "B" and
@@ -129,6 +135,8 @@ def parse_choice(text: str, choices: Sequence[str], rules: Literal["scienceqa", 
     as wrong: accuracy is lower than the script's by about the share of such answers over the number of choices, and
     no luck is in it.
 
+    `pope`: see `parse_yes_no`; the choices are "yes" and "no".
+
     Args:
         text: what the model wrote; white space around it does not count.
         choices: texts of the choices.
@@ -141,11 +149,13 @@ def parse_choice(text: str, choices: Sequence[str], rules: Literal["scienceqa", 
         ValueError: unknown rules, or fewer than two choices or more than 26.
     """
     letters = _letters(choices)
+    if rules == "pope":
+        return parse_yes_no(text)
     if rules == "scienceqa":
         letter = _scienceqa_letter(text.strip().replace("\n", ". "), len(choices))
         return letters.index(letter) if letter and letter in letters else None
     if rules != "mmmu":
-        raise ValueError(f"rules must be 'scienceqa' or 'mmmu', not {rules!r}")
+        raise ValueError(f"rules must be 'scienceqa', 'mmmu' or 'pope', not {rules!r}")
     text = text.strip()
     for mark in ",.!?;:'":  # in this order, each once, so that "B.!" keeps its dot
         text = text.strip(mark)
@@ -266,6 +276,29 @@ def mmmu_item(row: Mapping[str, Any]) -> MultipleChoiceItem | None:
         raise ValueError(f"question {row['id']}: {error}") from error
 
 
+def pope_item(row: Mapping[str, Any]) -> MultipleChoiceItem:
+    """A row of `lmms-lab/POPE` (Li et al., 2023), a question such as "Is there a dog in the image?".
+
+    Its group is `category`, how the objects that are not in the image were chosen: random, popular or adversarial.
+
+    Raises:
+        ValueError: a column is missing, or the answer is neither yes nor no.
+    """
+    _check_columns(row, POPE_COLUMNS, "POPE")
+    answer = str(row["answer"]).strip().lower()
+    if answer not in CHOICES:
+        raise ValueError(f"the answer is 'yes' or 'no', not {row['answer']!r}")
+    images = [row["image"]] if _is_image(row["image"]) else []
+    return MultipleChoiceItem(
+        images=images,
+        messages=_messages(f"{row['question'].strip()}\n{POPE_INSTRUCTION}", len(images)),
+        choices=list(CHOICES),
+        answer=CHOICES.index(answer),
+        group={"category": str(row["category"])},
+        rules="pope",
+    )
+
+
 def multiple_choice_items(
     rows: Iterable[Mapping[str, Any]], to_item: Callable[[Mapping[str, Any]], MultipleChoiceItem | None]
 ) -> tuple[list[MultipleChoiceItem], dict[str, int]]:
@@ -273,7 +306,7 @@ def multiple_choice_items(
 
     Args:
         rows: of the data set; images may be undecoded.
-        to_item: `scienceqa_item` or `mmmu_item`.
+        to_item: `scienceqa_item`, `mmmu_item` or `pope_item`.
 
     Raises:
         ValueError: a row does not fit; its number is named.

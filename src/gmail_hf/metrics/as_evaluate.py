@@ -47,6 +47,14 @@ CITATIONS = {
   year = {2015},
 }
 """,
+    "POPE": """\
+@inproceedings{li2023evaluating,
+  title = {Evaluating Object Hallucination in Large Vision-Language Models},
+  author = {Li, Yifan and Du, Yifan and Zhou, Kun and Wang, Jinpeng and Zhao, Wayne Xin and Wen, Ji-Rong},
+  booktitle = {Conference on Empirical Methods in Natural Language Processing},
+  year = {2023},
+}
+""",
     "ScienceQA": """\
 @inproceedings{lu2022learn,
   title = {Learn to Explain: Multimodal Reasoning via Thought Chains for Science Question Answering},

@@ -16,6 +16,7 @@ METRICS = (
     "paired_cosine",
     "recall_at_k",
     "separability",
+    "yes_no_scores",
     "zero_shot_accuracy",
 )
 
