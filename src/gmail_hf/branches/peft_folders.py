@@ -88,19 +88,23 @@ def merged_state_dict(model: nn.Module, adapters: list[str]) -> dict[str, torch.
     return weights
 
 
-def write_peft_folder(model: nn.Module, adapter: str, folder: str | os.PathLike, signature: str) -> None:
+def write_peft_folder(
+    model: nn.Module, adapter: str, folder: str | os.PathLike, signature: str, prefix: str | None = None
+) -> None:
     """
     Write one adapter as a PEFT folder, which `PeftModel.from_pretrained(base, folder)` loads.
 
     Args:
-        model: the model; with `outer_prefix`, the tower of a model that `folder` is for, by its name there and a dot.
+        model: the model, or the tower of the model that `folder` is for.
         adapter: a branch's name, or `"text"`.
         folder: is made if need be.
         signature: of the base, see [`base_signature`].
+        prefix: of all names, by default the tower's `outer_prefix`, its name in the other model and a dot.
     """
     from peft import LoraConfig
 
-    folder, config, prefix = Path(folder), model.config, getattr(model, "outer_prefix", "")
+    folder, config = Path(folder), model.config
+    prefix = getattr(model, "outer_prefix", "") if prefix is None else prefix
     folder.mkdir(parents=True, exist_ok=True)
     # One pattern for each kind of layer: the numbers of the layers are left open.
     names = [prefix + name for name, _ in routed_linears(model, adapter)]

@@ -8,6 +8,7 @@ from .conversations import Conversations
 from .modeling_gmail_llava import GmailLlavaForConditionalGeneration
 from .processing import build_processor, check_processor
 from .training import LlavaCollator, ModalityCollator, language_model_lora
+from .vllm import save_for_vllm
 
 AutoConfig.register("gmail_llava", GmailLlavaConfig)
 AutoModelForImageTextToText.register(GmailLlavaConfig, GmailLlavaForConditionalGeneration)
@@ -23,5 +24,6 @@ __all__ = [
     "build_processor",
     "check_processor",
     "language_model_lora",
+    "save_for_vllm",
     "with_images",
 ]
