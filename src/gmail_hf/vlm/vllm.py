@@ -25,7 +25,7 @@ def save_for_vllm(model: PreTrainedModel, save_directory: str | os.PathLike, mod
     Args:
         model (`PreTrainedModel`): a vision-language model whose tower has branches.
         save_directory: the folder of the adapter.
-        modality (`str`): a branch with its own weights; vLLM's plain model is any other.
+        modality (`str`): a trained branch; others are the plain model.
 
     Raises:
         TypeError: `model` has no attached branches.
@@ -39,7 +39,7 @@ def save_for_vllm(model: PreTrainedModel, save_directory: str | os.PathLike, mod
         )
     trained = tower.config.trainable_modalities
     if modality not in trained:
-        raise ValueError(f"'{modality}' has no weights of its own, the branches {trained} have.")
+        raise ValueError(f"'{modality}' has the plain model's weights: there is nothing to save. Choose of {trained}.")
     base = tower.config.base_config_class.model_type
     prefix = tower.outer_prefix + ("vision_model." if base in NESTED else "")
     write_peft_folder(tower, modality, save_directory, json.dumps(base_signature(tower)), prefix)
