@@ -62,12 +62,12 @@ def captioner(settings: Settings, config: Any, size: str) -> Any:
 def cached_epoch(
     settings: Settings, config: Any, words: Any, size: str, batch: int, folder: str
 ) -> Callable[[], float]:
-    """`ClipCapTrainer` on rows as [`cached_embeds`] leaves them, whatever image they came from."""
+    """`CaptionTrainer` on rows as [`cached_embeds`] leaves them, whatever image they came from."""
     import numpy as np
     from datasets import Dataset, Features, List, Value
     from transformers import TrainingArguments
 
-    from gmail_hf.captioners import CaptionCollator, ClipCapTrainer, captioned_embeds
+    from gmail_hf.captioners import CaptionCollator, CaptionTrainer, captioned_embeds
 
     pairs = subjects.jpeg_pairs(2 * batch).map(caption)
     dim = subjects.SIZES[size][2]
@@ -82,7 +82,7 @@ def cached_epoch(
         clock = Clock(settings)
         arguments = trainers.hugging_face_arguments(settings, batch, settings.choose(3, 6, 50))
         args = TrainingArguments(**arguments | {"output_dir": folder, "remove_unused_columns": False})
-        ClipCapTrainer(
+        CaptionTrainer(
             model=model,
             args=args,
             train_dataset=dataset,

@@ -39,6 +39,15 @@ def captioning(runs: Runs) -> list[dict]:
     return [*rows, captioned(REAL, runs.clipcap(REAL, *ON_REAL))]
 
 
+def ifcap_captioning(runs: Runs) -> list[dict]:
+    return [
+        captioned("text only", runs.ifcap("text only", "--text_only", "true")),
+        captioned(GENERATED, runs.ifcap(GENERATED, *TAKEN_FOR_REAL)),
+        captioned(PAPER, runs.ifcap(PAPER)),
+        captioned(REAL, runs.ifcap(REAL, *ON_REAL)),
+    ]
+
+
 def retrieved(name: str, scores: dict, prefix: str = "eval") -> dict:
     keys = [f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
     return {"row": name, **{key: scores[f"{prefix}_{key}"] for key in keys}}

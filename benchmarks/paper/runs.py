@@ -219,11 +219,15 @@ class Runs:
         options = ("--config", "digits_text", *options, "--model", model or self.aligned())
         return self.run(f"text-{slug(name)}", "train", *options, pairs=self.pairs(pairs))
 
-    def clipcap(self, name: str, *options: str, model: str | None = None, pairs: str = "pairs"):
+    def clipcap(self, name: str, *options: str, model: str | None = None, pairs: str = "pairs", kind: str = "clipcap"):
         """A captioner after stage 2: `(folder, scores)`; METEOR is left to the recipes."""
-        options = ("--config", "clipcap_digits", "--caption_metrics", "BLEU@4", "CIDEr", "ROUGE-L", *options)
+        options = ("--config", f"{kind}_digits", "--caption_metrics", "BLEU@4", "CIDEr", "ROUGE-L", *options)
         options = (*options, "--model", model or self.aligned())
-        return self.run(f"clipcap-{slug(name)}", "caption", *options, pairs=self.pairs(pairs))
+        return self.run(f"{kind}-{slug(name)}", "caption", *options, pairs=self.pairs(pairs))
+
+    def ifcap(self, name: str, *options: str, model: str | None = None):
+        """As `clipcap`, an IFCap."""
+        return self.clipcap(name, *options, model=model, kind="ifcap")
 
     def llama(self, name: str, *options: str, model: str | None = None, pairs: Path | None = None):
         """A projector to the frozen language model after stage 2: `(folder, scores)`."""

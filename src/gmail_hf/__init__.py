@@ -12,7 +12,13 @@ from .registration import register_on_demand
 from .version import __version__ as __version__
 
 PUBLIC_NAMES = {
-    "captioners": ["ClipCapConfig", "ClipCapForConditionalGeneration", "ClipCapProcessor"],
+    "captioners": [
+        "ClipCapConfig",
+        "ClipCapForConditionalGeneration",
+        "ClipCapProcessor",
+        "IFCapConfig",
+        "IFCapForConditionalGeneration",
+    ],
     "models.attached": ["AttachedBranches", "attach_branches", "from_vlm", "load_branches", "save_branches"],
     "models.auto": ["from_base"],
     "models.base": ["GmailOutput"],

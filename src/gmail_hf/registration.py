@@ -26,6 +26,7 @@ MODULES = {
     "gmail_dinov3_vit": "models.vision",
     "gmail_vit": "models.vision",
     "gmail_clipcap": "captioners",
+    "gmail_ifcap": "captioners",
     "gmail_llava": "vlm",
 }
 

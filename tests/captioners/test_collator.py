@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from gmail_hf.captioners import (
     CaptionCollator,
-    ClipCapTrainer,
+    CaptionTrainer,
     caption_embeds,
     captioned_embeds,
     check_captions,
@@ -95,7 +95,7 @@ def trainer(captioner, output_dir, embeds=None, **fields):
     fields = {"save_strategy": "no", "report_to": "none", "use_cpu": True, **fields}
     args = TrainingArguments(str(output_dir), remove_unused_columns=False, **fields)
     collator = CaptionCollator(make_tokenizer())
-    return ClipCapTrainer(model=captioner, args=args, train_dataset=embeds, data_collator=collator)
+    return CaptionTrainer(model=captioner, args=args, train_dataset=embeds, data_collator=collator)
 
 
 def test_accumulated_batches_equal_one_big_batch(gmail_folder, text_folders, tmp_path):

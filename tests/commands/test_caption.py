@@ -254,7 +254,7 @@ def test_mistakes_are_told_before_training(run, tmp_path, options, error, messag
 
 
 def test_no_arguments_are_the_bundled_default():
-    model_args, data_args, training_args = caption.parse_args([])
+    model_args, _, data_args, training_args = caption.parse_args([])
     assert (model_args.model, model_args.text_model) == ("gmail-digits", "digits")
     assert (data_args.dataset, data_args.image_column, data_args.modality) == ("digits", "generated_image", "gen")
     assert model_args.model == train.parse_args([])[2].output_dir
@@ -263,18 +263,18 @@ def test_no_arguments_are_the_bundled_default():
 def test_command_line_wins_over_config(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("learning_rate: 1e-3\nmax_steps: 7\nmodel: org/gmail\n")
-    model_args, _, training_args = caption.parse_args(["--config", str(config), "--max_steps=9"])
+    model_args, _, _, training_args = caption.parse_args(["--config", str(config), "--max_steps=9"])
     assert model_args.model == "org/gmail"
     assert (training_args.learning_rate, training_args.max_steps) == (1e-3, 9)
     # With a data set of one's own, nothing of the embedded default is left.
-    model_args, _, training_args = caption.parse_args(["--dataset=org/pairs", "--model", "org/gmail"])
+    model_args, _, _, training_args = caption.parse_args(["--dataset=org/pairs", "--model", "org/gmail"])
     assert model_args.text_model == "openai-community/gpt2" and training_args.max_steps == -1
 
 
 def test_coco_config_holds_the_published_settings(tmp_path):
     config = str(EXAMPLES / "configs" / "clipcap_coco.yaml")
     options = ["--config", config, "--bf16=False", "--output_dir", str(tmp_path)]
-    model_args, data_args, args = caption.parse_args(options)
+    model_args, _, data_args, args = caption.parse_args(options)
     assert (model_args.mapping_type, model_args.prefix_length, model_args.freeze_text_model) == ("mlp", 10, False)
     assert (args.learning_rate, args.warmup_steps, args.num_train_epochs) == (2e-5, 5000, 10)
     assert args.per_device_train_batch_size * 8 == 40 and data_args.num_beams == 5

@@ -1,25 +1,50 @@
-"""ClipCap (Mokady et al., 2021) as a transformers model: trained through `gen`, served through `real`."""
+"""ClipCap and IFCap as transformers models: trained through `gen`, served through `real`."""
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from .clipcap_trainer import ClipCapTrainer
-from .collator import CaptionCollator, caption_embeds, captioned_embeds, check_captions, group_references
+from .bank import CaptionBank
+from .caption_trainer import CaptionTrainer
+from .collator import (
+    CaptionCollator,
+    caption_embeds,
+    captioned_embeds,
+    check_captions,
+    group_references,
+    with_caption_rows,
+)
+from .configuration_captioner import CaptionerConfig
 from .configuration_clipcap import ClipCapConfig
+from .configuration_ifcap import IFCapConfig
+from .entities import listed_words, nltk_nouns
+from .modeling_captioner import Captioner
 from .modeling_clipcap import ClipCapForConditionalGeneration
+from .modeling_ifcap import IFCapForConditionalGeneration
 from .processing_clipcap import ClipCapProcessor
 
-AutoConfig.register("gmail_clipcap", ClipCapConfig)
-AutoModelForImageTextToText.register(ClipCapConfig, ClipCapForConditionalGeneration)
-AutoProcessor.register(ClipCapConfig, ClipCapProcessor)
+CAPTIONERS = {"clipcap": ClipCapForConditionalGeneration, "ifcap": IFCapForConditionalGeneration}
+
+for model in CAPTIONERS.values():
+    AutoConfig.register(model.config_class.model_type, model.config_class)
+    AutoModelForImageTextToText.register(model.config_class, model)
+    AutoProcessor.register(model.config_class, ClipCapProcessor)
 
 __all__ = [
+    "CAPTIONERS",
+    "CaptionBank",
     "CaptionCollator",
+    "CaptionTrainer",
+    "Captioner",
+    "CaptionerConfig",
     "ClipCapConfig",
     "ClipCapForConditionalGeneration",
     "ClipCapProcessor",
-    "ClipCapTrainer",
+    "IFCapConfig",
+    "IFCapForConditionalGeneration",
     "caption_embeds",
     "captioned_embeds",
     "check_captions",
     "group_references",
+    "listed_words",
+    "nltk_nouns",
+    "with_caption_rows",
 ]

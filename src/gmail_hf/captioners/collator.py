@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
-from .modeling_clipcap import IGNORED, MAX_NEW_TOKENS
+from .bank import CaptionBank
+from .modeling_captioner import IGNORED, MAX_NEW_TOKENS
 
 
 def check_captions(pairs: Dataset, name: str = "caption") -> None:
@@ -55,6 +56,17 @@ def captioned_embeds(pairs: Dataset, embeds: Dataset) -> Dataset:
     return rows.with_format("numpy", columns=["image_embeds"], output_all_columns=True)
 
 
+def with_caption_rows(rows: Dataset, bank: CaptionBank) -> Dataset:
+    """
+    Rows to train an IFCap on: their captions' places in the bank as the column `caption_rows`.
+
+    Raises:
+        KeyError: a caption is not in the bank.
+    """
+    places = {caption: place for place, caption in enumerate(bank.captions)}
+    return rows.add_column("caption_rows", [places[caption] for caption in rows["caption"]])
+
+
 def group_references(captions: list[str], image_ids: list[Any]) -> tuple[list[int], list[list[str]]]:
     """
     The first row of each image, and all captions of that image.
@@ -75,15 +87,16 @@ def group_references(captions: list[str], image_ids: list[Any]) -> tuple[list[in
 
 class CaptionCollator:
     """
-    Rows of [`captioned_embeds`] to the arguments of [`ClipCapForConditionalGeneration.forward`].
+    Rows of [`captioned_embeds`] and [`with_caption_rows`] to the arguments of a captioner's `forward`.
 
     Args:
         tokenizer: the language model's, with an end-of-text token.
         max_length (`int`): tokens of a caption, its end-of-text token included; what is longer is cut.
 
     Returns of a call:
-        `image_embeds` `(batch, projection_dim)` float32; `input_ids`, `attention_mask` and `labels` `(batch, tokens)`
-        int64: each caption and its end-of-text token, padded on the right, where labels are -100.
+        `input_ids`, `attention_mask` and `labels` `(batch, tokens)` int64: each caption and its end-of-text token,
+        padded on the right, where labels are -100. As far as rows have them, `image_embeds` `(batch, projection_dim)`
+        float32 and `caption_rows` `(batch,)` int64.
     """
 
     def __init__(self, tokenizer: Any, max_length: int = MAX_NEW_TOKENS):
@@ -100,8 +113,14 @@ class CaptionCollator:
         for row, ids in enumerate(captions):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             attention_mask[row, : len(ids)] = 1
+        batch = {}
+        if "image_embeds" in rows[0]:
+            embeds = np.stack([row["image_embeds"] for row in rows]).astype(np.float32)
+            batch["image_embeds"] = torch.from_numpy(embeds)
+        if "caption_rows" in rows[0]:
+            batch["caption_rows"] = torch.tensor([row["caption_rows"] for row in rows])
         return {
-            "image_embeds": torch.from_numpy(np.stack([row["image_embeds"] for row in rows]).astype(np.float32)),
+            **batch,
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": input_ids.masked_fill(attention_mask == 0, IGNORED),
@@ -115,7 +134,7 @@ def caption_embeds(
     Captions of image embeddings.
 
     Args:
-        model ([`ClipCapForConditionalGeneration`]): the model; it is used in evaluation mode.
+        model ([`Captioner`]): the model; it is used in evaluation mode.
         tokenizer: the language model's.
         embeds (`np.ndarray` of shape `(images, projection_dim)`): float32.
         batch_size (`int`): images a pass.

@@ -1,9 +1,9 @@
-"""ClipCap's mapping networks: one image embedding to a prefix of token embeddings (Mokady et al., 2021, section 3)."""
+"""Mapping networks: an image embedding to a prefix of token embeddings, by ClipCap (Mokady et al., 2021) and IFCap."""
 
 import torch
 from torch import nn
 
-from .configuration_clipcap import ClipCapConfig
+from .configuration_captioner import CaptionerConfig
 
 
 class MLPMapper(nn.Sequential):
@@ -13,7 +13,7 @@ class MLPMapper(nn.Sequential):
     Image embeddings `(batch, projection_dim)` to prefixes `(batch, prefix_length, hidden)`.
     """
 
-    def __init__(self, config: ClipCapConfig, hidden: int):
+    def __init__(self, config: CaptionerConfig, hidden: int):
         width = config.prefix_length * hidden
         super().__init__(
             nn.Linear(config.vision_config.projection_dim, width // 2),
@@ -34,7 +34,7 @@ class TransformerMapper(nn.Module):
         ValueError: `hidden` is no multiple of `mapping_num_heads`.
     """
 
-    def __init__(self, config: ClipCapConfig, hidden: int):
+    def __init__(self, config: CaptionerConfig, hidden: int):
         super().__init__()
         if hidden % config.mapping_num_heads:
             raise ValueError(
@@ -51,11 +51,38 @@ class TransformerMapper(nn.Module):
         )
 
     def forward(self, image_embeds: torch.Tensor) -> torch.Tensor:
-        image = self.linear(image_embeds).unflatten(1, (self.clip_length, -1))  # (batch, clip_length, hidden)
+        return self.transform(self.spread(image_embeds))
+
+    def spread(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """The embedding as tokens, `(batch, mapping_clip_length, hidden)`."""
+        return self.linear(image_embeds).unflatten(1, (self.clip_length, -1))
+
+    def transform(self, image: torch.Tensor) -> torch.Tensor:
+        """Those tokens to the prefix, `(batch, prefix_length, hidden)`."""
         states = torch.cat([image, self.prefix_const.expand(len(image), -1, -1)], dim=1)
         for layer in self.layers:
             states = layer(states)
-        return states[:, self.clip_length :]  # (batch, prefix_length, hidden)
+        return states[:, self.clip_length :]
 
 
-MAPPERS = {"mlp": MLPMapper, "transformer": TransformerMapper}
+class FusionMapper(TransformerMapper):
+    """
+    A [`TransformerMapper`] whose image tokens first attend to retrieved captions (IFCap's fusion module, Lee et al.,
+    2024, section 3): queries are the tokens, keys and values a linear map of the captions' embeddings. What attention
+    returns is added to the tokens, as in a transformer.
+
+    Image embeddings `(batch, projection_dim)` and caption embeddings `(batch, captions, projection_dim)` to prefixes
+    `(batch, prefix_length, hidden)`.
+    """
+
+    def __init__(self, config: CaptionerConfig, hidden: int):
+        super().__init__(config, hidden)
+        self.retrieved_linear = nn.Linear(config.vision_config.projection_dim, hidden)
+        self.cross_attention = nn.MultiheadAttention(hidden, config.mapping_num_heads, batch_first=True)
+
+    def forward(self, image_embeds: torch.Tensor, retrieved_embeds: torch.Tensor) -> torch.Tensor:
+        image, retrieved = self.spread(image_embeds), self.retrieved_linear(retrieved_embeds)
+        return self.transform(image + self.cross_attention(image, retrieved, retrieved, need_weights=False)[0])
+
+
+MAPPERS = {"mlp": MLPMapper, "transformer": TransformerMapper, "fusion": FusionMapper}

@@ -1,4 +1,4 @@
-"""What goes into ClipCap and comes out of it: images, the beginnings of captions, and captions."""
+"""What goes into a captioner and comes out of it: images, the beginnings of captions, and captions."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ class ClipCapProcessorKwargs(ProcessingKwargs, total=False):
 
 class ClipCapProcessor(ProcessorMixin):
     """
-    An image processor and the language model's tokenizer, saved next to the model.
+    An image processor and the language model's tokenizer, saved next to the model; IFCap's too.
 
     `processor(images, text, return_tensors="pt")` gives `pixel_values` and, for the beginnings of captions in `text`,
     `input_ids` and `attention_mask`. A tokenizer without a padding token gets its end-of-text token for one.

@@ -5,16 +5,20 @@ Each function takes a name as a user gives it. `digits` becomes what [`gmail_hf.
 through unchanged.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from .. import digits
+from ..captioners import listed_words, nltk_nouns
 from ..digits.benchmark import BENCHMARK
 from ..digits.generate import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from ..digits.questions import QUESTIONS, scene_messages
+from ..digits.scenes import DIGIT_NAMES
 from ..evaluation import registry
 from ..evaluation.own_data import own_benchmark
 from ..generation import SynthesisArguments, engines, job
@@ -55,6 +59,23 @@ def model_path(name: str) -> str:
 def text_model_path(name: str) -> str:
     """What `from_pretrained` takes for a language model of this name."""
     return digits.llama_path() if name == DIGITS else name
+
+
+def entity_finder(name: str) -> Callable[[str], list[str]]:
+    """
+    A function from a caption to its entities: `nltk`, a file with a word per line, or `digits`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError, LookupError, ValueError: see [`captioners.nltk_nouns`] and [`captioners.listed_words`].
+    """
+    if name == "nltk":
+        return nltk_nouns()
+    if name == DIGITS:
+        return listed_words(DIGIT_NAMES)
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"--entities '{name}' is no file; give one with a word per line, or nltk.")
+    return listed_words(Path(name).read_text(encoding="utf-8").splitlines())
 
 
 def get_benchmark(name: str, place: str | None = None) -> registry.Benchmark:

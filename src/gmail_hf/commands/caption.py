@@ -1,5 +1,5 @@
 """
-Train a ClipCap captioner on generated images, then caption real ones: stages 2 and 3 of GMAIL.
+Train a ClipCap or IFCap captioner on generated images, then caption real ones: stages 2 and 3 of GMAIL.
 
 The bundled digits, in minutes and without a download (pip install "gmail-hf[digits,captioning]", and Java for the
 scores): stage 1 first, then a captioner on its gen branch.
@@ -12,19 +12,25 @@ The baselines: generated images taken for real ones, and training on real images
     gmail-hf caption --modality real --output_dir clipcap-taken-for-real
     gmail-hf caption --modality real --image_column real_image --output_dir clipcap-real
 
+IFCap also retrieves captions of the training split, and names what many of them name:
+
+    gmail-hf caption --architecture ifcap
+    gmail-hf caption --architecture ifcap --text_only true --output_dir ifcap-text-only
+
 Options come from --config, then from the command line, which wins. Without --config and --dataset, --config is
-clipcap_digits. To continue an interrupted run, add --resume_from_checkpoint true.
+clipcap_digits or ifcap_digits. To continue an interrupted run, add --resume_from_checkpoint true.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .cli import run
 from .common import ATTENTION, REVISION, PairArguments, bytes_of_checkpoints, check_trained, fit, logger, report, start
-from .options import REQUIRED, option, parse
+from .options import REQUIRED, given, option, parse
 
+ARCHITECTURES = ("clipcap", "ifcap")
 PRINTED, PICTURED = 5, 16  # captions shown after training
 
 
@@ -32,16 +38,29 @@ PRINTED, PICTURED = 5, 16  # captions shown after training
 class ModelArguments:
     _argument_group_name = "model"
 
+    architecture: str = option("The captioner: clipcap or ifcap.", "clipcap")
     model: str = option("A GmailCLIPModel from gmail-hf train, by Hub id or folder.", REQUIRED)
     model_revision: str | None = option(REVISION)
     text_model: str = option(
         "A causal language model, by Hub id or folder, or digits, the bundled one.", "openai-community/gpt2"
     )
     text_model_revision: str | None = option("Revision of --text_model on the Hub.")
-    mapping_type: str = option("The mapping network: mlp or transformer.", "mlp")
+    mapping_type: str | None = option("ClipCap's mapping network: mlp, which is the default, or transformer.")
     prefix_length: int = option("Number of token embeddings that an image becomes.", 10)
     freeze_text_model: bool = option("Train the mapping network alone.", False)
     attn_implementation: str | None = option(ATTENTION)
+
+
+@dataclass
+class IFCapArguments:
+    _argument_group_name = "ifcap"
+
+    text_only: bool = option("Train on embeddings of captions with noise, in place of images.", False)
+    entities: str = option("What captions name: nltk, nouns by NLTK, or a file with a word per line.", "nltk")
+    num_retrieved: int = option("Captions that an image retrieves for its prefix.", 5)
+    num_entity_captions: int = option("Captions that it retrieves to count entities in; 7 for Flickr30k.", 9)
+    entity_threshold: int = option("Entities of more of these captions are named; 3 for Flickr30k.", 5)
+    noise_variance: float = option("Of the noise of --text_only, in each entry of a unit embedding.", 0.04)
 
 
 @dataclass
@@ -62,70 +81,90 @@ class DataArguments(PairArguments):
 
 
 def parse_args(argv: Sequence[str]):
-    """`(ModelArguments, DataArguments, TrainingArguments)` of a command line; see [`options.parse`]."""
+    """
+    `(ModelArguments, IFCapArguments, DataArguments, TrainingArguments)` of a command line; see [`options.parse`].
+
+    Raises:
+        ValueError: an unknown architecture, or an option of another one.
+    """
     from transformers import TrainingArguments
 
-    dataclasses = (ModelArguments, DataArguments, TrainingArguments)
-    return parse(argv, "caption", __doc__, dataclasses, default_config="clipcap_digits")
+    dataclasses = (ModelArguments, IFCapArguments, DataArguments, TrainingArguments)
+    default_config = "ifcap_digits" if given(argv, "architecture") == "ifcap" else "clipcap_digits"
+    parsed = parse(argv, "caption", __doc__, dataclasses, default_config)
+    architecture, values = parsed[0].architecture, vars(parsed[1])
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"Unknown --architecture '{architecture}'; there are {', '.join(ARCHITECTURES)}.")
+    changed = [f"--{name}" for name, value in vars(IFCapArguments()).items() if values[name] != value]
+    if architecture != "ifcap" and changed:
+        raise ValueError(f"{', '.join(changed)}: only for --architecture ifcap.")
+    return parsed
 
 
 def main(argv: Sequence[str]) -> dict[str, float]:
     """Train, caption the evaluation split, and return its metrics."""
-    model_args, data_args, training_args = parse_args(argv)
+    model_args, ifcap_args, data_args, training_args = parse_args(argv)
 
     import torch
     from accelerate import PartialState
     from transformers import AutoTokenizer
 
     from ..captioners import (
+        CAPTIONERS,
         CaptionCollator,
-        ClipCapForConditionalGeneration,
+        CaptionTrainer,
         ClipCapProcessor,
-        ClipCapTrainer,
         captioned_embeds,
         check_captions,
+        with_caption_rows,
     )
     from ..metrics.caption_scores import missing_metrics
     from ..models.clip import GmailCLIPModel
     from ..training.embeddings import cached_embeds
     from ..training.loading import check_free_disk
-    from .bundled import text_model_path
+    from .bundled import entity_finder, text_model_path
     from .common import load_processor
 
     checkpoint = start(training_args)
     for metric, remedy in missing_metrics(data_args.caption_metrics).items():
         logger.warning(f"{metric} will be missing: {remedy}.")
     training_args.remove_unused_columns = False  # the collator needs the captions
+    retrieves = model_args.architecture == "ifcap"
+    find_entities = entity_finder(ifcap_args.entities) if retrieves else None
 
     names = {"caption": data_args.caption_column, "image_id": data_args.image_id_column}
-    train_pairs, eval_pairs = data_args.load(training_args, data_args.found(data_args.image_column) | names)
-    for pairs, split, image_column in (
-        (train_pairs, data_args.split, data_args.image_column),
-        (eval_pairs, data_args.eval_split, data_args.real_image_column),
+    trained = [] if ifcap_args.text_only else [data_args.image_column]
+    train_pairs, eval_pairs = data_args.load(training_args, data_args.found(*trained) | names)
+    for pairs, split, columns in (
+        (train_pairs, data_args.split, trained),
+        (eval_pairs, data_args.eval_split, [data_args.real_image_column]),
     ):
-        missing = [column for column in (image_column, *names) if column not in pairs.column_names]
+        missing = [column for column in (*columns, *names) if column not in pairs.column_names]
         if missing:
             raise ValueError(f"{data_args.title(split)} lacks the column(s) {missing}; it has {pairs.column_names}.")
         check_captions(pairs, data_args.caption_column)
 
     name, text_name = model_args.model, text_model_path(model_args.text_model)
     check_trained(name)
-    model = ClipCapForConditionalGeneration.from_vision_text_pretrained(
+    fields = {"mapping_type": model_args.mapping_type, "prefix_length": model_args.prefix_length}
+    if retrieves:
+        fields |= {field: value for field, value in vars(ifcap_args).items() if field not in ("text_only", "entities")}
+    model = CAPTIONERS[model_args.architecture].from_vision_text_pretrained(
         name,
         text_name,
         vision_revision=model_args.model_revision,
         text_revision=model_args.text_model_revision,
         dtype=torch.float32,
         attn_implementation=model_args.attn_implementation,
-        mapping_type=model_args.mapping_type,
-        prefix_length=model_args.prefix_length,
+        **{field: value for field, value in fields.items() if value is not None},
     )
     if model_args.freeze_text_model:
         model.freeze_text_model()
     check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args, len(train_pairs)))
     gmail = GmailCLIPModel.from_pretrained(name, revision=model_args.model_revision).to(training_args.device)
     gmail.vision_model.check_modalities([data_args.modality, "real"])
-    image_processor = load_processor(name, model_args.model_revision).image_processor
+    processor = load_processor(name, model_args.model_revision)
+    image_processor = processor.image_processor
     tokenizer = AutoTokenizer.from_pretrained(text_name, revision=model_args.text_model_revision)
     collator = CaptionCollator(tokenizer)
     room = model.config.max_caption_length
@@ -134,11 +173,13 @@ def main(argv: Sequence[str]) -> dict[str, float]:
             f"Captions are cut after {room} tokens: with the prefix they fill the language model's context."
         )
         collator.max_length = room
+    if retrieves:
+        model.set_caption_bank(_caption_bank(train_pairs, gmail, processor.tokenizer, find_entities, tokenizer))
 
     def embed(pairs, column: str, encoder: GmailCLIPModel, modality: str):
-        given = column.replace("_image", "_embeds")
-        if given in pairs.column_names and given != column:
-            embeds = pairs.select_columns([given]).rename_column(given, "image_embeds")
+        precomputed = column.replace("_image", "_embeds")
+        if precomputed in pairs.column_names and precomputed != column:
+            embeds = pairs.select_columns([precomputed]).rename_column(precomputed, "image_embeds")
             return captioned_embeds(pairs, embeds)
         embeds = cached_embeds(
             pairs,
@@ -153,11 +194,16 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         )
         return captioned_embeds(pairs, embeds)
 
-    train_dataset = embed(train_pairs, data_args.image_column, gmail, data_args.modality)
+    if ifcap_args.text_only:
+        train_dataset = train_pairs.select_columns(["caption", "image_id"])
+    else:
+        train_dataset = embed(train_pairs, data_args.image_column, gmail, data_args.modality)
+    if retrieves:
+        train_dataset = with_caption_rows(train_dataset, model.caption_bank)
     eval_dataset = embed(eval_pairs, data_args.real_image_column, gmail, "real")
     del gmail  # the captioner has its image side
 
-    trainer = ClipCapTrainer(
+    trainer = CaptionTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset,
@@ -171,9 +217,19 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     metrics = {**trainer.evaluate(), **_caption(trainer, eval_dataset, eval_pairs, data_args)}
     report(trainer, "eval", metrics)
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset=data_args.dataset, tags=["gmail", "clipcap"])
+        trainer.push_to_hub(dataset=data_args.dataset, tags=["gmail", model_args.architecture])
     logger.info(f"The captioner and its captions are in {training_args.output_dir}.")
     return metrics
+
+
+def _caption_bank(pairs, gmail, text_tokenizer, find_entities: Callable[[str], list[str]], tokenizer):
+    """The different captions of the training pairs, to retrieve from."""
+    from ..captioners import CaptionBank
+    from ..training.embeddings import embed_texts
+
+    captions = list(dict.fromkeys(pairs["caption"]))
+    embeds = embed_texts(gmail.eval(), text_tokenizer, captions, desc="Embedding captions")
+    return CaptionBank.build(captions, embeds, find_entities, tokenizer, desc="Finding entities")
 
 
 def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, float]:

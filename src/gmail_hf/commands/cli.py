@@ -15,7 +15,7 @@ COMMANDS = {
     "diagnose": "measure the gap of generated images before training, and what to do",
     "prepare": "store pairs as pixels, so that training decodes no image",
     "train": "align the gen branch (stage 1), adapt the text encoder (stage 2)",
-    "caption": "train a ClipCap captioner through gen, caption real images",
+    "caption": "train a ClipCap or IFCap captioner through gen, caption real images",
     "vlm": "train LLaVA or a projector to an LLM through gen, ask about real images",
     "evaluate": "score a model on benchmarks by name",
     "embed": "embed a folder of images or a data set column by one branch",

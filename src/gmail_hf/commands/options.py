@@ -198,13 +198,13 @@ def parse(
     parser = OptionParser(command, description, dataclass_types)
     parser.add_argument("--config", help=f"YAML file of these options, or one of {', '.join(bundled_configs())}.")
     words = parser.renamed_words(argv)
-    config = _value(words, "config")
-    if config is None and _value(words, "dataset") is None:
+    config = given(words, "config")
+    if config is None and given(words, "dataset") is None:
         config = default_config
     if config is not None:
         words = [*parser.words_of(config), *words]
     if stages is not None:
-        stage = _value(words, "stage") or next(iter(stages))
+        stage = given(words, "stage") or next(iter(stages))
         if stage not in stages:
             parser.error(f"unknown stage '{stage}'; the stages are {list(stages)}")
         parser.set_defaults(**stages[stage])
@@ -217,7 +217,8 @@ def bundled_configs() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
-def _value(words: Sequence[str], option: str) -> str | None:
+def given(words: Sequence[str], option: str) -> str | None:
+    """The value of an option on a command line that is not parsed yet."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument(f"--{option}", nargs="?")
     return getattr(first.parse_known_args(words)[0], option)

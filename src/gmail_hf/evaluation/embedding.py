@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..models.base import GmailModel, context_length, text_options
+from ..models.base import GmailModel, context_length
 from ..training.data import image_processor_of
-from ..training.embeddings import batches
+from ..training.embeddings import batches, embed_texts, unit_rows
 from .measure import Settings
 from .sources import read_image
 
@@ -52,7 +52,7 @@ def embed_batch(model: Any, processor: Any, cells: list[Any], modality: str, fir
         features = model.get_image_features(**inputs, **branch).pooler_output
     else:  # a vision-only base: its class token
         features = model(**inputs).last_hidden_state[:, 0]
-    return _unit(features, first, f"{desc}: the embedding of image")
+    return unit_rows(features, first, f"{desc}: the embedding of image")
 
 
 @torch.no_grad()
@@ -70,26 +70,10 @@ def text_embeds(model: Any, processor: Any, texts: list[str], settings: Settings
     Raises:
         ValueError: an embedding is not finite, with its row.
     """
-    embeds = []
-    with tqdm(desc=desc, unit="text", disable=desc is None or not settings.progress, total=len(texts)) as bar:
-        for batch in batches(texts, settings.batch_size):
-            tokens = processor.tokenizer(batch, **text_options(model), return_tensors="pt").to(model.device)
-            names = [name for name in ("input_ids", "attention_mask") if name in tokens]
-            features = model.get_text_features(**{name: tokens[name] for name in names}).pooler_output
-            embeds.append(_unit(features, sum(map(len, embeds)), "The embedding of text"))
-            bar.update(len(batch))
-    return np.concatenate(embeds)
+    return embed_texts(model, processor.tokenizer, texts, settings.batch_size, desc if settings.progress else None)
 
 
 def count_truncated(model: Any, processor: Any, texts: list[str]) -> int:
     """How many texts are longer than what the model reads."""
     tokens = processor.tokenizer(texts, verbose=False)["input_ids"]
     return sum(len(ids) > context_length(model) for ids in tokens)
-
-
-def _unit(features: torch.Tensor, first: int, what: str) -> np.ndarray:
-    embeds = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
-    bad = np.flatnonzero(~np.isfinite(embeds).all(axis=1))
-    if len(bad):
-        raise ValueError(f"{what} {first + bad[0]} is not finite; look at it, or use --dtype float32.")
-    return embeds

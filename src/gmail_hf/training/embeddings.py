@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from ..branches.tower import adapter_of
 from ..files import try_lock, write_file
+from ..models.base import text_options
 from .data import BadImageError, bad_images, decode_image, image_processor_of, undecoded
 from .images import PixelValues
 
@@ -71,6 +72,55 @@ def embed_images(
             done += len(batch)
             bar.update(len(batch))
     return np.concatenate(embeds) if embeds else np.zeros((0, model.embed_dim), np.float32)
+
+
+@torch.no_grad()
+def embed_texts(
+    model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64, desc: str | None = None
+) -> np.ndarray:
+    """
+    L2-normalised embeddings of texts, each cut to the model's context.
+
+    Args:
+        model ([`GmailCLIPModel`], `CLIPModel` or another base): in evaluation mode.
+        tokenizer: its own.
+        texts: captions, say.
+        batch_size (`int`): texts per forward pass.
+        desc (`str`, *optional*): title of the progress bar; without one there is no bar.
+
+    Returns:
+        `np.ndarray` of shape `(texts, dim)`, float32.
+
+    Raises:
+        ValueError: an embedding is not finite, with its row.
+    """
+    embeds: list[np.ndarray] = []
+    with tqdm(desc=desc, unit="text", disable=desc is None, total=len(texts)) as bar:
+        for batch in batches(texts, batch_size):
+            tokens = tokenizer(batch, **text_options(model), return_tensors="pt").to(model.device)
+            names = [name for name in ("input_ids", "attention_mask") if name in tokens]
+            features = model.get_text_features(**{name: tokens[name] for name in names}).pooler_output
+            embeds.append(unit_rows(features, sum(map(len, embeds)), "The embedding of text"))
+            bar.update(len(batch))
+    return np.concatenate(embeds)
+
+
+def unit_rows(features: torch.Tensor, first: int, what: str) -> np.ndarray:
+    """
+    L2-normalised embeddings, float32.
+
+    Args:
+        features (`torch.Tensor` of shape `(rows, dim)`).
+        first (`int`), what (`str`): the number and the name of the first row in errors.
+
+    Raises:
+        ValueError: an embedding is not finite.
+    """
+    embeds = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
+    bad = np.flatnonzero(~np.isfinite(embeds).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{what} {first + bad[0]} is not finite; look at it, or use --dtype float32.")
+    return embeds
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -1,4 +1,4 @@
-"""`ClipCapTrainer`: the Hugging Face Trainer, for captions of cached embeddings."""
+"""`CaptionTrainer`: the Hugging Face Trainer, for captions of cached embeddings."""
 
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,22 @@ SAMPLE_NAME, SAMPLE_ROWS = "image_embeds_sample.safetensors", 64
 TOLERANCE = 0.01  # of an entry of a unit vector: bfloat16 moves some by 0.003, another branch by 0.3 (digits)
 
 
-class ClipCapTrainer(SafeTrainer):
+class CaptionTrainer(SafeTrainer):
     """
     `SafeTrainer` that resumes only on the embeddings that it started with.
 
     Each checkpoint keeps a sample of them, evenly spread over the rows, to compare with.
 
-    Give it rows of [`captioned_embeds`] with a [`CaptionCollator`], and `remove_unused_columns=False`.
+    Give it rows of [`captioned_embeds`], or rows of [`with_caption_rows`] alone, with a [`CaptionCollator`] and
+    `remove_unused_columns=False`.
     """
 
     def _sample(self) -> torch.Tensor:
-        rows = np.linspace(0, len(self.train_dataset) - 1, SAMPLE_ROWS).astype(int).tolist()
-        return torch.from_numpy(np.stack([self.train_dataset[row]["image_embeds"] for row in rows]))
+        numbers = np.linspace(0, len(self.train_dataset) - 1, SAMPLE_ROWS).astype(int).tolist()
+        rows = [self.train_dataset[number] for number in numbers]
+        if "image_embeds" in rows[0]:
+            return torch.from_numpy(np.stack([row["image_embeds"] for row in rows]))
+        return self.model.caption_bank.embeds[[row["caption_rows"] for row in rows]].cpu()  # text alone
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -1,0 +1,101 @@
+"""What the configurations of all captioners on a two-branch CLIP share."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+from ..models.configuration_clip import GmailVisionConfig
+
+
+@strict
+class CaptionerConfig(PreTrainedConfig):
+    """
+    Fields of [`ClipCapConfig`] and [`IFCapConfig`].
+
+    Args:
+        vision_config (`dict` or [`GmailVisionConfig`], *optional*): the image encoder's; its `projection_dim` is the
+            dimension of the image embeddings.
+        text_config (`dict` or `PreTrainedConfig`, *optional*): that of any causal language model; default GPT-2's.
+        prefix_length (`int`, defaults to 10): token embeddings that an image becomes.
+        mapping_type (`str`): the network that makes them, a key of `MAPPERS`.
+        mapping_clip_length (`int`, defaults to 10): transformer: tokens that the image embedding is spread over.
+        mapping_num_layers (`int`, defaults to 8): transformer: layers.
+        mapping_num_heads (`int`, defaults to 8): transformer: attention heads.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range, or `text_config` is of no
+            causal language model, or of one whose context the prefix fills.
+        ValueError: a field is unknown and named like one of these.
+    """
+
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=GmailVisionConfig),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2"),
+    }
+    prompt_length = 0  # tokens that may come between the prefix and the caption
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    prefix_length: int = 10
+    mapping_type: str = "mlp"
+    mapping_clip_length: int = 10
+    mapping_num_layers: int = 8
+    mapping_num_heads: int = 8
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.check_fields([key for key in kwargs if key.startswith(("prefix", "mapping", "entity", "noise"))])
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def own_fields(cls) -> list[str]:
+        """Names of the fields that other configurations of transformers lack."""
+        return sorted(set(cls.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
+
+    @classmethod
+    def check_fields(cls, names: list[str]) -> None:
+        """
+        Raises:
+            ValueError: one of the names is no field.
+        """
+        if unknown := [name for name in names if name not in cls.own_fields()]:
+            raise ValueError(f"Unknown {cls.__name__} field(s) {unknown}; the fields are {cls.own_fields()}.")
+
+    def validate_mapping(self) -> None:
+        for field in ("prefix_length", "mapping_clip_length", "mapping_num_layers", "mapping_num_heads"):
+            self.at_least(field, 1)
+
+    def at_least(self, field: str, minimum: int) -> None:
+        """
+        Raises:
+            ValueError: a field is smaller.
+        """
+        if getattr(self, field) < minimum:
+            raise ValueError(f"`{field}` must be at least {minimum}, got {getattr(self, field)}.")
+
+    def validate_text_config(self) -> None:
+        kind = type(self.text_config)
+        encodes = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(self.text_config, "is_decoder", False)
+        if self.text_config.is_encoder_decoder or encodes or kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(
+                f"`text_config` is a {kind.__name__}, which is of no causal language model; a captioner continues a "
+                "prefix, as GPT-2 and Llama do."
+            )
+        if self.max_caption_length is not None and self.max_caption_length < 1:
+            raise ValueError(
+                f"`prefix_length` ({self.prefix_length}) leaves no room for a caption in the language model's context."
+            )
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the language model reads; None where it has no bound."""
+        context = getattr(self.text_config.get_text_config(), "max_position_embeddings", None)
+        return None if context is None or context < 0 else context
+
+    @property
+    def max_caption_length(self) -> int | None:
+        """Tokens of a caption that fit the language model's context after prefix and prompt; None without a bound."""
+        context = self.context_length
+        return None if context is None else context - self.prefix_length - self.prompt_length

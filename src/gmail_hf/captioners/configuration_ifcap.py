@@ -1,0 +1,41 @@
+"""Configuration of IFCap on a two-branch CLIP."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .bank import MAX_PROMPT_LENGTH
+from .configuration_captioner import CaptionerConfig
+
+
+@strict
+class IFCapConfig(CaptionerConfig):
+    """
+    Configuration of an [`IFCapForConditionalGeneration`]; defaults are IFCap's for COCO.
+
+    Args:
+        num_retrieved (`int`, defaults to 5): captions from the bank that an image's prefix attends to, the nearest.
+        num_entity_captions (`int`, defaults to 9): captions from the bank whose entities are counted; 7 for Flickr30k.
+        entity_threshold (`int`, defaults to 5): the prompt names entities of more of those captions than this; 3 for
+            Flickr30k.
+        noise_variance (`float`, defaults to 0.04): of the noise that is added to each entry of a caption's unit
+            embedding, where that takes the place of an image in training.
+        vision_config, text_config, prefix_length, mapping_clip_length, mapping_num_layers, mapping_num_heads: see
+            [`CaptionerConfig`], also for errors. `mapping_type` is `"fusion"`.
+    """
+
+    model_type = "gmail_ifcap"
+    prompt_length = MAX_PROMPT_LENGTH
+
+    mapping_type: Literal["fusion"] = "fusion"
+    num_retrieved: int = 5
+    num_entity_captions: int = 9
+    entity_threshold: int = 5
+    noise_variance: float = 0.04
+
+    def validate_retrieval(self) -> None:
+        self.at_least("num_retrieved", 1)
+        self.at_least("num_entity_captions", 1)
+        self.at_least("entity_threshold", 0)
+        if not 0 <= self.noise_variance < float("inf"):
+            raise ValueError(f"`noise_variance` must be a finite number from 0, got {self.noise_variance}.")

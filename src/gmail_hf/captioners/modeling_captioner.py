@@ -1,0 +1,408 @@
+"""
+What captioners on a two-branch CLIP share: a prefix of token embeddings that a causal language model continues.
+
+Trained on f_g(generated), served with f_r(real photograph): stages 2 and 3 of GMAIL's Algorithm 1.
+"""
+
+import copy
+import math
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.generation import GenerationConfig
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils.generic import can_return_tuple
+
+from ..branches.tower import Modality, keywords_of, reject_unknown
+from ..models.base import ModalityMixin
+from ..models.clip import GmailVisionModelWithProjection
+from ..models.configuration_clip import GmailConfig, GmailVisionConfig
+from ..models.loading import StrictLoading, check_nothing_missing
+from .configuration_captioner import CaptionerConfig
+from .mapping import MAPPERS, TransformerMapper
+
+MAX_NEW_TOKENS = 64  # of a caption, where the language model's generation config says nothing
+KEYWORDS = keywords_of(PreTrainedModel.forward)  # those that every model of transformers takes
+IGNORED = -100  # labels that the loss leaves out
+
+
+class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
+    """
+    An image encoder with branches, a mapping network and a causal language model.
+
+    Make one with [`~Captioner.from_vision_text_pretrained`]; load a trained one with `from_pretrained`. Image
+    embeddings are L2-normalised before the mapping network, because the branches are aligned on the unit sphere and
+    nowhere else, and then scaled by the square root of their dimension, so that their entries have the size that a
+    linear layer is initialised for.
+
+    The image encoder is frozen: it stays out of training and in evaluation mode.
+
+    Args:
+        config ([`CaptionerConfig`]): the model's configuration.
+        vision_model ([`GmailVisionModelWithProjection`], *optional*): default a random one of `config.vision_config`.
+        text_model (`PreTrainedModel`, *optional*): default a random causal language model of `config.text_config`.
+    """
+
+    config: CaptionerConfig
+    prefix_keywords: tuple[str, ...] = ()  # of `forward`, for `make_prefix`
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: CaptionerConfig,
+        vision_model: GmailVisionModelWithProjection | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        # The Trainer counts the tokens of `labels` for a loss that shifts them; this one does not: the first caption
+        # token is predicted from the prefix.
+        self.loss_type = "ForMaskedLM"
+        self.vision_model = vision_model or GmailVisionModelWithProjection._from_config(config.vision_config)
+        self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
+        hidden = self.text_model.get_input_embeddings().weight.shape[1]
+        self.mapping_network = MAPPERS[config.mapping_type](config, hidden).to(self.text_model.dtype)
+        self.generation_config = caption_generation_config(self.text_model.generation_config)
+        self.post_init()
+        self.vision_model.requires_grad_(False)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Only the mapping network comes here. As in ClipCap, it starts at torch's own scale, which follows the width,
+        # and not at transformers' constant 0.02.
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, TransformerMapper):
+            init.normal_(module.prefix_const)
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision_model_name_or_path: str | os.PathLike,
+        text_model_name_or_path: str | os.PathLike,
+        vision_revision: str | None = None,
+        text_revision: str | None = None,
+        dtype: torch.dtype | str = "auto",
+        attn_implementation: str | None = None,
+        **fields: Any,
+    ) -> "Captioner":
+        """
+        Put a fresh mapping network between a trained image encoder and a pretrained language model.
+
+        Args:
+            vision_model_name_or_path: a Hub id or folder of a [`GmailCLIPModel`]; its image side is taken.
+            text_model_name_or_path: a Hub id or folder of a causal language model.
+            vision_revision, text_revision (`str`, *optional*): their revisions on the Hub.
+            dtype, attn_implementation: as in `PreTrainedModel.from_pretrained`. A checkpoint has one dtype: where
+                those of the parts differ, all get the language model's.
+            fields: of the configuration, such as `prefix_length`.
+
+        Raises:
+            ValueError: a checkpoint of another kind, or one that lacks weights; an unknown field.
+            huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range, or the language model
+                is not causal.
+        """
+        cls.config_class.check_fields(list(fields))
+        vision_config = AutoConfig.from_pretrained(vision_model_name_or_path, revision=vision_revision)
+        if isinstance(vision_config, GmailConfig):
+            vision_config = vision_config.vision_config
+        if not isinstance(vision_config, GmailVisionConfig):
+            raise ValueError(
+                f"'{vision_model_name_or_path}' is of type '{vision_config.model_type}', not a GmailCLIPModel. Put "
+                "branches on a plain CLIP with `GmailCLIPModel.from_clip`, train them, and save that."
+            )
+        text_config = AutoConfig.from_pretrained(text_model_name_or_path, revision=text_revision)
+        config = cls.config_class(vision_config=vision_config, text_config=text_config, **fields)
+        options = {"dtype": dtype, "attn_implementation": attn_implementation}
+        vision_model = GmailVisionModelWithProjection.from_pretrained(
+            vision_model_name_or_path, revision=vision_revision, **options
+        )
+        text_model, info = AutoModelForCausalLM.from_pretrained(
+            text_model_name_or_path, revision=text_revision, output_loading_info=True, use_safetensors=True, **options
+        )
+        check_nothing_missing(text_model_name_or_path, info["missing_keys"])
+        config.vision_config, config.text_config = vision_model.config, text_model.config
+        return cls(config, vision_model.to(text_model.dtype), text_model).eval()
+
+    def after_loading(self) -> None:
+        self.vision_model.requires_grad_(False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.text_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_output_embeddings(value)
+
+    def freeze_text_model(self) -> None:
+        """
+        Train the mapping network alone: the language model keeps its weights and, without dropout, its behaviour.
+        """
+        self.text_model.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Captioner":
+        super().train(mode)
+        # Dropout in what cannot adapt to it would only disturb what trains.
+        for module in (self.vision_model, self.text_model):
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self
+
+    def get_prefix_embeds(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        modality: Modality | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor:
+        """
+        The prefix of each image, token embeddings of shape `(batch, prefix_length, hidden)`.
+
+        Arguments and errors as in [`~Captioner.forward`].
+        """
+        image_embeds = self._image_embeds(pixel_values, image_embeds, modality, interpolate_pos_encoding)
+        return self.make_prefix(image_embeds)[0][:, : self.config.prefix_length]
+
+    def make_prefix(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        What the language model continues.
+
+        Args:
+            image_embeds (`torch.Tensor` of shape `(batch, projection_dim)`): of any length.
+
+        Returns:
+            Token embeddings `(batch, tokens, hidden)`, the first `prefix_length` from the mapping network, and their
+            mask `(batch, tokens)`, 0 on padding; None where there is no padding.
+        """
+        return self.mapping_network(self._scaled(image_embeds)), None
+
+    def _scaled(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Embeddings as the mapping network takes them."""
+        embeds = nn.functional.normalize(embeds.float(), dim=-1) * math.sqrt(embeds.shape[-1])
+        return embeds.to(self.text_model.dtype)
+
+    def _image_embeds(
+        self,
+        pixel_values: torch.Tensor | None,
+        image_embeds: torch.Tensor | None,
+        modality: Modality | None,
+        interpolate_pos_encoding: bool,
+    ) -> torch.Tensor:
+        """Image embeddings `(batch, projection_dim)`, given or computed."""
+        if (pixel_values is None) == (image_embeds is None):
+            raise ValueError("Specify either `pixel_values` or `image_embeds`.")
+        dim = self.config.vision_config.projection_dim
+        if image_embeds is None:
+            image_embeds = self.vision_model(
+                pixel_values, modality=modality, interpolate_pos_encoding=interpolate_pos_encoding
+            ).image_embeds
+        elif modality is not None:
+            raise ValueError("`image_embeds` come from a branch already: `modality` is for `pixel_values`.")
+        elif image_embeds.ndim != 2 or image_embeds.shape[1] != dim:
+            raise ValueError(
+                f"`image_embeds` have shape {tuple(image_embeds.shape)}; this model takes (batch, {dim}), the "
+                "projected embeddings of the model's image encoder."
+            )
+        return image_embeds
+
+    def _room(self, prefix: torch.Tensor) -> int | None:
+        """Tokens of a caption that fit the language model's context after a prefix; None without a bound."""
+        context = self.config.context_length
+        return None if context is None else context - prefix.shape[1]
+
+    def _inputs(
+        self,
+        prefix: torch.Tensor,
+        prefix_mask: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Prefix and tokens as the language model's `inputs_embeds` and `attention_mask`."""
+        if prefix_mask is None:
+            prefix_mask = prefix.new_ones(prefix.shape[:2], dtype=torch.long)
+        if input_ids is None or input_ids.shape[1] == 0:
+            return {"inputs_embeds": prefix, "attention_mask": prefix_mask}
+        if len(input_ids) != len(prefix):
+            raise ValueError(f"{len(prefix)} images, but {len(input_ids)} rows of `input_ids`.")
+        room = self._room(prefix)
+        if room is not None and input_ids.shape[1] > room:
+            raise ValueError(
+                f"`input_ids` have {input_ids.shape[1]} tokens; with the prefix of {prefix.shape[1]} the language "
+                f"model's context has room for {room}. Cut captions: `CaptionCollator(tokenizer, max_length={room})`."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        tokens = self.get_input_embeddings()(input_ids)  # (batch, tokens, hidden)
+        return {
+            "inputs_embeds": torch.cat([prefix.to(tokens.dtype), tokens], dim=1),
+            "attention_mask": torch.cat([prefix_mask.to(attention_mask.dtype), attention_mask], dim=1),
+        }
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        modality: Modality | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutput:
+        """
+        Score captions of images.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images; or
+            image_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): their embeddings by one of the
+                branches, computed before, of any length: they are L2-normalised here.
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): captions, each with its end-of-text
+                token, padded on the right.
+            attention_mask (same shape, *optional*): 0 on padding; default all ones.
+            labels (same shape, *optional*): `input_ids` with -100 where no loss is wanted, which is on padding; see
+                [`CaptionCollator`].
+            modality (`str` or a list of `batch` of them, *optional*): the branch of `pixel_values`, all or each;
+                default `self.modality`, at first `"real"`.
+            interpolate_pos_encoding (`bool`): allow other image sizes than the pretrained one.
+
+        Returns:
+            `CausalLMOutput`: `logits` `(batch, prefix + tokens, vocabulary)`, at each position those of the next
+            token, padding last, and with `labels` the `loss`, the mean cross-entropy of the caption tokens (ClipCap,
+            Eq. 2).
+
+        Raises:
+            ValueError: both images and embeddings or neither; embeddings of another dimension; `modality` with
+                embeddings, unknown or of another length than the batch; labels of another shape than the tokens; more
+                tokens than the language model's context has room for; `use_cache=True`.
+            TypeError: an unknown keyword.
+        """
+        own = {name: kwargs.pop(name) for name in self.prefix_keywords if name in kwargs}
+        reject_unknown(f"{type(self).__name__}.forward()", KEYWORDS, kwargs)
+        if kwargs.pop("use_cache", None):
+            raise ValueError("`use_cache=True`: forward() returns no cache; generate() keeps its own.")
+        if labels is not None and (input_ids is None or labels.shape != input_ids.shape):
+            shape = None if input_ids is None else tuple(input_ids.shape)
+            raise ValueError(f"`labels` have shape {tuple(labels.shape)}, `input_ids` {shape}: they must be the same.")
+        image_embeds = self._image_embeds(pixel_values, image_embeds, modality, interpolate_pos_encoding)
+        prefix, prefix_mask = self.make_prefix(image_embeds, **own)
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        inputs = self._inputs(prefix, prefix_mask, input_ids, attention_mask)
+        if labels is not None:
+            labels = nn.functional.pad(labels, (prefix.shape[1], 0), value=IGNORED)
+        if prefix_mask is not None:  # its padding goes to the end: positions count from the first token
+            inputs, labels = _reordered(inputs, 1 - inputs["attention_mask"], labels)
+        outputs = self.text_model(**inputs, use_cache=False, return_dict=True, **kwargs)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                outputs.logits[:, self.config.prefix_length - 1 : -1].contiguous(),  # (batch, tokens, vocabulary)
+                labels[:, self.config.prefix_length :].contiguous(),
+                vocab_size=outputs.logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+            )
+        return CausalLMOutput(
+            loss=loss, logits=outputs.logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        modality: Modality | None = None,
+        interpolate_pos_encoding: bool = False,
+        generation_config: GenerationConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Write captions of images, greedily unless the generation config says otherwise.
+
+        Args:
+            pixel_values or image_embeds, modality, interpolate_pos_encoding: as in [`~Captioner.forward`].
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): how the captions begin, without
+                special tokens but for padding.
+            attention_mask (same shape, *optional*): 0 on padding.
+            generation_config (`GenerationConfig`, *optional*): what it leaves unset is that of
+                `self.generation_config`, which is the language model's own, with at most 64 new tokens unless it says
+                otherwise. There are never more new tokens than the language model's context has room for.
+            kwargs: as in `GenerationMixin.generate`: `num_beams`, `max_new_tokens`, `do_sample`, and the like.
+
+        Returns:
+            `torch.LongTensor` of shape `(batch * num_return_sequences, tokens)`, the given beginning included, or an
+            output object with `return_dict_in_generate=True`.
+
+        Raises:
+            ValueError: as `forward`, and for unknown keywords, a beginning that leaves the caption no room, or
+                embeddings that are not finite, as of an unreadable image.
+        """
+        if image_embeds is not None and not torch.isfinite(image_embeds).all():
+            rows = (~torch.isfinite(image_embeds).flatten(1).all(1)).nonzero().flatten().tolist()
+            raise ValueError(f"The `image_embeds` of rows {rows} are not finite. Leave out unreadable images.")
+        prefix, prefix_mask = self.make_prefix(
+            self._image_embeds(pixel_values, image_embeds, modality, interpolate_pos_encoding)
+        )
+        config = copy.deepcopy(generation_config or self.generation_config)
+        config.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
+        model_kwargs = config.update(**kwargs)
+        inputs = self._inputs(prefix, prefix_mask, input_ids, attention_mask)
+        room = self._room(prefix)
+        if room is not None and config.max_new_tokens is not None:
+            room -= inputs["inputs_embeds"].shape[1] - prefix.shape[1]
+            if room < 1:
+                raise ValueError("The beginnings in `input_ids` fill the language model's context: shorten them.")
+            config.max_new_tokens = min(config.max_new_tokens, room)
+        # Padding goes to the front: the prefix and the beginning must end where the caption continues.
+        inputs, _ = _reordered(inputs, inputs["attention_mask"])
+        outputs = self.text_model.generate(**inputs, generation_config=config, **model_kwargs)
+        if input_ids is None or input_ids.shape[1] == 0:
+            return outputs
+        # Given embeddings, the language model returns what is new; like other models, this one returns the whole text.
+        sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
+        beginnings = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
+        sequences = torch.cat([beginnings, sequences], dim=1)
+        if isinstance(outputs, torch.Tensor):
+            return sequences
+        outputs.sequences = sequences
+        return outputs
+
+
+def _reordered(
+    inputs: dict[str, torch.Tensor], keys: torch.Tensor, labels: torch.Tensor | None = None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """Each row's positions sorted by `keys` `(batch, tokens)`; equal ones keep their order."""
+    order = keys.argsort(dim=1, stable=True)
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    inputs = {name: values[rows, order] for name, values in inputs.items()}
+    return inputs, None if labels is None else labels[rows, order]
+
+
+def caption_generation_config(text: GenerationConfig) -> GenerationConfig:
+    """A language model's generation config, completed: a caption ends somewhere, and batches of them are padded."""
+    config = copy.deepcopy(text)
+    if config.max_new_tokens is None:
+        config.max_new_tokens, config.max_length = MAX_NEW_TOKENS, None
+    if config.pad_token_id is None and config.eos_token_id is not None:
+        eos = config.eos_token_id
+        config.pad_token_id = eos[0] if isinstance(eos, list) else eos
+    return config

@@ -1,0 +1,123 @@
+"""
+IFCap (Lee et al., EMNLP 2024) on a two-branch CLIP: captions from an image embedding and from captions like it.
+
+Section 3 of its paper, without its code. The image retrieves captions from a bank. The prefix attends to the nearest
+ones (fusion module), and a hard prompt names the entities that are frequent among them (frequency-based entity
+filtering). In training a caption's own embedding with noise takes the place of the image (image-like retrieval);
+with GMAIL, f_g of an image generated from the caption does.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from ..publishing.hub import hub_kwargs, push_folder
+from .bank import CaptionBank
+from .configuration_ifcap import IFCapConfig
+from .modeling_captioner import Captioner
+
+
+class IFCapForConditionalGeneration(Captioner):
+    """
+    A [`Captioner`] with a [`CaptionBank`], which is saved and loaded with it.
+
+    Make one with [`~Captioner.from_vision_text_pretrained`] and give it a bank with
+    [`~IFCapForConditionalGeneration.set_caption_bank`]; load a trained one with `from_pretrained`.
+    """
+
+    config: IFCapConfig
+    base_model_prefix = "ifcap"
+    prefix_keywords = ("caption_rows",)
+    caption_bank: CaptionBank | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """
+        Load a checkpoint and its bank; arguments and errors as in [`StrictLoading.from_pretrained`] and
+        [`CaptionBank.from_pretrained`].
+        """
+        bank = CaptionBank.from_pretrained(pretrained_model_name_or_path, **hub_kwargs(kwargs))
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).set_caption_bank(bank)
+        return loaded
+
+    def set_caption_bank(self, bank: CaptionBank) -> None:
+        """
+        Retrieve from `bank` from now on.
+
+        Raises:
+            ValueError: its embeddings have another dimension, or it has too few captions.
+        """
+        dim, needed = self.config.vision_config.projection_dim, max(self._num_retrieved) + 1
+        if bank.embeds.shape[1] != dim or len(bank) < needed:
+            raise ValueError(
+                f"The caption bank has {len(bank)} captions with embeddings of dimension {bank.embeds.shape[1]}; this "
+                f"model takes at least {needed} of dimension {dim}, by the text encoder of its own CLIP."
+            )
+        self.caption_bank = bank
+
+    @property
+    def _num_retrieved(self) -> tuple[int, int]:
+        return self.config.num_retrieved, self.config.num_entity_captions
+
+    def _bank(self) -> CaptionBank:
+        if self.caption_bank is None:
+            raise ValueError("There is no caption bank to retrieve from: give one by `set_caption_bank`.")
+        return self.caption_bank
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Write the checkpoint and the bank's two files; arguments as in `PreTrainedModel.save_pretrained`."""
+        hub = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "create_pr") if key in kwargs}
+        bank = self._bank()
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            bank.save(save_directory)
+            if push_to_hub:  # transformers would upload before the bank is written
+                push_folder(save_directory, token=kwargs.get("token"), **hub)
+
+    def make_prefix(
+        self, image_embeds: torch.Tensor, caption_rows: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        As [`Captioner.make_prefix`], with the hard prompt, padded on the right.
+
+        Args:
+            image_embeds (`torch.Tensor` of shape `(batch, projection_dim)`): what retrieves captions.
+            caption_rows (`torch.LongTensor` of shape `(batch,)`, *optional*): see
+                [`~IFCapForConditionalGeneration.forward`].
+        """
+        bank, (fused, counted) = self._bank(), self._num_retrieved
+        found = bank.retrieve(image_embeds.detach(), max(fused, counted), exclude=caption_rows)
+        retrieved = bank.on(image_embeds.device)[found[:, :fused]]  # (batch, num_retrieved, projection_dim)
+        prefix = self.mapping_network(self._scaled(image_embeds), self._scaled(retrieved))
+        if caption_rows is not None:
+            entities = [bank.entities[row] for row in caption_rows.tolist()]
+        else:
+            entities = [
+                bank.frequent_entities(rows, self.config.entity_threshold) for rows in found[:, :counted].tolist()
+            ]
+        prompts = [torch.tensor(bank.prompt(names), dtype=torch.long) for names in entities]
+        ids = pad_sequence(prompts, batch_first=True).to(prefix.device)  # (batch, prompt)
+        lengths = torch.tensor([prefix.shape[1] + len(prompt) for prompt in prompts], device=prefix.device)
+        prompted = torch.cat([prefix, self.get_input_embeddings()(ids).to(prefix.dtype)], dim=1)
+        return prompted, (torch.arange(prompted.shape[1], device=prefix.device) < lengths[:, None]).long()
+
+    def forward(self, *args: Any, caption_rows: torch.LongTensor | None = None, **kwargs: Any) -> Any:
+        """
+        As [`Captioner.forward`], with one more argument for training.
+
+        Args:
+            caption_rows (`torch.LongTensor` of shape `(batch,)`, *optional*): where the captions are in the bank. An
+                image then does not retrieve its own caption, and the hard prompt names that caption's entities,
+                whatever is frequent in those retrieved. Without images or their embeddings, the captions' embeddings
+                with noise of `config.noise_variance` take their place: training on text alone.
+        """
+        images = (*args[:1], kwargs.get("pixel_values"), kwargs.get("image_embeds"))
+        if caption_rows is not None and all(image is None for image in images):
+            clean = self._bank().on(self.device)[caption_rows]
+            kwargs["image_embeds"] = clean + torch.randn_like(clean) * self.config.noise_variance**0.5
+        return super().forward(*args, caption_rows=caption_rows, **kwargs)
