@@ -42,7 +42,7 @@ PUBLIC_NAMES = {
     "training.columns": ["pair_by_caption"],
     "training.arguments": ["GmailTrainingArguments"],
     "training.decoding": ["decode_image"],
-    "training.embeddings": ["embed_images"],
+    "training.embeddings": ["embed_images", "embed_texts"],
     "training.losses": [
         "GmailLossConfig",
         "alignment_loss",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from server import HubServer
 from tiny import make_tokenizer, picture
+from tiny_captioner import make_ifcap
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers import pipeline as make_pipeline
 
@@ -67,7 +68,7 @@ def test_padding_token(processor):
         ClipCapProcessor(processor.image_processor, tokenizer)
 
 
-def test_pushed_and_loaded_by_id(folder, gpt2_captioner, tmp_path):
+def test_pushed_and_loaded_by_id(folder, gmail_folder, text_folders, tmp_path):
     """A process of its own, because huggingface_hub reads where the Hub is when it is imported."""
     script = """
 import sys, torch
@@ -80,12 +81,22 @@ pulled = AutoModelForImageTextToText.from_pretrained("org/captioner")
 tokenizer = AutoProcessor.from_pretrained("org/captioner").tokenizer
 embeds = torch.randn(2, 24)
 print(torch.equal(pulled.generate(image_embeds=embeds), model.generate(image_embeds=embeds)), len(tokenizer))
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[2])
+model.push_to_hub("org/pushed")
+model.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="org/saved")
+for name in ("org/pushed", "org/saved"):
+    pulled = AutoModelForImageTextToText.from_pretrained(name)
+    print(torch.equal(pulled.generate(image_embeds=embeds), model.generate(image_embeds=embeds)))
 """
+    make_ifcap(gmail_folder, text_folders["gpt2"]).save_pretrained(tmp_path / "ifcap")
     with HubServer() as server:
         environment = {**os.environ, **server.environment(tmp_path / "home")}
         done = subprocess.run(
-            [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, env=environment
+            [sys.executable, "-c", script, str(folder), str(tmp_path / "ifcap")],
+            capture_output=True,
+            text=True,
+            env=environment,
         )
-        assert done.stdout.split()[-2:] == ["True", "514"], done.stderr
+        assert done.stdout.split()[-4:] == ["True", "514", "True", "True"], done.stderr
         files = server.files("org/captioner", "model")
     assert {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"} <= set(files)

@@ -24,6 +24,7 @@ from gmail_hf import GmailCLIPModel
 from gmail_hf.commands import caption, train
 from gmail_hf.commands.common import bytes_of_checkpoints
 from gmail_hf.digits import clip_path, load_digits
+from gmail_hf.digits.scenes import DIGIT_NAMES
 from gmail_hf.metrics import caption_scores as captioning
 from gmail_hf.training import loading
 from gmail_hf.training.embeddings import embed_images
@@ -34,6 +35,7 @@ SHORT = [
     *("--learning_rate=1e-3", "--eval_split=train", "--max_eval_samples=12", "--report_to=none", "--prefix_length=3"),
     *("--dataloader_pin_memory=False", "--use_cpu=True"),
 ]
+IFCAP = ["--architecture", "ifcap", "--entities", "digits"]
 SCORES = {"BLEU@4": 0.5, "METEOR": None}
 
 
@@ -185,6 +187,45 @@ def test_embeddings_in_a_column_are_used_in_place_of_images(run, folders, tmp_pa
     assert given["eval_loss"] != run("images", "--modality", "real")["eval_loss"]
 
 
+@pytest.fixture
+def ifcap(run, tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("\n".join(DIGIT_NAMES))
+    small = ("--num_retrieved=2", "--num_entity_captions=4", "--entity_threshold=1", "--entities", words)
+    return lambda name, *options: run(name, "--architecture", "ifcap", *small, *options)
+
+
+def test_ifcap_retrieves_from_the_training_captions(ifcap, folders, pairs, tmp_path):
+    metrics = ifcap("gen")
+    assert metrics["eval_loss"] != ifcap("taken", "--modality", "real")["eval_loss"]
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "gen")
+    captions = Dataset.from_parquet(pairs)["caption"][:]
+    assert model.caption_bank.captions == list(dict.fromkeys(captions)) and model.config.num_entity_captions == 4
+    gmail, clip = GmailCLIPModel.from_pretrained(folders["trained"]), AutoProcessor.from_pretrained(clip_path())
+    with torch.no_grad():
+        tokens = clip.tokenizer(captions[:3], padding=True, return_tensors="pt")
+        expected = gmail.embed_text(tokens["input_ids"], tokens["attention_mask"])
+    torch.testing.assert_close(model.caption_bank.embeds[:3], expected, rtol=1e-4, atol=1e-5)
+    words = [word for word in captions[0].split() if word in DIGIT_NAMES]
+    assert model.caption_bank.entities[0] == list(dict.fromkeys(words))
+    # The evaluation sees real images through `real`, by what was saved.
+    processor = AutoProcessor.from_pretrained(tmp_path / "gen")
+    pixel_values = processor(load_digits("train", 6)["real_image"][:], return_tensors="pt")["pixel_values"]
+    tokens = model.generate(pixel_values=pixel_values, num_beams=2, do_sample=False)
+    written = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+    lines = (tmp_path / "gen" / "captions.jsonl").read_text().splitlines()
+    assert written == [json.loads(line)["caption"] for line in lines]
+
+
+def test_ifcap_on_text_alone_reads_no_image_and_resumes(ifcap, pairs, tmp_path):
+    whole = ifcap("whole", "--text_only", "true", "--image_column", "none")
+    ifcap("part", "--text_only", "true")
+    shutil.rmtree(tmp_path / "part" / "checkpoint-4")  # as if the run had ended after checkpoint-2
+    again = ifcap("part", "--text_only", "true", "--resume_from_checkpoint", "true")
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "part"))
+    assert again["eval_loss"] == whole["eval_loss"]
+
+
 def test_other_images_or_another_branch_are_refused_on_resume(run, tmp_path):
     run("part", "--max_steps=2")
     before = {path: path.read_bytes() for path in (tmp_path / "part").rglob("*") if path.is_file()}
@@ -245,6 +286,12 @@ def test_frozen_text_model(run, folders, tmp_path):
         (["--model", "gmail-nowhere"], FileNotFoundError, "Train it first with gmail-hf train"),
         (["--model", clip_path()], ValueError, "not a GmailCLIPModel"),
         (["--mapping_type", "linear"], StrictDataclassError, "mapping_type"),
+        (["--architecture", "ifcp"], ValueError, "Unknown --architecture 'ifcp'; there are clipcap, ifcap"),
+        (["--text_only", "true", "--num_retrieved=3"], ValueError, "--text_only, --num_retrieved: only for"),
+        ([*IFCAP, "--entities", "nowhere.txt"], FileNotFoundError, "'nowhere.txt' is no file"),
+        ([*IFCAP, "--mapping_type", "mlp"], StrictDataclassError, "mapping_type"),
+        ([*IFCAP, "--noise_variance=-1"], StrictDataclassError, "noise_variance"),
+        ([*IFCAP, "--num_retrieved=33"], ValueError, "caption bank has 32 captions .* at least 34"),
     ],
 )
 def test_mistakes_are_told_before_training(run, tmp_path, options, error, message):
@@ -258,6 +305,12 @@ def test_no_arguments_are_the_bundled_default():
     assert (model_args.model, model_args.text_model) == ("gmail-digits", "digits")
     assert (data_args.dataset, data_args.image_column, data_args.modality) == ("digits", "generated_image", "gen")
     assert model_args.model == train.parse_args([])[2].output_dir
+
+
+def test_no_arguments_but_ifcap_are_its_bundled_default():
+    model_args, ifcap_args, data_args, training_args = caption.parse_args(["--architecture", "ifcap"])
+    assert (model_args.model, ifcap_args.entities, data_args.dataset) == ("gmail-digits", "digits", "digits")
+    assert training_args.output_dir == "ifcap-digits" and training_args.learning_rate == 3e-3
 
 
 def test_command_line_wins_over_config(tmp_path):

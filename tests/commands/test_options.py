@@ -120,7 +120,7 @@ def test_the_bundled_config_is_used_without_a_data_set():
 
 def test_bundled_configs_go_by_name_and_by_their_old_path(caplog, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert bundled_configs() == ["clipcap_digits", "digits", "digits_text", "llava_digits"]
+    assert bundled_configs() == ["clipcap_digits", "digits", "digits_text", "ifcap_digits", "llava_digits"]
     by_name = train.parse_args(["--config", "digits_text"])
     assert by_name[0].stage == "text" and not caplog.records
     assert train.parse_args(["--config", "examples/configs/digits_text.yaml"])[0] == by_name[0]

@@ -54,7 +54,7 @@ class IFCapForConditionalGeneration(Captioner):
         if bank.embeds.shape[1] != dim or len(bank) < needed:
             raise ValueError(
                 f"The caption bank has {len(bank)} captions with embeddings of dimension {bank.embeds.shape[1]}; this "
-                f"model takes at least {needed} of dimension {dim}, by the text encoder of its own CLIP."
+                f"model takes at least {needed} of dimension {dim}, by its own CLIP's text encoder."
             )
         self.caption_bank = bank
 
@@ -106,18 +106,29 @@ class IFCapForConditionalGeneration(Captioner):
         prompted = torch.cat([prefix, self.get_input_embeddings()(ids).to(prefix.dtype)], dim=1)
         return prompted, (torch.arange(prompted.shape[1], device=prefix.device) < lengths[:, None]).long()
 
-    def forward(self, *args: Any, caption_rows: torch.LongTensor | None = None, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        image_embeds: torch.FloatTensor | None = None,
+        caption_rows: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """
         As [`Captioner.forward`], with one more argument for training.
 
         Args:
+            pixel_values, input_ids, attention_mask, labels, image_embeds, kwargs: as there.
             caption_rows (`torch.LongTensor` of shape `(batch,)`, *optional*): where the captions are in the bank. An
                 image then does not retrieve its own caption, and the hard prompt names that caption's entities,
                 whatever is frequent in those retrieved. Without images or their embeddings, the captions' embeddings
                 with noise of `config.noise_variance` take their place: training on text alone.
         """
-        images = (*args[:1], kwargs.get("pixel_values"), kwargs.get("image_embeds"))
-        if caption_rows is not None and all(image is None for image in images):
+        if caption_rows is not None and pixel_values is None and image_embeds is None:
             clean = self._bank().on(self.device)[caption_rows]
-            kwargs["image_embeds"] = clean + torch.randn_like(clean) * self.config.noise_variance**0.5
-        return super().forward(*args, caption_rows=caption_rows, **kwargs)
+            image_embeds = clean + torch.randn_like(clean) * self.config.noise_variance**0.5
+        return super().forward(
+            pixel_values, input_ids, attention_mask, labels, image_embeds, caption_rows=caption_rows, **kwargs
+        )

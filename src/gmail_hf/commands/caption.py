@@ -38,9 +38,9 @@ PRINTED, PICTURED = 5, 16  # captions shown after training
 class ModelArguments:
     _argument_group_name = "model"
 
-    architecture: str = option("The captioner: clipcap or ifcap.", "clipcap")
     model: str = option("A GmailCLIPModel from gmail-hf train, by Hub id or folder.", REQUIRED)
     model_revision: str | None = option(REVISION)
+    architecture: str = option("The captioner: clipcap or ifcap.", "clipcap")
     text_model: str = option(
         "A causal language model, by Hub id or folder, or digits, the bundled one.", "openai-community/gpt2"
     )
