@@ -11,6 +11,7 @@ from ..version import __version__
 
 COMMANDS = {
     "generate": "generate an image for each caption of a data set, in shards",
+    "curate": "select generated images: no broken, copied or wrongly captioned ones",
     "push": "upload generated shards and their card to the Hub",
     "diagnose": "measure the gap of generated images before training, and what to do",
     "prepare": "store pairs as pixels, so that training decodes no image",

@@ -37,18 +37,35 @@ class PairArguments:
     eval_split: str | None = option("Split to evaluate on.")
     max_train_samples: int | None = option("Train on this many rows, the first ones.")
     max_eval_samples: int | None = option("Evaluate on this many rows.")
+    curated: str | None = option("A mask.parquet of gmail-hf curate: train on the rows that it keeps.")
     real_image_column: str = option("Column with the real images.", "real_image")
     caption_column: str = option("Column with the captions.", "caption")
 
     def load(
-        self, args: "TrainingArguments", columns: dict[str, str] | None = None
+        self,
+        args: "TrainingArguments",
+        columns: dict[str, str] | None = None,
+        generated_column: str = "generated_image",
     ) -> "tuple[Dataset, Dataset | None]":
-        """The pairs to train and to evaluate on, prepared by the main process first; see [`bundled.load_pairs`]."""
+        """
+        The pairs to train and to evaluate on, prepared by the main process first; see [`bundled.load_pairs`].
+
+        Args:
+            args: of the run.
+            columns: see there.
+            generated_column: the images that a mask is for.
+
+        Raises:
+            FileNotFoundError, ValueError: see there and [`generation.apply_mask`].
+        """
+        from ..generation.masks import apply_mask
         from .bundled import load_pairs
 
         source = {"config_name": self.dataset_config, "revision": self.dataset_revision, "columns": columns}
         with args.main_process_first(desc="loading pairs"):
             train = load_pairs(self.dataset, self.split, max_samples=self.max_train_samples, **source)
+            if self.curated:
+                train = apply_mask(train, self.curated, generated_column, self.title(self.split))
             if not self.eval_split:
                 return train, None
             return train, load_pairs(self.dataset, self.eval_split, max_samples=self.max_eval_samples, **source)

@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False
 
     found = data_args.found(data_args.image_column, data_args.caption_column)
-    train_rows, eval_rows = data_args.load(training_args, found)
+    train_rows, eval_rows = data_args.load(training_args, found, data_args.image_column)
     train_dataset, eval_dataset = (
         conversations(
             rows,

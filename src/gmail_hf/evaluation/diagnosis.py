@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,7 @@ from ..training.columns import is_missing, rows_by_caption
 from ..training.data import BadImageError, caption_ids, decode_image, undecoded
 from ..training.distributions import energy_distance_loss
 from ..training.embeddings import cached_embeds, embed_images, embeds_array
-from .report import SMALL, data_uri, render
-from .runner import THUMBNAIL
+from .report import render, thumbnail
 
 AFTER = "gen branch"
 REAL_IMAGES = "other real images"  # the other half of them, as reference
@@ -242,11 +240,7 @@ def diagnosis_html(result: dict[str, Any], pairs: Dataset) -> str:
     images = undecoded(pairs)
 
     def picture(row: int, column: str) -> dict[str, Any]:
-        image, content = decode_image(images[row][column]), BytesIO()
-        small = max(image.size) <= SMALL
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        image.save(content, "WEBP", lossless=small, quality=85)
-        return {"src": data_uri(content.getvalue(), "webp"), "small": small}
+        return thumbnail(images[row][column])
 
     scores = {name: texts for name, texts in SCORES.items() if name in result["rows"][0]}
     return render(

@@ -3,6 +3,7 @@
 import base64
 import os
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image as PILImage
 
 from ..metrics.scores import TASKS, counted, label, number
+from ..training.data import decode_image
 
+THUMBNAIL = 320  # pixels of the longer side of an example
 SMALL = 64  # pixels of the longer side, up to which an image is shown as pixels
 NOTES = {
     "captioning": "What the model wrote; in grey, where it differs, a reference.",
@@ -77,6 +80,15 @@ def render(template: str, filters: Mapping[str, Callable] | None = None, **value
     )
     page.filters |= {"counted": counted, **(filters or {})}
     return page.get_template(template).render(values)
+
+
+def thumbnail(cell: Any) -> dict[str, Any]:
+    """An image (see `decode_image`) as `src` of an HTML image, and whether it is `small`, to be shown as pixels."""
+    image, content = decode_image(cell), BytesIO()
+    small = max(image.size) <= SMALL
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(content, "WEBP", lossless=small, quality=85)
+    return {"src": data_uri(content.getvalue(), "webp"), "small": small}
 
 
 def data_uri(content: bytes, kind: str) -> str:

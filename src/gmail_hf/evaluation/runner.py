@@ -19,7 +19,7 @@ from .load_model import LoadedModel
 from .measure import Measured, Settings
 from .probe import DEFAULT_PROBE, evaluate_probe, open_training
 from .registry import ALIGNMENT, CAPTIONING, PROBE, RETRIEVAL, VQA, ZERO_SHOT, Benchmark
-from .report import SMALL
+from .report import SMALL, THUMBNAIL
 from .retrieval import evaluate_retrieval
 from .sources import Source, tasks_of
 from .vqa import evaluate_vqa
@@ -33,7 +33,6 @@ EVALUATORS = {
     VQA: evaluate_vqa,
     ALIGNMENT: evaluate_alignment,
 }
-THUMBNAIL = 320  # pixels of the longer side of an example
 
 
 @dataclass(frozen=True)

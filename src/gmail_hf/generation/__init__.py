@@ -1,8 +1,19 @@
 """Synthetic pairs: captions and any text-to-image pipeline of diffusers to shards of a data set."""
 
 from .arguments import SynthesisArguments
+from .curation import curate
 from .engines import synthesize
+from .masks import apply_mask, read_mask, write_mask
 from .push import push_dataset
 from .sampler import generate_shard
 
-__all__ = ["SynthesisArguments", "generate_shard", "push_dataset", "synthesize"]
+__all__ = [
+    "SynthesisArguments",
+    "apply_mask",
+    "curate",
+    "generate_shard",
+    "push_dataset",
+    "read_mask",
+    "synthesize",
+    "write_mask",
+]
