@@ -261,9 +261,9 @@ def report(result: dict) -> str:
             "",
             f"Mean ± standard deviation over the seeds {', '.join(map(str, settings['seeds']))}. Readouts are trained "
             "on the generated images of each set with the labels of their captions, and tested on f_r(real test "
-            "images); before: by f_r, after: by f_g, aligned on the same set. The gap is to a readout trained on the "
-            "real images of the captions. Planted images were spoiled on purpose. CLIPScore and copies come from the "
-            "CLIP that is aligned.",
+            "images); before: by f_r, after: by f_g, aligned on the same set. The gap is to a readout trained on as "
+            "many real images as `all` has. Planted images were spoiled on purpose. CLIPScore and copies come from "
+            "the CLIP that is aligned.",
             "",
             *table,
             "",

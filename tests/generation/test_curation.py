@@ -1,5 +1,6 @@
 """Curation: decisions worked out by hand, the mask and its checks, and the command on tiny images."""
 
+import importlib
 import json
 
 import datasets
@@ -53,7 +54,7 @@ def test_wrong_captions_are_of_other_images_with_another_caption():
     images = np.array([[1, 2, 3, 4], [1, 2, 3, 4], [2, 1, 2, 0], [0, 1, 0, 1]], float)
     scores = choosing.mismatched_scores(images, texts, ["a", "a", "b", "c"])
     norms = np.linalg.norm(images, axis=1)
-    allowed = [{2, 3}, {2, 3}, {2, 2}, {0, 1}]
+    allowed = [{2, 3}, {2, 3}, {2}, {0, 1}]
     for score, values, norm in zip(scores, allowed, norms, strict=True):
         assert any(score == pytest.approx(2.5 * value / norm) for value in values)
     assert len(choosing.mismatched_scores(images, texts, ["a"] * 4)) == 0
@@ -312,3 +313,28 @@ def test_a_folder_of_generated_images_with_captions(tmp_path, processor, capsys)
         assert len(kept) == 2 and all(row["kept"] or row["clip_score"] <= min(kept) for row in of_caption)
     assert json.loads((tmp_path / "out" / "curation.json").read_text())["same_model"]
     assert "does not see its own mistakes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "first_use"),
+    [("caption", "gmail_hf.captioners.check_captions"), ("vlm", "gmail_hf.commands.bundled.conversations")],
+)
+def test_stage_2_gets_the_rows_that_are_kept(mask_file, tmp_path, command, first_use, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def reached(rows, *_, **__):
+        raise Reached(len(rows))
+
+    monkeypatch.setattr(first_use, reached)
+    paired = datasets.concatenate_datasets(
+        [set_of(row3=flat(10)), make_pairs(12).select_columns(["real_image"])], axis=1
+    )
+    paired.save_to_disk(tmp_path / "pairs")
+    main = importlib.import_module(f"gmail_hf.commands.{command}").main
+    options = ["--model", "x", "--text_model", "x", "--dataset", str(tmp_path / "pairs"), "--eval_split", "train"]
+    options += ["--use_cpu", "true", "--output_dir", str(tmp_path / command), "--curated", str(mask_file)]
+    with pytest.raises(Reached, match="11"):
+        main(options)
+    with pytest.raises(ValueError, match="Row 0 of .* is not the image"):
+        main([*options, "--image_column", "real_image"])
