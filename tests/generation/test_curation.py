@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tiny import CAPTIONS, IMAGE_SIZE, make_clip, make_pairs, picture, png
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from gmail_hf import GmailCLIPModel
 from gmail_hf.commands import cli
@@ -151,11 +152,12 @@ def test_a_wrong_caption_is_found_by_the_other_model(clip_folder, processor, tmp
             nearest = (level[:, None] - levels).abs().argmin(dim=1)
             return level.new_zeros(len(level), self.embed_dim).scatter_(1, nearest[:, None], 1)
 
-        def embed_text(self, input_ids, attention_mask=None):
+        def get_text_features(self, input_ids, attention_mask=None):
             known = processor.tokenizer(list(CAPTIONS), padding=True, return_tensors="pt")["input_ids"]
             same = [[row[row != 513].tolist() == other[other != 513].tolist() for other in known] for row in input_ids]
             nearest = input_ids.new_tensor(same).int().argmax(dim=1)
-            return input_ids.new_zeros(len(input_ids), self.embed_dim).float().scatter_(1, nearest[:, None], 1)
+            texts = input_ids.new_zeros(len(input_ids), self.embed_dim).float()
+            return BaseModelOutputWithPooling(pooler_output=texts.scatter_(1, nearest[:, None], 1))
 
     make_clip(seed=5).save_pretrained(tmp_path)
     model, scorer = GmailCLIPModel.from_clip(clip_folder), RedModel.from_clip(tmp_path)

@@ -134,9 +134,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
 
     names = {"caption": data_args.caption_column, "image_id": data_args.image_id_column}
     trained = [] if ifcap_args.text_only else [data_args.image_column]
-    train_pairs, eval_pairs = data_args.load(
-        training_args, data_args.found(*trained) | names, data_args.image_column
-    )
+    train_pairs, eval_pairs = data_args.load(training_args, data_args.found(*trained) | names, data_args.image_column)
     for pairs, split, columns in (
         (train_pairs, data_args.split, trained),
         (eval_pairs, data_args.eval_split, [data_args.real_image_column]),

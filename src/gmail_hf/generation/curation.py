@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from datasets import Dataset
 from PIL import ImageStat
 
 from ..metrics.clip_score import clip_score
-from ..models.base import text_options
 from ..training.columns import paths_of
 from ..training.data import BadImageError, caption_ids, decode_image, undecoded
-from ..training.embeddings import batches, cache_key, cached_embeds, embeds_array
+from ..training.embeddings import cache_key, cached_embeds, embed_texts, embeds_array
 from .choosing import CONSTANT, IN_WORDS, REAL_COPY, UNREADABLE, choose, mismatched_scores
 from .masks import digest_of, read_all
 
@@ -87,7 +85,10 @@ def curate(
     groups, scores, summary = caption_ids(captions), np.full(len(states), np.nan), None
     if score_model is not None:
         of_images = embed(images, "generated_image", score_model, score_processor)[usable]
-        of_texts = _embed_texts(score_model, score_processor, [captions[row] for row in np.flatnonzero(usable)])
+        texts, places = np.unique(np.array(captions)[usable], return_inverse=True)
+        of_texts = embed_texts(score_model, score_processor.tokenizer, texts.tolist(), desc="Embedding captions")[
+            places
+        ]
         scores[usable] = clip_score(of_images, of_texts)
         mismatched = mismatched_scores(of_images, of_texts, np.array(groups)[usable].tolist(), seed)
         threshold = min_clip_score
@@ -180,15 +181,3 @@ def _file_names(images: Dataset) -> list[str | None]:
 def _key(images: Dataset, model: Any, processor: Any) -> str:
     """Equal for two models whose real branches give equal embeddings."""
     return cache_key(images.select_columns(["generated_image"]), "generated_image", model, processor)
-
-
-@torch.no_grad()
-def _embed_texts(model: Any, processor: Any, texts: list[str], size: int = 256) -> np.ndarray:
-    """L2-normalised embeddings `(texts, dim)`, each text embedded once."""
-    unique = list(dict.fromkeys(texts))
-    embeds = []
-    for batch in batches(unique, size):
-        tokens = processor.tokenizer(batch, **text_options(model), return_tensors="pt").to(model.device)
-        embeds.append(model.embed_text(tokens["input_ids"], tokens.get("attention_mask")).float().cpu().numpy())
-    places = {text: place for place, text in enumerate(unique)}
-    return np.concatenate(embeds)[[places[text] for text in texts]]
