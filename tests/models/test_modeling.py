@@ -428,7 +428,10 @@ def test_pipeline_by_path_in_a_fresh_process(clip_folder, tmp_path, processor):
     name, scores = json.loads(result.stdout.splitlines()[-1])
     plain = pipeline("zero-shot-image-classification", model=str(clip_folder))
     assert name == "GmailCLIPModel"
-    assert scores == plain(picture(0), candidate_labels=["a cat", "two birds", "a dog"])
+    expected = plain(picture(0), candidate_labels=["a cat", "two birds", "a dog"])
+    assert [row["label"] for row in scores] == [row["label"] for row in expected]
+    # Matrix products of two processes can differ in the last bit, by how their memory is aligned.
+    assert [row["score"] for row in scores] == pytest.approx([row["score"] for row in expected], abs=1e-6)
     assert isinstance(AutoProcessor.from_pretrained(tmp_path / "gmail"), CLIPProcessor)
 
 
