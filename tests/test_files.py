@@ -1,8 +1,10 @@
 """Files and folders are whole or absent, whatever interrupts their writing."""
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,24 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     write_file(path, "né")
     assert events == [("fsync", "old"), ("replace", "old")]
     assert path.read_bytes() == "né".encode() and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_no_other_module_writes_texts_or_bytes():
+    def writes(call: ast.Call) -> bool:
+        name = getattr(call.func, "attr", getattr(call.func, "id", None))
+        modes = {getattr(argument, "value", None) for argument in call.args}
+        return name in ("write_text", "write_bytes") or (name == "open" and bool(modes & {"w", "wb", "x", "xb"}))
+
+    package, found = Path(files.__file__).parent, set()
+    for path in package.rglob("*.py"):
+        calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+        found |= {path.name for call in calls if writes(call)}
+    assert found == {"files.py"}
+
+
+def test_lines_of_json(tmp_path):
+    files.write_jsonl(tmp_path / "a.jsonl", [{"a": "né\n"}, {"b": None}])
+    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == '{"a": "né\\n"}\n{"b": null}\n'
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), ValueError])

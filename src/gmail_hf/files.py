@@ -1,10 +1,11 @@
 """Files and folders that exist whole or not at all, and locks for those that one process may write at a time."""
 
 import glob
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ def write_file(path: str | os.PathLike, content: Any) -> None:
     """Write text (as UTF-8) or bytes to a file, see [`replacing`]."""
     with replacing(path) as partial, open(partial, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a JSON object per line, see [`replacing`]."""
+    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 @contextmanager

@@ -285,6 +285,13 @@ def test_precision_and_attention_are_passed_on(gmail_folder, text_folders):
     torch.testing.assert_close(model.bfloat16()(**inputs).loss, exact, rtol=0.05, atol=0.05, check_dtype=False)
 
 
+def test_a_saved_model_names_no_folder_of_this_machine(gpt2_captioner, gmail_folder, tmp_path):
+    """`push_to_hub` of transformers uploads what is saved as it is."""
+    assert gpt2_captioner.config.vision_config.name_or_path == gmail_folder.name
+    gpt2_captioner.save_pretrained(tmp_path)
+    assert str(gmail_folder.parent) not in (tmp_path / "config.json").read_text()
+
+
 def test_parts_have_the_dtype_of_the_language_model(gmail_folder, text_folders, tmp_path):
     AutoModelForCausalLM.from_pretrained(text_folders["gpt2"], dtype=torch.bfloat16).save_pretrained(tmp_path / "text")
     captioner = make_captioner(gmail_folder, tmp_path / "text")  # the image encoder's checkpoint is float32

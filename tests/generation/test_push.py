@@ -12,12 +12,15 @@ import pytest
 import yaml
 from huggingface_hub import DatasetCard
 from server import HubServer, commit_id
+from tiny import picture
+from tiny_pipeline import command_line
 
+from gmail_hf.commands import cli
 from gmail_hf.commands.bundled import synthesize
 from gmail_hf.digits import clip_path
 from gmail_hf.generation import push_dataset
 from gmail_hf.generation.push import count_rows
-from gmail_hf.generation.shards import open_folder
+from gmail_hf.generation.shards import open_folder, read_manifest
 from gmail_hf.publishing import dataset_card
 
 # Push what is there, add shards, push again, add a split and push it, first beside a card that somebody edited, try to
@@ -130,7 +133,13 @@ def test_push_push_again_and_load_back(hub, make_args, options, tmp_path, monkey
     snippet = snippet.replace('"openai/clip-vit-base-patch32"', repr(clip_path()))
     exec(compile(snippet, "card", "exec"), {"pairs": datasets.load_dataset(str(folder.path), split="train")})
     assert Path("pairs-gmail", "checkpoint-2", "gen", "adapter_config.json").exists()
-    assert str(DatasetCard(card)) == card and "None" not in card and str(folder.path) not in card
+    assert str(DatasetCard(card)) == card and "None" not in card
+    here = {str(tmp_path).encode(), options["generator"].encode()}
+    assert not [name for name, content in files.items() if any(path in content for path in here)]
+    assert set(by_id["generator"]) == {"org/tiny"} and set(back["generator"]) == {Path(options["generator"]).name}
+    manifest, local = json.loads(files["manifest.json"]), read_manifest(folder.path)
+    assert manifest["settings"]["generator"] == Path(options["generator"]).name
+    assert local["settings"]["generator"] == options["generator"]
 
 
 def test_card_tells_what_was_made(make_args):
@@ -181,6 +190,19 @@ def test_card_names_both_splits(make_args):
     assert "| Inference steps | 2 |" in card
     (folder.path / "README.md").write_text(card)
     assert datasets.load_dataset(str(folder.path)).num_rows == {"train": 24, "validation": 16}
+
+
+def test_paths_of_images_are_not_pushed(options, tmp_path):
+    picture(0).save(tmp_path / "0.png")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.png", "caption": "a cat"}))
+    run = {**options, "dataset": tmp_path / "rows.jsonl", "output_dir": tmp_path / "out", "real_images": "reference"}
+    del run["num_captions"]
+    with pytest.raises(SystemExit):
+        cli.main(["generate", *command_line(run), "--push_to_hub"])
+    assert not (tmp_path / "out").exists()
+    cli.main(["generate", *command_line(run)])
+    with pytest.raises(ValueError, match="hold paths of this machine.*--real_images keep"):
+        push_dataset(tmp_path / "out", "org/pairs")
 
 
 def test_nothing_to_push(tmp_path, make_args, pipeline_folder):

@@ -60,17 +60,27 @@ def publish(folder, answers):
     args = GmailTrainingArguments(
         output_dir=str(folder / "run"),
         hub_model_id="org/trained",
-        max_steps=1,
+        push_to_hub=True,
+        hub_strategy="every_save",
+        max_steps=2,
         learning_rate=0.1,
         per_device_train_batch_size=4,
-        save_strategy="no",
-        report_to="none",
+        save_strategy="steps",
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        report_to="tensorboard",
         use_cpu=True,
     )
-    model_to_train = make_model("org/gmail-coco-gen")
-    trainer = GmailTrainer(model_to_train, args, make_pairs(4), processing_class=make_processor())
+    make_clip().save_pretrained(folder / "base")
+    model_to_train = make_model(folder / "base")
+    pairs = make_pairs(4)
+    trainer = GmailTrainer(model_to_train, args, pairs, eval_dataset=pairs, processing_class=make_processor())
     trainer.train()
+    (folder / "run" / ".config.json.0123.part").touch()  # of a run that was killed
     trainer.push_to_hub()
+    model_to_train.push_to_hub("org/on-local-base")
 
     inputs = {"pixel_values": pixels(4), "input_ids": tokens(3), "image": torch.from_numpy(np.array(picture(0)))}
     return inputs | outputs(model, inputs) | prefixed("trained.", outputs(model_to_train.eval(), inputs))
@@ -249,6 +259,58 @@ def benchmarks(folder, answers):
     answers["prompts"] = class_question(labels).prompts
     answers["revision"] = labels.revision
     answers["captions"] = [captions_of(row, captions)[1] for row in captions.read()]
+    return {}
+
+
+def addresses(folder, answers):
+    """Images at addresses, read one by one, from columns of rows, and copied into captions' rows."""
+    import threading
+    import zipfile
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    from huggingface_hub import HfApi
+    from tiny import make_processor, picture
+
+    from gmail_hf.generation import SynthesisArguments
+    from gmail_hf.generation.captions import load_captions
+    from gmail_hf.training.data import GmailCollator, decode_image
+    from gmail_hf.training.sources import load_rows
+
+    there = folder / "pictures"
+    (there / "some").mkdir(parents=True)
+    picture(0).save(there / "some" / "0.png")
+    (there / "some" / "text.png").write_text("no image")
+    with zipfile.ZipFile(there / "all.zip", "w") as archive:
+        archive.write(there / "some" / "0.png", "0.png")
+    HfApi().create_repo("org/pictures", repo_type="dataset")
+    HfApi().upload_folder(repo_id="org/pictures", repo_type="dataset", folder_path=there)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=there))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hf, http = "hf://datasets/org/pictures", f"http://127.0.0.1:{server.server_port}"
+    good = [f"{hf}/some/0.png", f"{hf}@main/some/0.png", f"{http}/some/0.png", f"zip://0.png::{there}/all.zip"]
+    good += [f"zip://0.png::{hf}/all.zip"]
+    bad = [f"{hf}/some/1.png", f"{http}/some/1.png", f"zip://1.png::{hf}/all.zip", "hf://datasets/org/none/0.png"]
+    bad += [f"{hf}/some/text.png", f"{http}/some/text.png"]
+    content = (there / "some" / "0.png").read_bytes()
+    answers["decoded"] = [decode_image(address).tobytes() == picture(0).tobytes() for address in good]
+    answers["errors"] = [error_of(lambda address=address: decode_image(address)) or "" for address in bad]
+    rows = [{"image": address, "caption": f"picture {i}"} for i, address in enumerate([*good, *bad])]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    args = SynthesisArguments(dataset=str(folder / "rows.jsonl"), output_dir="none", allow_paths_outside=True)
+    captions = load_captions(args)
+    cells = [captions.real_image(row) for row in range(len(rows))]
+    answers["kept"] = [cell["bytes"] == content for cell in cells[: len(good)]]
+    answers["left_out"] = [cell is None for cell in cells[len(good) :]]
+    answers["paths"] = [cell["path"] for cell in cells[: len(good)]]
+    args.real_images = "reference"
+    answers["referenced"] = load_captions(args).real_image(0)["path"] == good[0]
+    loaded = load_rows(str(folder / "rows.jsonl"), "train", any_split=True)
+    answers["columns"] = str(loaded.features["image"])
+    batch = GmailCollator(make_processor())(
+        [{"real_image": row["image"], "caption": row["caption"], "image_id": row["caption"]} for row in rows]
+    )
+    answers["batch"] = [len(batch["real_pixel_values"]), int(batch["skipped_pairs"])]
     return {}
 
 

@@ -80,6 +80,20 @@ def test_what_the_trainer_pushed_is_what_it_trained(published, read):
     assert_same_outputs(read[0], "trained", expected, atol=0, rtol=0)
 
 
+def test_no_path_of_this_machine_is_pushed(hub, published, folder):
+    pushed = [files for commits in hub.commits.values() for files in commits]
+    assert not [name for files in pushed for name, oid in files.items() if bytes(folder) in hub.contents[oid]]
+    local = json.loads((folder / "run" / "config.json").read_text())
+    for repo_id in ("org/trained", "org/on-local-base"):
+        public = json.loads(hub.files(repo_id, "model")["config.json"])
+        assert public == {**local, "base_model_name_or_path": "base"}
+        assert local["base_model_name_or_path"] == str(folder / "base")
+    assert len(hub.commits["model", "org/trained"]) >= 3  # the empty one, at least one save, and the end
+    names = set().union(*hub.commits["model", "org/trained"])
+    assert not [name for name in names if name.startswith(("runs/", "checkpoint-", "_", ".")) or "part" in name]
+    assert {"trainer_state.json", "training_args.json", "provenance.json", "gen/adapter_config.json"} <= names
+
+
 def test_pipelines_agree(read):
     answers = read[1]
     assert {entry["label"]: entry["score"] for entry in answers["org/gmail-adapters"]} == scores(
@@ -245,3 +259,13 @@ def test_own_benchmarks_by_hub_id(run):
     assert answers["prompts"] == [[["a photo of a cat."], ["a photo of a red fox."]]]
     assert answers["captions"] == [["a cat"], ["a dog"], ["a fox"]]
     assert re.fullmatch("[0-9a-f]{40}", answers["revision"])
+
+
+def test_images_at_addresses(run, folder):
+    """`hf://`, `http://` and `zip://`, wherever images may be named."""
+    answers = run("addresses", "reader_of_images")[1]
+    assert answers["decoded"] == answers["kept"] == [True] * 5 and answers["left_out"] == [True] * 6
+    assert all(re.match("BadImageError: .*cannot be read", error) for error in answers["errors"]), answers["errors"]
+    assert answers["referenced"]
+    assert answers["paths"] == ["0.png"] * 5
+    assert answers["columns"].startswith("Image(") and answers["batch"] == [5, 6]

@@ -417,13 +417,13 @@ def test_push_while_training_and_after(tmp_path, clip_folder):
 def test_hub_strategy(train, monkeypatch, strategy, pushes):
     uploads = []
 
-    def upload(self, run_as_future, **kwargs):
-        uploads.append(kwargs["commit_message"])
+    def upload(self, repo_id, operations, commit_message, run_as_future, **kwargs):
+        uploads.append(commit_message)
         future = Future()
         future.set_result(None)
         return future
 
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", upload)
     monkeypatch.setattr("gmail_hf.publishing.model_cards.card_of_others", lambda *args, **kwargs: None)
 
     def init_hf_repo(self, *args, **kwargs):

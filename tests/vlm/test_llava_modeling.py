@@ -365,6 +365,17 @@ def test_all_parts_take_the_language_models_dtype(gmail_folder, llama_folder, tm
     assert torch.equal(again.generate(**batch, modality="gen", max_new_tokens=3, do_sample=False), said)
 
 
+def test_a_saved_model_names_no_folder_of_this_machine(llava, gmail_folder, llama_folder, tmp_path):
+    """`push_to_hub` of transformers uploads what is saved as it is."""
+    processor = build_processor(gmail_folder, llama_folder)
+    fresh = GmailLlavaForConditionalGeneration.from_vision_text_pretrained(gmail_folder, llama_folder, processor)
+    assert fresh.config.vision_config.name_or_path == Path(gmail_folder).name
+    for model in (llava, fresh):
+        for part in (model, processor):
+            part.save_pretrained(tmp_path)
+        assert not [path for path in tmp_path.iterdir() if bytes(Path(gmail_folder).parent) in path.read_bytes()]
+
+
 def test_pipeline_in_batches_equals_one_by_one(gmail_folder, llama_folder, tmp_path):
     processor = build_processor(gmail_folder, llama_folder)
     model = GmailLlavaForConditionalGeneration.from_vision_text_pretrained(gmail_folder, llama_folder, processor)

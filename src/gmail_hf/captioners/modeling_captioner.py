@@ -22,6 +22,7 @@ from ..models.base import ModalityMixin
 from ..models.clip import GmailVisionModelWithProjection
 from ..models.configuration_clip import GmailConfig, GmailVisionConfig
 from ..models.loading import StrictLoading, check_nothing_missing
+from ..publishing.provenance import name_publicly
 from .configuration_captioner import CaptionerConfig
 from .mapping import MAPPERS, TransformerMapper
 
@@ -134,6 +135,7 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         )
         check_nothing_missing(text_model_name_or_path, info["missing_keys"])
         config.vision_config, config.text_config = vision_model.config, text_model.config
+        name_publicly(config)
         return cls(config, vision_model.to(text_model.dtype), text_model).eval()
 
     def after_loading(self) -> None:

@@ -21,11 +21,11 @@ Options come from --config, then from the command line, which wins. Without --co
 clipcap_digits or ifcap_digits. To continue an interrupted run, add --resume_from_checkpoint true.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import replacing, write_jsonl
 from .cli import run
 from .common import ATTENTION, REVISION, PairArguments, bytes_of_checkpoints, check_trained, fit, logger, report, start
 from .options import REQUIRED, given, option, parse
@@ -120,6 +120,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     )
     from ..metrics.caption_scores import missing_metrics
     from ..models.clip import GmailCLIPModel
+    from ..publishing.provenance import public_name
     from ..training.embeddings import cached_embeds
     from ..training.loading import check_free_disk
     from .bundled import entity_finder, text_model_path
@@ -217,7 +218,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     metrics = {**trainer.evaluate(), **_caption(trainer, eval_dataset, eval_pairs, data_args)}
     report(trainer, "eval", metrics)
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset=data_args.dataset, tags=["gmail", model_args.architecture])
+        trainer.push_to_hub(dataset=public_name(data_args.dataset), tags=["gmail", model_args.architecture])
     logger.info(f"The captioner and its captions are in {training_args.output_dir}.")
     return metrics
 
@@ -258,16 +259,18 @@ def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, flo
     scores |= {"exact_match": exact_match(captions, references)}
     if args.should_save:
         ids = dataset.select(rows)["image_id"][:]
-        with open(Path(args.output_dir, "captions.jsonl"), "w", encoding="utf-8") as file:
-            for image_id, caption, truths in zip(ids, captions, references, strict=True):
-                line = {"image_id": image_id, "caption": caption, "references": truths}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lines = [
+            {"image_id": image_id, "caption": caption, "references": truths}
+            for image_id, caption, truths in zip(ids, captions, references, strict=True)
+        ]
+        write_jsonl(Path(args.output_dir, "captions.jsonl"), lines)
         for caption, truths in list(zip(captions, references, strict=True))[:PRINTED]:
             logger.info(f"  {caption}    (reference: {truths[0]})")
         all_ids = pairs["image_id"][:]
         cells = undecoded(pairs.select([all_ids.index(i) for i in ids[:PICTURED]]))[data_args.real_image_column]
         shown = [decode_image(cell) for cell in cells]
-        plot_captions(Path(args.output_dir, "captions.png"), shown, captions[:PICTURED], references[:PICTURED])
+        with replacing(Path(args.output_dir, "captions.png")) as partial:
+            plot_captions(partial, shown, captions[:PICTURED], references[:PICTURED])
     return {f"eval_{name}": score for name, score in scores.items() if score is not None}
 
 

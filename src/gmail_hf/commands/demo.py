@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..files import write_file
 from .cli import run
 from .options import option, parse
 
@@ -192,10 +193,10 @@ def main(argv: Sequence[str]) -> dict:
     settings = {name: value for name, value in asdict(args).items() if name != "output_dir"}
     seconds = round(time.perf_counter() - start, 1)
     results = {"settings": settings, "before_alignment": gap, "rows": rows, "reload": reload, "seconds": seconds}
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_file(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
     shown = ", ".join(f"{name} {value}" for name, value in settings.items())
     report = RESULTS.format(table=table, gap=describe(gap), settings=shown, seconds=seconds)
-    (output_dir / "results.md").write_text(report, encoding="utf-8")
+    write_file(output_dir / "results.md", report)
     print(f"\nAll in {seconds:.0f} s. Look at {output_dir}/embeddings.png, pairs.png and results.md")
     return results
 

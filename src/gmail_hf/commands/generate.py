@@ -45,10 +45,12 @@ def main(argv: Sequence[str]) -> None:
 
     from huggingface_hub import HfApi
 
-    from ..generation import push_dataset
+    from ..generation.push import check_public, push_dataset
     from .bundled import synthesize
 
     is_main_process = int(os.environ.get("RANK", 0)) == 0
+    if push:
+        check_public(args.real_images)
     if push and is_main_process:  # fails now rather than after days if the permission is missing
         HfApi().create_repo(repo_id, repo_type="dataset", private=hub.hub_private_repo, exist_ok=True)
     folder = synthesize(args)

@@ -26,11 +26,11 @@ llava_digits. To continue an interrupted run, add --resume_from_checkpoint true.
 model, for pipeline("image-text-to-text"), and with LoRA its PEFT adapter in adapter/.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import write_jsonl
 from .cli import run
 from .common import (
     ATTENTION,
@@ -277,11 +277,9 @@ def _ask(model, processor, dataset, training_args, max_new_tokens: int) -> dict[
     if missing:
         logger.warning(f"{missing} of {len(dataset)} questions were not asked: scores leave them out.")
     if training_args.should_save:
-        with open(Path(training_args.output_dir, "predictions.jsonl"), "w", encoding="utf-8") as file:
-            for index, kind, question, answer, reference in answers:
-                row = index // len(dataset.kinds)
-                line = {"row": row, "kind": kind, "question": question, "prediction": answer, "reference": reference}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        names = ("row", "kind", "question", "prediction", "reference")
+        lines = [dict(zip(names, (index // len(dataset.kinds), *answer), strict=True)) for index, *answer in answers]
+        write_jsonl(Path(training_args.output_dir, "predictions.jsonl"), lines)
         for _, _, question, answer, reference in answers[:PRINTED]:
             logger.info(f"  {question} {answer}    (reference: {reference})")
     metrics = {}

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image as PILImage
 
 from ..metrics.scores import TASKS, counted, label, number
+from ..publishing.provenance import without_paths
 from ..training.data import decode_image
 
 THUMBNAIL = 320  # pixels of the longer side of an example
@@ -62,6 +63,11 @@ def to_html(results: Sequence[dict[str, Any]], output_dir: str | os.PathLike) ->
         with PILImage.open(picture(file), formats=["PNG", "WEBP"]) as image:
             return max(image.size) <= SMALL
 
+    # People share the page: it names no folder of the machine.
+    results = [
+        {**result, **{key: without_paths(result[key]) for key in ("dataset", "models", "settings")}}
+        for result in results
+    ]
     return render(
         "report.html.jinja",
         {"inline": inline, "is_small": is_small},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import write_file
+from ..files import replacing, write_file, write_jsonl
 from ..metrics import missing_metrics
 from ..metrics._checks import optional_import
 from ..metrics.environment import environment
@@ -209,7 +209,8 @@ def _kept(measured: Measured, task: str, benchmark: Benchmark, output_dir: Path)
             image = image.copy()
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             file = f"{benchmark.name}/{task}-{number}-{which}.webp"
-            image.save(output_dir / file, lossless=max(image.size) <= SMALL, quality=85)
+            with replacing(output_dir / file) as partial:
+                image.save(partial, "WEBP", lossless=max(image.size) <= SMALL, quality=85)
             files.append(file)
         facts = {"text": example.text, "reference": example.reference, "right": example.right}
         kept["examples"].append({"images": files, **facts})
@@ -217,8 +218,7 @@ def _kept(measured: Measured, task: str, benchmark: Benchmark, output_dir: Path)
         write_file(folder / f"{task}-figure-{number}.png", picture)
         kept["figures"][title] = f"{benchmark.name}/{task}-figure-{number}.png"
     if measured.predictions:
-        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in measured.predictions]
-        write_file(folder / f"{task}.jsonl", "".join(lines))
+        write_jsonl(folder / f"{task}.jsonl", measured.predictions)
         kept["predictions"] = f"{benchmark.name}/{task}.jsonl"
     return kept
 

@@ -54,8 +54,8 @@ class SynthesisArguments:
     real_images: str | None = field(
         default=None,
         metadata={
-            "help": "keep copies the real images into the shards, reference stores their paths, drop leaves the "
-            "column out; by default keep, if there are any."
+            "help": "keep copies the real images into the shards, reference stores their paths, so that they cannot "
+            "be pushed, drop leaves the column out; by default keep, if there are any."
         },
     )
     allow_paths_outside: bool = field(

@@ -102,7 +102,7 @@ class Captions:
         if cell is None:
             return None
         if self.real_images == "reference":
-            return {"bytes": None, "path": os.path.abspath(cell["path"])}
+            return {"bytes": None, "path": cell["path"] if "://" in cell["path"] else os.path.abspath(cell["path"])}
         try:
             decode_image(cell)  # other files do not get into shards, which are pushed
             cell = {"bytes": image_content(cell), "path": cell["path"]}
@@ -111,7 +111,7 @@ class Captions:
                 f"The real image of caption {self.caption_ids[index]} cannot be read and is left out: {error}."
             )
             return None
-        return {"bytes": cell["bytes"], "path": os.path.basename(cell["path"]) if cell["path"] else None}
+        return {"bytes": cell["bytes"], "path": os.path.basename((cell["path"] or "").partition("::")[0]) or None}
 
 
 def _check_inside(rows: Dataset, column: str, name: str) -> None:

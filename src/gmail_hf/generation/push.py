@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
@@ -10,6 +11,7 @@ from transformers.utils import logging
 
 from ..publishing import dataset_card
 from ..publishing.marker import card_of_others
+from ..publishing.provenance import without_paths
 from .engines import CONTACT_SHEET
 from .shards import MANIFEST, ShardFolder, differences, open_folder, splits_of
 
@@ -24,7 +26,7 @@ def push_dataset(
 ) -> str:
     """
     Upload the finished shards that the repository lacks, each split's manifest and contact sheet, and the card, unless
-    the card was edited by hand.
+    the card was edited by hand. Folders of this machine are named by their last part alone.
 
     Args:
         folder: what [`synthesize`] made, finished or not.
@@ -37,14 +39,15 @@ def push_dataset(
 
     Raises:
         FileNotFoundError: `folder` holds no shards.
-        ValueError: a shard was changed, see [`ShardFolder.check`]; the repository holds shards of other settings, and
-            the message shows what differs; or it holds a split that `folder` does not, which its new card would not
-            name.
+        ValueError: a shard was changed, see [`ShardFolder.check`]; the shards hold paths of images, see
+            [`check_public`]; the repository holds shards of other settings, and the message shows what differs; or it
+            holds a split that `folder` does not, which its new card would not name.
     """
     opened = [(shards, manifest) for shards, manifest in open_folder(folder) if shards.finished()]
     if not opened:
         raise FileNotFoundError(f"'{folder}' holds no finished shard yet.")
-    for shards, _ in opened:
+    for shards, manifest in opened:
+        check_public(manifest["settings"]["real_images"])
         shards.check()
     if captions_license:
         for _, manifest in opened:
@@ -60,7 +63,7 @@ def push_dataset(
         raise ValueError(
             f"'{repo_id}' holds the split(s) {lacking} and '{folder}' does not: push from a folder that holds all."
         )
-    uploaded = [_upload(api, repo_id, shards, there) for shards, _ in opened]
+    uploaded = [_upload(api, repo_id, shards, manifest, there) for shards, manifest in opened]
     others = card_of_others(repo_id, "dataset")
     if others is None:
         manifests = {shards.split: manifest for shards, manifest in opened}
@@ -77,12 +80,29 @@ def push_dataset(
     return str(url)
 
 
-def _upload(api: HfApi, repo_id: str, shards: ShardFolder, there: set[str]) -> tuple[int, int]:
+def check_public(real_images: str | None) -> None:
+    """
+    Refuse to push shards with paths of images, which nobody else can open.
+
+    Raises:
+        ValueError: `real_images` is "reference".
+    """
+    if real_images == "reference":
+        raise ValueError(
+            "Shards made with --real_images reference hold paths of this machine and are not pushed: make them with "
+            "--real_images keep, or with drop."
+        )
+
+
+def _upload(
+    api: HfApi, repo_id: str, shards: ShardFolder, manifest: dict[str, Any], there: set[str]
+) -> tuple[int, int]:
     """Commit the finished shards of a split that are not `there`; how many were not, and how many were."""
     finished = sorted(shards.finished())
     missing = [shard for shard in finished if _name_in_repo(shards, shard) not in there]
-    manifest = shards.file(MANIFEST)
-    about = [_add(path.name, path) for path in (manifest, shards.file(CONTACT_SHEET)) if path.exists()]
+    about = [_add(shards.file(MANIFEST).name, (json.dumps(without_paths(manifest), indent=2) + "\n").encode())]
+    if (sheet := shards.file(CONTACT_SHEET)).exists():
+        about.append(_add(sheet.name, sheet))
     for start in range(0, len(missing), SHARDS_PER_COMMIT):
         chunk = missing[start : start + SHARDS_PER_COMMIT]
         operations = [_add(_name_in_repo(shards, shard), shards.shard_path(shard)) for shard in chunk]
@@ -117,6 +137,7 @@ def _check_same_settings(repo_id: str, shards: ShardFolder, settings: dict, ther
     if name not in there:
         return
     theirs = json.loads(Path(hf_hub_download(repo_id, name, repo_type="dataset")).read_text())["settings"]
+    theirs, settings = without_paths([theirs, settings])  # earlier releases pushed paths
     if theirs != settings:
         lines = "\n  ".join(differences(theirs, settings))
         raise ValueError(f"'{repo_id}' holds {shards.split} shards of other settings (there -> here):\n  {lines}")

@@ -12,6 +12,7 @@ from datasets import Features, Image, Value
 from PIL import Image as PILImage
 from transformers.utils import logging
 
+from ..publishing.provenance import public_name
 from .captions import Captions
 
 ENCODER_THREADS = 4
@@ -77,6 +78,7 @@ def generate_shard(
     columns: dict[str, list] = {name: [] for name in features}
     usable, truncated = _usable(pipeline, captions, rows, per_caption)
     constants = {name: settings[name] for name in set(columns) & set(settings) - {"seed", "batch_size"}}
+    constants["generator"] = public_name(settings["generator"])  # shards are pushed
     batch_size, start = settings["batch_size"], 0
     with ThreadPoolExecutor(ENCODER_THREADS) as encoders:
         while start < len(usable):

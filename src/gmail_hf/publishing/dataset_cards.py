@@ -11,10 +11,6 @@ from .marker import MARKER, signed
 from .provenance import CITATION, PAPER, generator_source, on_hub, source
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
-REAL_IMAGES = {
-    "keep": "a copy of the real image that the caption describes",
-    "reference": "the path of the real image on the machine that made the shards; the image itself is not included",
-}
 
 
 def dataset_card(repo_id: str, manifests: dict[str, dict[str, Any]], counts: dict[str, dict[str, int]]) -> DatasetCard:
@@ -31,7 +27,6 @@ def dataset_card(repo_id: str, manifests: dict[str, dict[str, Any]], counts: dic
     licence = licences.pop() if len(licences) == 1 else None
     name = repo_id.split("/")[-1]
     captions = [manifest["source"]["dataset_name"] for manifest in manifests.values()]
-    real = [manifest["settings"]["real_images"] for manifest in manifests.values()]
     rows = [_settings(manifest, counts[split]) for split, manifest in manifests.items()]
     data = DatasetCardData(
         license=licence,
@@ -57,8 +52,7 @@ def dataset_card(repo_id: str, manifests: dict[str, dict[str, Any]], counts: dic
         citation=CITATION,
         counts=counts,
         num_shards={split: manifest["num_shards"] for split, manifest in manifests.items()},
-        real=_of_splits(manifests, [REAL_IMAGES.get(choice) for choice in real]),
-        kept="keep" in real,
+        kept=any(manifest["settings"]["real_images"] == "keep" for manifest in manifests.values()),
         licence=licence,
         sources=_sources(list(manifests.values())),
         settings={row: _of_splits(manifests, [values[row] for values in rows]) for row in rows[0]},

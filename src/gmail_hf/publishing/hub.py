@@ -1,21 +1,26 @@
 """Uploads to the Hub, and the commits that names there mean."""
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub import CommitOperationAdd, HfApi, is_offline_mode
+from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 from transformers.safetensors_conversion import auto_conversion
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from .marker import card_of_others, own_card
 from .model_cards import write_card
+from .provenance import without_paths
 
 # Keywords of `from_pretrained` that say where files come from.
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-# What a training run leaves in the folder of its model, and pickles.
-TRAINING_FILES = ["checkpoint-*", "runs/", "*.pt", "*.pth", "*.bin"]
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata")  # files of torch.save and of distributed checkpoints
+# What a training run leaves in the folder of its model. Logs (runs/) name folders of the machine.
+TRAINING_FILES = ("_*", "checkpoint-*", "runs/", "*.part", *PICKLES)
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
@@ -63,7 +68,8 @@ def push_folder(
     **commit: Any,
 ) -> str:
     """
-    Upload a folder in one commit; a card on the Hub that somebody edited stays, unless the folder holds one like that.
+    Upload a folder in one commit, as [`public_files`] lists it. A card on the Hub that somebody edited stays, unless
+    the folder holds one like that.
 
     Keywords as in `PreTrainedModel.push_to_hub`, and `card`: fields of a card that is written again.
 
@@ -88,4 +94,35 @@ def push_folder(
     elif card is not None:
         write_card(folder, repo_id, **card)
     commit.setdefault("commit_message", "Upload model")
-    return api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=ignore, revision=revision, **commit)
+    return api.create_commit(repo_id, public_files(folder, ignore), revision=revision, **commit)
+
+
+def public_files(
+    folder: str | os.PathLike, ignore_patterns: Iterable[str] = TRAINING_FILES
+) -> list[CommitOperationAdd]:
+    """
+    The files of a folder for a commit.
+
+    Absolute paths in JSON files, which name folders of this machine and often its user, are cut to their last part,
+    see [`provenance.without_paths`]. The files of the folder stay as they are.
+
+    Args:
+        folder: of a model or of a training.
+        ignore_patterns: files to leave out, in the form of `HfApi.upload_folder`.
+    """
+    folder = Path(folder)
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = filter_repo_objects(names, ignore_patterns=[*ignore_patterns, *DEFAULT_IGNORE_PATTERNS])
+    return [CommitOperationAdd(name, _public_json(folder / name) or str(folder / name)) for name in names]
+
+
+def _public_json(path: Path) -> bytes | None:
+    """A JSON file without paths; None for a file that has none, or is of another format."""
+    if path.suffix != ".json" or path.name == "tokenizer.json":  # whose strings are tokens
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # the user's own file
+        return None
+    public = without_paths(content)
+    return None if public == content else (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..files import write_file
 from ..metrics.scores import escaped, label, number
 from .marker import MARKER, card_of_others, own_card, signed
 from .provenance import CITATION, PAPER, PROVENANCE, of_other_weights, source
@@ -104,7 +105,7 @@ def add_card(folder: str | os.PathLike, repo_id: str | None = None) -> None:
     path = Path(folder, "README.md")
     about_others = not own_card(folder) and of_other_weights(folder, read_json(folder, PROVENANCE))
     if about_others or not path.exists():
-        model_card(folder, repo_id).save(path)
+        write_file(path, str(model_card(folder, repo_id)))
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str | None = None, **fields: Any) -> None:
@@ -122,7 +123,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str
         return
     theirs = card_of_others(repo_id, token=token) if repo_id is not None else None
     content = str(model_card(folder, repo_id, **fields)) if theirs is None else theirs
-    Path(folder, "README.md").write_bytes(content.encode(errors="surrogateescape"))
+    write_file(Path(folder, "README.md"), content.encode(errors="surrogateescape"))
 
 
 def render_card(

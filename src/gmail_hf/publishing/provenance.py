@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 from huggingface_hub.repocard import RepoCard
 from safetensors.torch import load_file
+from transformers import PreTrainedConfig
 
 from ..metrics.environment import environment
 
@@ -131,6 +132,23 @@ def public_name(name: str | os.PathLike | None) -> str | None:
         return name
     path = Path(name).absolute()
     return str(path.relative_to(PACKAGE.parent)) if path.is_relative_to(PACKAGE) else path.name
+
+
+def name_publicly(config: PreTrainedConfig) -> None:
+    """Give the parts of a configuration names in the form of [`public_name`]: transformers saves and pushes them."""
+    for part in (getattr(config, key) for key in config.sub_configs):
+        for field in ("name_or_path", "base_model_name_or_path"):
+            if name := getattr(part, field, None):
+                setattr(part, field, public_name(name))
+
+
+def without_paths(content: Any) -> Any:
+    """Content of a JSON file, with each text that is an absolute path in the form of [`public_name`]."""
+    if isinstance(content, dict):
+        return {key: without_paths(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_paths(value) for value in content]
+    return public_name(content) or content if isinstance(content, str) and os.path.isabs(content) else content
 
 
 def _pairs(dataset: Dataset | IterableDataset) -> dict[str, Any]:

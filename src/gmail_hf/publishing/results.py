@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ..files import write_file
 from ..metrics.scores import TASKS, WRITTEN, escaped, label, results_in, to_markdown
 from .marker import signed, written_here
 from .provenance import public_name
@@ -73,7 +74,7 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCar
     loaded.data.eval_results = kept + new
     if written_here(content):
         loaded = ModelCard(signed(str(loaded)))
-    loaded.save(path)
+    write_file(path, str(loaded))
     return loaded
 
 

@@ -4,23 +4,23 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import CommitInfo, HfApi
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.integration_utils import TensorBoardCallback, default_logdir
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from ..files import lock_folder, unlock_folder, write_file
+from ..publishing.hub import PICKLES, public_files
 from .resuming import SEAL, check_output_dir, checkpoint_folder, delete, rotate, seal
-
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata")  # files of torch.save and of distributed checkpoints
 
 
 class SafeTrainer(Trainer):
@@ -31,7 +31,7 @@ class SafeTrainer(Trainer):
     ones alone, see [`resuming`](resuming.py). `save_total_limit` deletes them in the order of their steps.
 
     It pushes the model, with `push_to_hub()` or after each save (`hub_strategy="every_save"`), but never the training
-    state, which contains pickles.
+    state, which contains pickles, nor the logs, and no path of this machine, see [`public_files`].
 
     Raises:
         ValueError: `hub_strategy` is "checkpoint" or "all_checkpoints"; weights are sharded, by FSDP or ZeRO-3.
@@ -120,6 +120,46 @@ class SafeTrainer(Trainer):
             "peak_memory_bytes": peak,
         }
 
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> CommitInfo | Future | None:
+        """
+        Save the model, write its card and upload them in one commit; arguments as in `Trainer`.
+
+        Args:
+            card: arguments of `create_model_card`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        card.setdefault("model_name", self.hub_model_id.split("/")[-1])
+        if model_tags := getattr(self.model, "model_tags", None):
+            tags = card.get("tags") or []
+            card["tags"] = list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), *model_tags]))
+        self.create_model_card(**card)
+        self._finish_current_push()
+        return self._upload(commit_message, token, revision, run_as_future=not blocking)
+
+    def _upload(
+        self, message: str | None, token: str | None = None, revision: str | None = None, **options: Any
+    ) -> CommitInfo | Future:
+        return HfApi(token=token or self.args.hub_token).create_commit(
+            self.hub_model_id,
+            public_files(self.args.output_dir),
+            commit_message=message,
+            revision=revision or self.args.hub_revision,
+            **options,
+        )
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the model of a checkpoint, unless an earlier push is still running."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
@@ -133,15 +173,7 @@ class SafeTrainer(Trainer):
         card = ["README.md"] if Path(self.args.output_dir, "README.md").exists() else []
         ignored = shutil.ignore_patterns(*PICKLES, *card, SEAL)
         shutil.copytree(checkpoint_folder, self.args.output_dir, ignore=ignored, dirs_exist_ok=True)
-        job = HfApi().upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
-            commit_message=f"Training in progress, step {self.state.global_step}",
-            token=self.args.hub_token,
-            run_as_future=True,
-            ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*", *PICKLES],
-            revision=self.args.hub_revision,
-        )
+        job = self._upload(f"Training in progress, step {self.state.global_step}", run_as_future=True)
         self.push_in_progress = PushInProgress([job])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

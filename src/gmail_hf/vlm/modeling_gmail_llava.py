@@ -33,6 +33,7 @@ from ..models.configuration import plain_values
 from ..models.configuration_clip import GmailConfig, GmailVisionConfig
 from ..models.loading import StrictLoading
 from ..models.vision_language import BranchedVLM, assemble, take_modality
+from ..publishing.provenance import name_publicly
 from .configuration_gmail_llava import GmailLlavaConfig
 from .processing import check_processor, end_of_turn
 
@@ -128,6 +129,7 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
                     f"'{gmail}' {field}={ours}: align generated images on LLaVA's own CLIP first."
                 )
         config = GmailLlavaConfig.from_llava_config(llava_config, vision_config)
+        name_publicly(config)
         with _without_report():  # of adapters that the checkpoint lacks
             model, info = super(StrictLoading, cls).from_pretrained(
                 pretrained_model_name_or_path, config=config, output_loading_info=True, **kwargs
@@ -199,6 +201,7 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
             vision_feature_select_strategy=processor.vision_feature_select_strategy,
             tie_word_embeddings=language_model.config.tie_word_embeddings,
         )
+        name_publicly(config)
         check_processor(processor, config)
         weights = {f"model.vision_tower.{name}": weight for name, weight in tower.state_dict().items()}
         for name, weight in language_model.state_dict().items():
