@@ -54,7 +54,7 @@ def test_benchmarks_one_after_the_other_and_once(run_evaluate, folders, tmp_path
     for name, result in results.items():
         assert json.loads((out / f"{name}.json").read_text()) == result
     report = (out / "report.md").read_text()
-    assert report.count("| DTD |") == 2 and report.count("| COCO |") == 15
+    assert report.count("| DTD |") == 2 and report.count("| COCO |") == 17
     assert all(line in caplog.text for line in report.splitlines())
     assert "<title>Evaluation of " in (out / "report.html").read_text()
 
@@ -83,6 +83,8 @@ def test_digits_needs_no_data(run_evaluate, tmp_path):
         ("dtd", ["--dataset", "cars={dtd}"], ValueError, r"NAME out of \['dtd'\], not 'cars="),
         ("dtd", ["--dataset", "dtd={coco}"], ValueError, r"lacks the column\(s\) \['cls'\]"),
         ("coco", ["--dataset", "coco={coco}", "--modality", "fake"], ValueError, "has no branch 'fake'"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--clip_score_model", "{gmail}"], ValueError, "nothing is captioned"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--clip_score_model", "{clipcap}"], ValueError, "_score_model is a CLIP"),
         ("scienceqa", ["--dataset", "scienceqa={dtd}"], ValueError, "lacks the column"),
         ("dtd", ["--dataset", "dtd={dtd}", "--captioner", "{gmail}"], ValueError, "--captioner is an image"),
         ("dtd", ["--dataset", "dtd={dtd}", "--model", "gmail-nowhere"], FileNotFoundError, "No model at"),

@@ -52,7 +52,8 @@ def embed_image(loaded: LoadedModel, image, modality: str = "real") -> np.ndarra
 
 @torch.no_grad()
 def embed_text(loaded: LoadedModel, text: str) -> np.ndarray:
-    return loaded.model.embed_text(**loaded.processor(text=[text], return_tensors="pt"))[0].numpy()
+    tokens = loaded.processor(text=[text], truncation=True, max_length=16, return_tensors="pt")  # all that it reads
+    return loaded.model.embed_text(**tokens)[0].numpy()
 
 
 def position(similarities: np.ndarray, right: set[int]) -> int:
@@ -218,13 +219,44 @@ def test_captioning_scores_what_the_captioner_writes(loaded, source, tmp_path, m
         assert scored.pop() == (one_by_one, [list(dict.fromkeys(captions)) for captions in CAPTIONS])
         assert [line["caption"] for line in measured.predictions] == one_by_one
         assert measured.scores["BLEU@4"] == 0.5 and measured.scores["SPICE"] is None
-        assert measured.missing == {"SPICE": "get it"} and measured.counts == {"images": 5, "references": 7}
+        without = dict.fromkeys(("clip_score", "ref_clip_score"), captioning.NO_SCORER)
+        assert measured.missing == {"SPICE": "get it"} | without and measured.scores["clip_score"] is None
+        assert measured.counts == {"images": 5, "references": 7}
         assert measured.examples[3].images[0].tobytes() == picture(3).tobytes()
     # Where it writes a reference, it is right.
     found = source("coco", write_captions(tmp_path / "own", [[one_by_one[0]], ["else"], [one_by_one[2], "else"]]))
     measured = evaluate_captioning(clipcap.model, clipcap.processor, found, settings)
     assert measured.scores["exact_match"] == pytest.approx(2 / 3)
     assert [example.right for example in measured.examples] == [True, False, True]
+
+
+def test_clip_scores_by_hand(loaded, source, tmp_path, monkeypatch):
+    """2.5 times the cosine of image and caption; with it the harmonic mean of the largest cosine to a reference."""
+    monkeypatch.setattr(captioning, "caption_metrics", lambda *args: {})
+    monkeypatch.setattr(captioning, "missing_metrics", lambda *args: {})
+    captions = iter(["a red one", "a blue two", "a pink four", "a white eight", ""])
+    monkeypatch.setattr(captioning, "write", lambda model, processor, images, *args, **kwargs: [
+        next(captions) for _ in images
+    ])  # fmt: skip
+    gmail, clipcap = loaded["gmail"], loaded["clipcap"]
+    found = source("coco", write_captions(tmp_path, CAPTIONS))
+    settings = Settings(batch_size=2, num_beams=1, clip_scorer=gmail)
+    measured = evaluate_captioning(clipcap.model, clipcap.processor, found, settings)
+    plain, with_references = [], []
+    for i, line in enumerate(measured.predictions):
+        caption = embed_text(gmail, f"A photo depicts {line['caption']}")
+        score = 2.5 * max(float(embed_image(gmail, picture(i)) @ caption), 0)
+        nearest = max(float(embed_text(gmail, f"A photo depicts {text}") @ caption) for text in line["references"])
+        plain.append(score)
+        with_references.append(2 * score * nearest / (score + nearest) if score and nearest > 0 else 0)
+    for name, values in (("clip_score", plain), ("ref_clip_score", with_references)):
+        assert measured.scores[name] == pytest.approx(np.mean(values), abs=1e-5)
+        low, high = measured.intervals[name]
+        assert low <= measured.scores[name] <= high
+    assert 0 < measured.scores["ref_clip_score"] and not measured.missing
+    assert captioning.sees_through(clipcap.model, gmail.model)  # the captioner is made of it
+    other = type(gmail.model.to_clip("real"))(gmail.model.to_clip("real").config)
+    assert not captioning.sees_through(clipcap.model, other)
 
 
 def test_vqa_asks_by_the_chat_template_and_parses_the_answer(loaded, source, tmp_path, monkeypatch):

@@ -156,6 +156,23 @@ def test_what_was_missing_is_measured_once_it_can_be(planned, tmp_path, fake_sco
     assert again["tasks"]["captioning"]["scores"]["METEOR"] == 0.25
 
 
+def test_the_clip_of_clip_scores_is_named(planned, loaded, tmp_path, fake_scores):
+    first, out = planned("coco", write_captions(tmp_path / "captions", [["a"], ["b"]]), "clipcap"), tmp_path / "out"
+    settings = replace(SETTINGS, clip_scorer=loaded["gmail"])
+    result = run(first, settings, out)
+    named = result["models"]["CLIPScore"]
+    assert named["name"] == loaded["gmail"].name and "its vision tower is the one" in named["note"]
+    assert finished(first, settings, out) == result
+    markdown, html = to_markdown([result]), to_html([result], out)
+    assert "| COCO | Captions | CLIPScore | " in markdown and "| RefCLIPScore | " in markdown
+    assert named["name"] in html and named["note"] in html
+    with pytest.raises(FileExistsError, match="models.CLIPScore.name: .*gmail -> None"):
+        finished(first, SETTINGS, out)
+    without = run(first, SETTINGS, tmp_path / "without")
+    assert "| COCO | Captions | CLIPScore | – | – | name a CLIP by --clip_score_model" in to_markdown([without])
+    assert finished(first, SETTINGS, tmp_path / "without") == without
+
+
 def test_a_score_that_failed_is_missing_and_not_tried_again(planned, tmp_path, fake_scores, monkeypatch):
     monkeypatch.setattr(captioning, "caption_metrics", lambda *args: {"BLEU@4": 0.5, "METEOR": None})
     fake_scores.clear()  # nothing is known to be missing

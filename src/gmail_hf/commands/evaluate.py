@@ -66,6 +66,10 @@ class EvaluationArguments:
     batch_size: int = option("Images or texts per forward pass.", 64)
     num_beams: int = option("Beams of the search for a caption.", 5)
     word_vectors: str | None = option("For WMD of captions: a file in word2vec's format, such as GoogleNews'.")
+    clip_score_model: str | None = option(
+        "A CLIP by whose embeddings captions get CLIPScore and RefCLIPScore; published figures use "
+        "openai/clip-vit-base-patch32."
+    )
     dtype: str = option("Type of the weights.", "float32", choices=DTYPES)
     device: str | None = option("Device, by default the GPU if there is one.")
     card: str | None = option("A model card, or its folder, to add all scores in the output folder to.")
@@ -106,6 +110,9 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
         if Path(args.model).is_dir() and Path(folder, "config.json").exists() and not folder.samefile(args.model):
             raise ValueError(f"--card is that of another model, '{folder}', than --model '{args.model}'.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = load_model(args.clip_score_model, device=device) if args.clip_score_model else None
+    if scorer and not (scorer.embeds and scorer.reads_text):
+        raise ValueError(f"--clip_score_model is a CLIP, which '{args.clip_score_model}' is not.")
     settings = Settings(
         args.modality,
         args.batch_size,
@@ -115,6 +122,7 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
         progress=True,
         probe=args.probe,
         train_modality=args.train_modality,
+        clip_scorer=scorer,
     )
 
     sources = [open_source(benchmark, places.get(benchmark.name), args.limit) for benchmark in benchmarks]
@@ -129,6 +137,8 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     for name in ("probe", "train_modality"):
         if getattr(args, name) and not any("probe" in planned.tasks for planned in plans):
             raise ValueError(f"--{name}: no probe is fitted; it takes a benchmark of classes and --probe.")
+    if scorer and not any("captioning" in planned.tasks for planned in plans):
+        raise ValueError("--clip_score_model: nothing is captioned; it needs a model that writes, on captions.")
     hold_output_dir(args)
     known = [finished(planned, settings, args.output_dir) for planned in plans]
     if any("captioning" in planned.tasks for planned in plans):

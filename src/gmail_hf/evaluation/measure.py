@@ -26,6 +26,7 @@ class Settings:
         train_modality (`str`, *optional*): the branch that training images of a probe go through; default `modality`.
         word_vectors (`str`, *optional*): the file of word vectors that WMD takes, see [`metrics.caption_metrics`].
         progress (`bool`): show progress bars.
+        clip_scorer ([`LoadedModel`], *optional*): the CLIP whose embeddings give CLIPScore and RefCLIPScore.
     """
 
     modality: str = "real"
@@ -36,6 +37,7 @@ class Settings:
     progress: bool = False
     probe: str | None = None
     train_modality: str | None = None
+    clip_scorer: Any = None
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ..metrics.environment import environment
 from ..metrics.scores import WRITTEN, results_in
 from .alignment import MIN_PAIRS, evaluate_alignment
 from .answering import chats
-from .captioning import FAILED, evaluate_captioning
+from .captioning import CLIP_SCORES, FAILED, evaluate_captioning, sees_through
 from .load_model import LoadedModel
 from .measure import Measured, Settings
 from .probe import DEFAULT_PROBE, evaluate_probe, open_training
@@ -33,6 +33,7 @@ EVALUATORS = {
     VQA: evaluate_vqa,
     ALIGNMENT: evaluate_alignment,
 }
+SELF_SCORED = "its vision tower is the one that the captioner sees through, which favours the captioner"
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,12 @@ def identity(planned: Plan, settings: Settings) -> dict[str, Any]:
     """All that decides a result: models, data, settings. Batch size and device change it by rounding only."""
     source = planned.source
     models = {
-        "clip" if chosen.embeds else "image-text-to-text": {
-            "name": chosen.name,
-            "revision": chosen.revision,
-            "dtype": str(chosen.model.dtype).removeprefix("torch."),
-        }
-        for chosen in planned.tasks.values()
+        "clip" if chosen.embeds else "image-text-to-text": _identity_of(chosen) for chosen in planned.tasks.values()
     }
+    if CAPTIONING in planned.tasks and settings.clip_scorer is not None:
+        models["CLIPScore"] = _identity_of(settings.clip_scorer)
+        if sees_through(planned.tasks[CAPTIONING].model, settings.clip_scorer.model):
+            models["CLIPScore"]["note"] = SELF_SCORED
     data = {"name": source.name, "revision": source.revision, "split": source.split, "limit": source.limit}
     if source.train is not None:
         data["train"] = {
@@ -131,6 +131,11 @@ def identity(planned: Plan, settings: Settings) -> dict[str, Any]:
             "word_vectors": settings.word_vectors,
         },
     }
+
+
+def _identity_of(model: LoadedModel) -> dict[str, Any]:
+    dtype = str(model.model.dtype).removeprefix("torch.")
+    return {"name": model.name, "revision": model.revision, "dtype": dtype}
 
 
 def finished(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dict[str, Any] | None:
@@ -158,7 +163,12 @@ def finished(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -
             )
     if known is None:
         return None
-    lacked = [name for task in known["tasks"].values() for name, why in task["missing"].items() if why != FAILED]
+    lacked = [
+        name
+        for task in known["tasks"].values()
+        for name, why in task["missing"].items()
+        if why != FAILED and name not in CLIP_SCORES  # whether they can be computed is part of the settings
+    ]
     return known if set(lacked) == set(missing_metrics(lacked, settings.word_vectors)) else None
 
 

@@ -47,6 +47,14 @@ CITATIONS = {
   year = {2015},
 }
 """,
+    "CLIPScore": """\
+@inproceedings{hessel2021clipscore,
+  title = {{CLIPScore}: A Reference-free Evaluation Metric for Image Captioning},
+  author = {Hessel, Jack and Holtzman, Ari and Forbes, Maxwell and Le Bras, Ronan and Choi, Yejin},
+  booktitle = {Conference on Empirical Methods in Natural Language Processing},
+  year = {2021},
+}
+""",
     "POPE": """\
 @inproceedings{li2023evaluating,
   title = {Evaluating Object Hallucination in Large Vision-Language Models},

@@ -101,7 +101,7 @@ def results_text(results: list[dict[str, Any]]) -> str:
         packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
         lines.append(
             f"- {result['title']}: `{public_name(data['name'])}`{revision}, split `{data['split']}`{rows}; "
-            f"photographs through `{result['settings']['modality']}`{_trained_on(data)}. "
+            f"photographs through `{result['settings']['modality']}`{_trained_on(data)}{_scored_by(result)}. "
             f"{where['date']}, {where['machine']}; {packages}."
         )
     bullets = "\n".join(lines)
@@ -116,6 +116,13 @@ def _trained_on(data: dict[str, Any]) -> str:
         f"; probe (`{train['probe']}`) on `{public_name(train['name'])}`, split `{train['split']}`, through "
         f"`{train['modality']}`"
     )
+
+
+def _scored_by(result: dict[str, Any]) -> str:
+    clip = result["models"].get("CLIPScore")
+    if clip is None:
+        return ""
+    return f"; CLIPScore by `{public_name(clip['name'])}`" + (f" ({clip['note']})" if "note" in clip else "")
 
 
 def benchmark_results(result: dict[str, Any]) -> list[EvalResult]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 METRICS = (
     "caption_scores",
+    "clip_score",
     "multiple_choice_accuracy",
     "paired_cosine",
     "recall_at_k",
