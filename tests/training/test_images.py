@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor, ViTImageProcessor
+from transformers import (
+    CLIPImageProcessor,
+    Gemma3ImageProcessorPil,
+    GotOcr2ImageProcessorPil,
+    Idefics3ImageProcessorPil,
+    LlavaNextImageProcessorPil,
+    LlavaOnevisionImageProcessorPil,
+    ViTImageProcessor,
+)
 
 from gmail_hf.generation.prepare import prepare_pairs
 from gmail_hf.training.data import GmailCollator, undecoded
@@ -27,6 +35,14 @@ PROCESSORS = {
     ),
     "raw": CLIPImageProcessor(**CROPPED, do_rescale=False, do_normalize=False),
     "two edges": CLIPImageProcessor(crop_size=SQUARE, size={"shortest_edge": 24, "longest_edge": 40}),
+}
+# Those of vision-language models, which cut images into tiles or crops.
+TILED = {
+    "idefics3": Idefics3ImageProcessorPil(do_resize=False, max_image_size={"longest_edge": 24}),
+    "llava_next": LlavaNextImageProcessorPil(**CROPPED, image_grid_pinpoints=[[24, 48], [48, 24]]),
+    "llava_onevision": LlavaOnevisionImageProcessorPil(size=SQUARE, image_grid_pinpoints=[[24, 48], [48, 24]]),
+    "gemma3": Gemma3ImageProcessorPil(size=SQUARE, do_pan_and_scan=True, pan_and_scan_min_crop_size=8),
+    "internvl": GotOcr2ImageProcessorPil(size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=4),
 }
 
 
@@ -50,6 +66,18 @@ def test_values_are_the_processors(name):
     for images in (pictures(), pictures(((24, 24),))):
         assert_same_values(values(images), PROCESSORS[name], images)
         assert_same_values(values([np.asarray(image) for image in images]), PROCESSORS[name], images)
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_a_vision_language_models_processor_gives_the_whole_image_alone(name):
+    """One row per image: one of the tile's size as it is, others resized to it."""
+    processor, images = TILED[name], pictures(((24, 24), (100, 30), (30, 61)))
+    inputs = PixelValues(processor).inputs(images)
+    assert inputs.keys() == {"pixel_values"} and inputs["pixel_values"].shape == (3, 3, 24, 24)
+    mean, std = (np.array(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    pixels = np.asarray(images[0]).transpose(2, 0, 1)
+    expected = torch.from_numpy((pixels / 255 - mean) / std).float()
+    torch.testing.assert_close(torch.as_tensor(inputs["pixel_values"])[0].float(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PROCESSORS)

@@ -45,6 +45,9 @@ OWNERS = {
     "dinov2_with_registers": (lambda: make("dinov2_with_registers"), lambda owner: owner, 3),
     "ijepa": (lambda: t.IJepaModel(t.IJepaConfig(**IMAGES), add_pooling_layer=False), lambda owner: owner, 0),
 }
+# One that splits images into tiles, of which the tower gets none.
+SIZE = {"longest_edge": 16}
+PROCESSORS = {"idefics3": t.Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size=SIZE)}
 
 
 def arguments(folder, **fields):
@@ -65,7 +68,8 @@ def test_the_branches_of_any_model_train(name, tmp_path):
     assert tower.prefix_tokens == prefix
     before = {key: tensor.clone() for key, tensor in owner.state_dict().items()}
     args = arguments(tmp_path / "out", token_weight=1.0, save_strategy="steps", save_steps=1)
-    trainer = GmailTrainer(owner, args, make_pairs(8), make_pairs(8, seed=50), make_processor())
+    processor = PROCESSORS.get(name) or make_processor()
+    trainer = GmailTrainer(owner, args, make_pairs(8), make_pairs(8, seed=50), processor)
     trainer.train()
     changed = {key for key, tensor in owner.state_dict().items() if not torch.equal(tensor, before[key])}
     assert changed and {adapter_of(key) for key in changed} == {"gen"}

@@ -17,6 +17,8 @@ from .decoding import within_bounds
 
 # The header of a prepared image, see `prepare_pairs`: raw pixels follow it.
 PREPARED = re.compile(rb"P6 (\d{1,6}) (\d{1,6}) 255\n")
+# Options of the processors of vision-language models that cut images into tiles or crops.
+TILINGS = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
 
 
 def raw_pixels(content: bytes | None) -> np.ndarray | None:
@@ -48,6 +50,7 @@ class PixelValues:
 
     def __init__(self, image_processor: Any):
         self.image_processor = processor = image_processor
+        self._whole = {name: False for name in TILINGS if hasattr(processor, name)}
         self.mean: torch.Tensor | None = None
         self.std: torch.Tensor | None = None
         # Padding comes last: its zeros are values, not pixels.
@@ -77,11 +80,17 @@ class PixelValues:
     def inputs(self, images: Sequence[PILImage.Image | np.ndarray]) -> dict[str, torch.Tensor]:
         """
         What a model takes, one row per image: `pixel_values`, and whatever else its processor gives, such as
-        `spatial_shapes`. Packed patches, as of Qwen-VL, are padded to `(images, patches, values)`.
+        `spatial_shapes`. Packed patches, as of Qwen-VL, are padded to `(images, patches, values)`. Where a processor
+        adds tiles or crops of an image, this is the whole image alone.
         """
         if len(self.image_processor.model_input_names) == 1:
             return {"pixel_values": self(images)}
-        inputs = dict(self.image_processor(images=list(images), return_tensors="pt"))
+        inputs = dict(self.image_processor(images=list(images), return_tensors="pt", **self._whole))
+        if inputs["pixel_values"].dim() == 5:
+            # Of Idefics 3 and SmolVLM all images in one text; of LLaVA-NeXT and -OneVision the whole image, then tiles.
+            joined = "do_image_splitting" in self._whole
+            return {"pixel_values": inputs["pixel_values"][0] if joined else inputs["pixel_values"][:, 0]}
+        inputs.pop("num_crops", None)  # Gemma 3
         if "image_grid_thw" in inputs:
             patches = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(dim=-1).tolist())
             inputs["pixel_values"] = pad_sequence(patches, batch_first=True)
@@ -105,6 +114,7 @@ class PixelValues:
 
     def _process(self, images: Sequence[Any], **options: Any) -> torch.Tensor:
         images = [PILImage.fromarray(image) if isinstance(image, np.ndarray) else image for image in images]
+        options |= self._whole
         return self.image_processor(images=images, return_tensors="pt", **options)["pixel_values"]
 
     def _resized(self, image: PILImage.Image | np.ndarray) -> np.ndarray:
