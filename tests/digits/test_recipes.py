@@ -7,7 +7,11 @@ import pytest
 import torch
 import train_clip
 import train_llama
+import train_vlm
 from accelerate import Accelerator
+from transformers import LlamaForCausalLM
+
+from gmail_hf.digits import llama_path
 
 pytest.importorskip("mlxtend")
 
@@ -25,6 +29,32 @@ def test_a_copy_of_ones_own_caption_is_no_negative():
     # Rows 0 and 1 meet themselves and caption 2 only; row 2 meets both copies. Columns are the same by symmetry.
     expected = (2 * math.log(1 + math.exp(-2)) + math.log(1 + 2 * math.exp(-2))) / 3
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    processor = train_vlm.build_processor()
+    return train_vlm.build_model(processor), processor
+
+
+def test_the_vlm_reads_texts_as_its_language_model_does(vlm):
+    model, processor = vlm
+    llama = LlamaForCausalLM.from_pretrained(llama_path())
+    ids = processor.tokenizer("Which digit is on the left? three", return_tensors="pt").input_ids
+    with torch.no_grad():
+        found, expected = model(input_ids=ids).logits, llama(ids).logits
+    torch.testing.assert_close(found[..., : llama.config.vocab_size], expected)
+
+
+def test_the_vlm_learns_captions_by_its_tower_and_connector(vlm, tmp_path):
+    model, processor = vlm
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    arguments = train_vlm.VlmArguments(str(tmp_path), num_steps=2, batch_size=4)
+    train_vlm.train(arguments, model, processor)
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed and all(name.startswith(("model.vision_model.", "model.connector.")) for name in changed)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert changed == trained
 
 
 class Interrupted(Exception):

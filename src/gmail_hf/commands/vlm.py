@@ -183,7 +183,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if training_args.should_save:
         model.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)
-    metrics = _ask(model, processor, eval_dataset, training_args, data_args.max_new_tokens)
+    metrics = ask(model, processor, eval_dataset, training_args, data_args.max_new_tokens)
     report(trainer, "eval", metrics)
     if push_to_hub and training_args.should_save:
         repo_id = training_args.hub_model_id or output_dir.name
@@ -229,7 +229,7 @@ def _model_and_processor(args: ModelArguments):
     return model, processor
 
 
-def _ask(model, processor, dataset, training_args, max_new_tokens: int) -> dict[str, float]:
+def ask(model, processor, dataset, training_args, max_new_tokens: int) -> dict[str, float]:
     """Ask the first question of each conversation; the main process writes predictions.jsonl."""
     import torch
     from accelerate.utils import gather_object

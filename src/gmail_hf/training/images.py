@@ -87,7 +87,7 @@ class PixelValues:
             return {"pixel_values": self(images)}
         inputs = dict(self.image_processor(images=list(images), return_tensors="pt", **self._whole))
         if inputs["pixel_values"].dim() == 5:
-            # Of Idefics 3 and SmolVLM all images in one text; of LLaVA-NeXT and -OneVision the whole image, then tiles.
+            # Idefics 3, SmolVLM: all images in one text. LLaVA-NeXT, LLaVA-OneVision: the whole image, then tiles.
             joined = "do_image_splitting" in self._whole
             return {"pixel_values": inputs["pixel_values"][0] if joined else inputs["pixel_values"][:, 0]}
         inputs.pop("num_crops", None)  # Gemma 3
