@@ -44,7 +44,7 @@ BASES = {
     "vlm": {},  # by train_vlm.py
 }
 # Its language model reads the last layer of the tower.
-VLM_STAGE_1 = ("--token_layer", "-1", "--max_steps", "100", "--per_device_train_batch_size", "64")
+VLM_STAGE_1 = ("--token_layer", "-1", "--max_steps", "80", "--per_device_train_batch_size", "64")
 _BASE_LOCKS = {kind: threading.Lock() for kind in BASES}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS = {
-    "per_device_train_batch_size": 64,
+    "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 200,
     "learning_rate": 3e-3,
     "lr_scheduler_type": "cosine",

@@ -235,8 +235,8 @@ TABLES = (
         ("caption", "all"),
         note=(
             "A small Idefics 3, the architecture of SmolVLM, that had learned captions of real scenes "
-            "(benchmarks/digits/train_vlm.py). Stage 1 is `gmail-hf train` on its own tower, 100 steps of 64 pairs; "
-            "stage 2 is TRL's SFTTrainer, 150 steps of 64 questions.",
+            "(benchmarks/digits/train_vlm.py). Stage 1 is `gmail-hf train` on its own tower, 80 steps of 64 pairs; "
+            "stage 2 is TRL's SFTTrainer, 150 steps of 32 questions.",
             "",
         ),
     ),
