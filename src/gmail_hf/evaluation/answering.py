@@ -6,6 +6,7 @@ import torch
 from PIL import Image as PILImage
 
 from ..models.configuration_clip import GmailVisionConfig
+from ..models.vision_language import BranchedVLM
 
 
 def chats(processor: Any) -> bool:
@@ -15,7 +16,9 @@ def chats(processor: Any) -> bool:
 
 def has_branches(model: Any) -> bool:
     """Whether an image-text-to-text model looks at images by one of GMAIL's branches."""
-    return isinstance(getattr(model.config, "vision_config", None), GmailVisionConfig)
+    return isinstance(model, BranchedVLM) or isinstance(
+        getattr(model.config, "vision_config", None), GmailVisionConfig
+    )
 
 
 @torch.no_grad()

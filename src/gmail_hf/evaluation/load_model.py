@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from ..models.attached import ATTACHED, from_vlm
 from ..models.auto import MODELS
 from ..models.base import GmailModel
 from ..models.loading import check_checkpoint, check_finite, check_nothing_missing
+from ..models.vision_language import BranchedVLM
 from ..publishing.hub import resolve_commit
 from ..publishing.provenance import local_path
 from .answering import has_branches
@@ -54,6 +56,8 @@ class LoadedModel:
         """
         if isinstance(self.model, GmailModel):
             branches = self.model.config.modalities
+        elif isinstance(self.model, BranchedVLM):
+            branches = self.model.tower.adapter_fields.modalities
         else:
             branches = self.model.config.vision_config.modalities if has_branches(self.model) else ["real"]
         if modality not in branches:
@@ -67,7 +71,7 @@ def load_model(
     A model with branches, a plain base of one, or any image-text-to-text model, such as a ClipCap or LLaVA.
 
     Args:
-        name: a Hub id or folder.
+        name: a Hub id or folder; what [`save_branches`] wrote is loaded onto the vision-language model that it names.
         revision: on the Hub.
         dtype: of the weights, a name of torch's.
         device: where it is put.
@@ -81,6 +85,10 @@ def load_model(
         commit, version = fingerprint(name), None
     else:  # all files of one commit, which is the folder that they are cached in
         commit = version = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    values, _ = PreTrainedConfig.get_config_dict(name, revision=version)
+    if str(values.get("model_type")).startswith(ATTACHED):
+        model, processor = _with_attached(name, values, version, getattr(torch, dtype))
+        return LoadedModel(model.eval().to(device), processor, name, commit)
     config = AutoConfig.from_pretrained(name, revision=version)
     if type(config) in {cls for model in MODELS for cls in (model.config_class, model.base_class.config_class)}:
         kind = AutoModel
@@ -105,3 +113,14 @@ def load_model(
     check_finite(model, name)
     processor = AutoProcessor.from_pretrained(name, revision=version)
     return LoadedModel(model.eval().to(device), processor, name, commit)
+
+
+def _with_attached(
+    name: str, values: dict[str, Any], revision: str | None, dtype: torch.dtype
+) -> tuple[BranchedVLM, Any]:
+    """The vision-language model that the branches in `name` were trained on, with them, and its processor."""
+    base, base_revision = values.get("base_model_name_or_path"), values.get("base_model_revision")
+    if base is None:
+        raise ValueError(f"The branches in '{name}' name no model; in Python, `from_vlm` takes them as `gmail=`.")
+    model = from_vlm(base, gmail=name, gmail_revision=revision, revision=base_revision, dtype=dtype)
+    return model, AutoProcessor.from_pretrained(base, revision=base_revision)

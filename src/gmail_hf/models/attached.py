@@ -22,6 +22,7 @@ from .loading import adapter_files
 from .vision import GmailVisionOnly, VisionFields
 from .vision_language import take_modality
 
+ATTACHED = "gmail_attached_"  # begins the `model_type` of a tower that `attach_branches` changed
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
@@ -298,7 +299,7 @@ def _attach(model: PreTrainedModel, fields: dict[str, Any], tower: str | None) -
 @cache
 def _tower_class(base: type[PreTrainedModel]) -> type[AttachedTower]:
     base_config = base.config_class
-    kind = f"gmail_attached_{base_config.model_type}"
+    kind = f"{ATTACHED}{base_config.model_type}"
     fields = {"model_type": kind, "base_config_class": base_config, "__module__": __name__}
     config = strict(type(f"Gmail{base_config.__name__}", (VisionFields, base_config), fields))
     names = {"config_class": config, "base_class": base, "__module__": __name__}
