@@ -10,6 +10,7 @@ from runs import ALONE, PAPER, Runs
 BEFORE, GENERATED, REAL = "no fine-tuning", "generated taken for real", "real (upper bound)"
 TRAINING_FREE = {"mean shift": "mean_shift", "CORAL": "coral"}
 CONSISTENT, TOKENS = "GMAIL + 5 (1 - cos)", "GMAIL + token alignment"
+TOKEN_SETS = "GMAIL + token sliced Wasserstein"
 TAKEN_FOR_REAL = ("--modality", "real")
 ON_REAL = ("--modality", "real", "--image_column", "real_image")
 CAPTION_SCORES = ("exact_match", "BLEU@4", "METEOR", "CIDEr", "ROUGE-L")
@@ -232,7 +233,7 @@ def llava_questions(runs: Runs) -> list[dict]:
 
 def vlm_questions(runs: Runs) -> list[dict]:
     found = {BEFORE: runs.vlm(BEFORE, "real", "generated_image", 0), GENERATED: runs.vlm(GENERATED, "real")}
-    found |= {name: runs.vlm(name, variant=name) for name in (PAPER, TOKENS)}
+    found |= {name: runs.vlm(name, variant=name) for name in (PAPER, TOKENS, TOKEN_SETS)}
     found[REAL] = runs.vlm(REAL, "real", "real_image")
     return [answered(name, run) for name, run in found.items()]
 

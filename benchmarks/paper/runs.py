@@ -20,6 +20,7 @@ VARIANTS = {
     "GMAIL (Eq. 1)": [],
     "GMAIL + 5 (1 - cos)": ["--consistency_weight", "5"],
     "GMAIL + token alignment": ["--token_weight", "1"],
+    "GMAIL + token sliced Wasserstein": ["--token_weight", "10", "--token_loss", "sliced_wasserstein"],
     "rank 2": ["--lora_rank", "2", "--lora_alpha", "4"],
     "rank 6": ["--lora_rank", "6", "--lora_alpha", "12"],
     "rank 128 (full)": ["--lora_rank", "128", "--lora_alpha", "256"],

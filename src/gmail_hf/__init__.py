@@ -50,7 +50,11 @@ PUBLIC_NAMES = {
         "contrastive_loss",
         "token_alignment_loss",
     ],
-    "training.distributions": ["energy_distance_loss", "sliced_wasserstein_loss"],
+    "training.distributions": [
+        "energy_distance_loss",
+        "sliced_wasserstein_loss",
+        "token_sliced_wasserstein_loss",
+    ],
     "training.trainer": ["GmailTrainer"],
     "vlm": ["GmailLlavaConfig", "GmailLlavaForConditionalGeneration"],
 }

@@ -27,6 +27,7 @@ CASES = {
     "train_real": ({"trainable_modalities": ["real", "gen"]}, GmailLossConfig(symmetric=True)),
     "text": ({"text_lora": True}, GmailLossConfig(gen_text_weight=1.0, real_text_weight=0.5)),
     "tokens": ({}, GmailLossConfig(token_weight=0.5)),
+    "token_sets": ({}, GmailLossConfig(token_weight=0.5, token_loss="sliced_wasserstein")),
     "distributions": ({}, GmailLossConfig(recipe="robust", sliced_wasserstein_weight=20.0)),
     "mini_batches": ({"trainable_modalities": ["real", "gen"]}, GmailLossConfig()),
 }

@@ -9,7 +9,12 @@ from scipy.optimize import linear_sum_assignment
 from tiny import make_model, make_pairs, pair_losses, pixels
 from torch.nn.functional import normalize
 
-from gmail_hf import GmailLossConfig, energy_distance_loss, sliced_wasserstein_loss
+from gmail_hf import (
+    GmailLossConfig,
+    energy_distance_loss,
+    sliced_wasserstein_loss,
+    token_sliced_wasserstein_loss,
+)
 from gmail_hf.training.distributions import random_directions
 from gmail_hf.training.losses import gmail_loss
 
@@ -48,6 +53,18 @@ def test_unequal_numbers_by_hand():
     # 0 and 6 for half of the mass each, 1 2 3 for a third each: 0-1 for 1/3, 0-2 and 6-2 for 1/6 each, 6-3 for 1/3.
     loss = sliced_wasserstein_loss(column(6.0, 0.0), column(3.0, 1.0, 2.0), LINE)
     assert loss.item() == pytest.approx(1 / 3 + 4 / 6 + 16 / 6 + 9 / 3)
+
+
+def test_tokens_by_hand():
+    # Real tokens 0 and 4 of both images have a standard deviation of 2: they become 0 and 2.
+    real = torch.tensor([[[0.0], [4.0]], [[4.0], [0.0]]])
+    generated = torch.tensor([[[6.0], [2.0]], [[-6.0], [-2.0]]])
+    # 1 3 and -3 -1 against 0 2, image by image; as one caption, -3 -1 1 3 against 0 0 2 2.
+    assert token_sliced_wasserstein_loss(generated, real, LINE).item() == pytest.approx((1 + 1 + 9 + 9) / 4)
+    one = torch.tensor([7, 7])
+    assert token_sliced_wasserstein_loss(generated, real, LINE, one).item() == pytest.approx((9 + 1 + 1 + 1) / 4)
+    assert token_sliced_wasserstein_loss(real.flip(1), real, LINE).item() == 0
+    assert token_sliced_wasserstein_loss(3 * generated + 7, 3 * real + 7, LINE).item() == pytest.approx(5)
 
 
 def test_captions_by_hand():

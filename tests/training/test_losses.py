@@ -98,6 +98,7 @@ def test_gather_is_identity_in_one_process():
         ({"temperature": float("nan")}, "temperature"),
         ({"align_weight": float("nan")}, "align_weight"),
         ({"align_weight": 0.0, "token_weight": 1.0}, "`token_weight` adds to"),
+        ({"token_loss": "energy"}, "`token_loss` is one of .'coral', 'sliced_wasserstein'., got 'energy'"),
     ],
     ids=str,
 )
@@ -211,10 +212,12 @@ def test_the_papers_loss_is_the_default(clip_folder):
 
 
 @pytest.mark.parametrize("trainable", [["gen"], ["real", "gen"]], ids=str)
-@pytest.mark.parametrize("size", [1, 3, 8, 100])
-def test_mini_batches_give_the_plain_gradient(clip_folder, trainable, size):
+@pytest.mark.parametrize(
+    ("size", "token_loss"), [(1, "coral"), (3, "sliced_wasserstein"), (8, "coral"), (100, "sliced_wasserstein")]
+)
+def test_mini_batches_give_the_plain_gradient(clip_folder, trainable, size, token_loss):
     model = make_model(clip_folder, trainable_modalities=trainable, text_lora=True).train()
-    config = GmailLossConfig(**{**vars(ALL_LOSSES), "token_weight": 0.5})
+    config = GmailLossConfig(**{**vars(ALL_LOSSES), "token_weight": 0.5, "token_loss": token_loss})
     plain, plain_gradients = step(model, pair_batch(), config)
     small, small_gradients = step(model, pair_batch(), config, mini_batch_size=size)
     torch.testing.assert_close(small, plain, rtol=1e-5, atol=1e-6)

@@ -18,8 +18,8 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 MODEL_SETTINGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "trainable_modalities", "text_lora")
 LOSS_SETTINGS = (
     *("align_weight", "consistency_weight", "energy_weight", "sliced_wasserstein_weight"),
-    *("sliced_wasserstein_projections", "gen_text_weight", "real_text_weight", "token_weight", "temperature"),
-    *("images_per_caption", "symmetric", "pairing", "generated_modality", "gather_negatives"),
+    *("sliced_wasserstein_projections", "gen_text_weight", "real_text_weight", "token_weight", "token_loss"),
+    *("temperature", "images_per_caption", "symmetric", "pairing", "generated_modality", "gather_negatives"),
     "contrastive_mini_batch_size",
 )
 TRAINING_SETTINGS = (

@@ -1,8 +1,12 @@
 """Distances between the distributions of generated and real embeddings of each caption."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
+
+from .distributed import gather
 
 
 def energy_distance_loss(
@@ -105,6 +109,48 @@ def sliced_wasserstein_loss(
     gen_rows, real_rows, widths = (torch.from_numpy(part).to(generated.device) for part in steps)
     squares = (generated[gen_rows] - real[real_rows]).square().mean(dim=1)
     return (widths.to(squares.dtype) * squares).sum()
+
+
+def token_sliced_wasserstein_loss(
+    gen_tokens: torch.Tensor,
+    real_tokens: torch.Tensor,
+    directions: torch.Tensor,
+    caption_ids: torch.Tensor | None = None,
+    gather_tokens: bool = True,
+) -> torch.Tensor:
+    """
+    [`sliced_wasserstein_loss`] of the patch tokens of generated and real images, caption by caption. Not in the paper.
+
+    Tokens are divided by the standard deviation of the real ones, channel by channel. The tokens of a caption are one
+    set, whatever their positions: images that share a caption do not share a layout. [`token_alignment_loss`] compares
+    the tokens of all captions at once.
+
+    Args:
+        gen_tokens, real_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`): as in
+            [`token_alignment_loss`].
+        directions (`torch.FloatTensor` of shape `(hidden, projections)`): unit columns, see [`random_directions`].
+        caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): equal numbers mean the same caption; by
+            default each pair has its own.
+        gather_tokens (`bool`): in distributed training, compare the tokens of all processes, `tokens * projections`
+            numbers per image.
+
+    Returns:
+        `torch.FloatTensor` of shape `()`, at least 0.
+    """
+    across = gather if gather_tokens else lambda rows: rows
+    scale = _standard_deviation(real_tokens.detach().flatten(0, 1), across).clamp_min(1e-3)
+    generated, real = (across(tokens @ (directions / scale[:, None])) for tokens in (gen_tokens, real_tokens))
+    pairs, tokens, projections = generated.shape
+    ids = torch.arange(pairs, device=generated.device) if caption_ids is None else across(caption_ids)
+    axes = torch.eye(projections, device=generated.device)
+    return sliced_wasserstein_loss(generated.flatten(0, 1), real.flatten(0, 1), axes, ids.repeat_interleave(tokens))
+
+
+def _standard_deviation(rows: torch.Tensor, across: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """That of each column of `(rows, columns)`, over the rows that `across` collects."""
+    count = across(rows.new_tensor([len(rows)])).sum()
+    mean = across(rows.sum(dim=0, keepdim=True)).sum(dim=0) / count
+    return (across((rows - mean).square().sum(dim=0, keepdim=True)).sum(dim=0) / count).sqrt()
 
 
 def random_directions(dim: int, count: int, seed: int) -> torch.Tensor:

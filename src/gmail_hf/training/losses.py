@@ -13,13 +13,20 @@ import torch
 from torch import nn
 
 from .distributed import gather
-from .distributions import energy_distance_loss, random_directions, sliced_wasserstein_loss
+from .distributions import (
+    energy_distance_loss,
+    random_directions,
+    sliced_wasserstein_loss,
+    token_sliced_wasserstein_loss,
+)
 
 # What `recipe` sets where an option is not given.
 RECIPES = {
     "paper": {"align_weight": 1.0, "energy_weight": 0.0},
     "robust": {"align_weight": 0.0, "energy_weight": 10.0},
 }
+
+TOKEN_LOSSES = ("coral", "sliced_wasserstein")
 
 
 @dataclass
@@ -73,8 +80,16 @@ class GmailLossConfig:
     token_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of the alignment of patch tokens, for LLaVA, see `token_alignment_loss`; needs "
+            "help": "Weight of the alignment of patch tokens, for vision-language models, by --token_loss; needs "
             "another loss that aligns images."
+        },
+    )
+    token_loss: str = field(
+        default="coral",
+        metadata={
+            "help": "'coral' gives generated and real patch tokens one mean and covariance, see "
+            "`token_alignment_loss`; 'sliced_wasserstein' compares those of each caption, see "
+            "`token_sliced_wasserstein_loss`, at a --token_weight of 10."
         },
     )
     symmetric: bool = field(default=False, metadata={"help": "Add the direction real -> generated to Eq. 1."})
@@ -94,6 +109,8 @@ class GmailLossConfig:
             raise ValueError(
                 f"`sliced_wasserstein_projections` must be at least 1, got {self.sliced_wasserstein_projections}."
             )
+        if self.token_loss not in TOKEN_LOSSES:
+            raise ValueError(f"`token_loss` is one of {list(TOKEN_LOSSES)}, got '{self.token_loss}'.")
         weights = {f"{name}_weight": getattr(self, f"{name}_weight") for name in LOSS_NAMES}
         if not all(value >= 0 for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"Loss weights must not be negative, nor all zero, got {weights}.")
@@ -330,8 +347,8 @@ def gmail_loss(
         config ([`GmailLossConfig`], *optional*): weights and temperature; default the paper's recipe, Eq. 1.
         logit_bias (`float` or `torch.FloatTensor` of one element, *optional*): with it the text losses are
             [`sigmoid_loss`].
-        seed (`int`): of the directions of [`sliced_wasserstein_loss`]; another one for each step, the same in all
-            processes.
+        seed (`int`): of the directions of [`sliced_wasserstein_loss`], also of tokens; another one for each step, the
+            same in all processes.
 
     Returns:
         `dict` of `torch.FloatTensor` of shape `()`: the weighted sum as `loss`, and the terms whose weight is not
@@ -356,6 +373,7 @@ def gmail_loss(
     with torch.autocast(next(iter(given.values())).device.type, enabled=False):
         given = {name: tensor.float() for name, tensor in given.items()}
         tokens = {name: given.pop(name) for name in ("gen_tokens", "real_tokens") if name in given}
+        own_caption_ids = caption_ids
         if config.gather_negatives:
             given = {name: gather(tensor) for name, tensor in given.items()}
             image_ids, caption_ids = gather(image_ids), gather(caption_ids)
@@ -373,10 +391,16 @@ def gmail_loss(
             losses["energy"] = energy_distance_loss(given["gen_embeds"], given["real_embeds"], caption_ids)
         if config.sliced_wasserstein_weight > 0:
             gen, real = given["gen_embeds"], given["real_embeds"]
-            directions = random_directions(gen.shape[1], config.sliced_wasserstein_projections, seed).to(gen.device)
-            losses["sliced_wasserstein"] = sliced_wasserstein_loss(gen, real, directions, caption_ids)
-        if config.token_weight > 0:
+            losses["sliced_wasserstein"] = sliced_wasserstein_loss(
+                gen, real, _directions(gen, config, seed), caption_ids
+            )
+        if config.token_weight > 0 and config.token_loss == "coral":
             losses["token"] = token_alignment_loss(**tokens, gather_statistics=config.gather_negatives)
+        elif config.token_weight > 0:
+            directions = _directions(tokens["gen_tokens"], config, seed)
+            losses["token"] = token_sliced_wasserstein_loss(
+                **tokens, directions=directions, caption_ids=own_caption_ids, gather_tokens=config.gather_negatives
+            )
         for kind in ("gen", "real"):
             if getattr(config, f"{kind}_text_weight") > 0:
                 pair = given[f"{kind}_embeds"], given["text_embeds"], logit_scale
@@ -386,6 +410,10 @@ def gmail_loss(
                     losses[f"{kind}_text"] = sigmoid_loss(*pair, logit_bias, image_ids, caption_ids)
         total = sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items())
         return {"loss": total, **losses}
+
+
+def _directions(embeds: torch.Tensor, config: GmailLossConfig, seed: int) -> torch.Tensor:
+    return random_directions(embeds.shape[-1], config.sliced_wasserstein_projections, seed).to(embeds.device)
 
 
 def _compared(config: GmailLossConfig) -> list[str]:
