@@ -60,11 +60,11 @@ def test_tokens_by_hand():
     real = torch.tensor([[[0.0], [4.0]], [[4.0], [0.0]]])
     generated = torch.tensor([[[6.0], [2.0]], [[-6.0], [-2.0]]])
     # 1 3 and -3 -1 against 0 2, image by image; as one caption, -3 -1 1 3 against 0 0 2 2.
-    assert token_sliced_wasserstein_loss(generated, real, LINE).item() == pytest.approx((1 + 1 + 9 + 9) / 4)
-    one = torch.tensor([7, 7])
-    assert token_sliced_wasserstein_loss(generated, real, LINE, one).item() == pytest.approx((9 + 1 + 1 + 1) / 4)
-    assert token_sliced_wasserstein_loss(real.flip(1), real, LINE).item() == 0
-    assert token_sliced_wasserstein_loss(3 * generated + 7, 3 * real + 7, LINE).item() == pytest.approx(5)
+    ids = torch.tensor([7, 4])
+    assert token_sliced_wasserstein_loss(generated, real, LINE, ids).item() == pytest.approx((1 + 1 + 9 + 9) / 4)
+    assert token_sliced_wasserstein_loss(generated, real, LINE).item() == pytest.approx((9 + 1 + 1 + 1) / 4)
+    assert token_sliced_wasserstein_loss(real.flip(1), real, LINE, ids).item() == 0
+    assert token_sliced_wasserstein_loss(3 * generated + 7, 3 * real + 7, LINE, ids).item() == pytest.approx(5)
 
 
 def test_captions_by_hand():

@@ -129,8 +129,7 @@ def token_sliced_wasserstein_loss(
         gen_tokens, real_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`): as in
             [`token_alignment_loss`].
         directions (`torch.FloatTensor` of shape `(hidden, projections)`): unit columns, see [`random_directions`].
-        caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): equal numbers mean the same caption; by
-            default each pair has its own.
+        caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): as in [`sliced_wasserstein_loss`].
         gather_tokens (`bool`): in distributed training, compare the tokens of all processes, `tokens * projections`
             numbers per image.
 
@@ -139,11 +138,12 @@ def token_sliced_wasserstein_loss(
     """
     across = gather if gather_tokens else lambda rows: rows
     scale = _standard_deviation(real_tokens.detach().flatten(0, 1), across).clamp_min(1e-3)
-    generated, real = (across(tokens @ (directions / scale[:, None])) for tokens in (gen_tokens, real_tokens))
-    pairs, tokens, projections = generated.shape
-    ids = torch.arange(pairs, device=generated.device) if caption_ids is None else across(caption_ids)
-    axes = torch.eye(projections, device=generated.device)
-    return sliced_wasserstein_loss(generated.flatten(0, 1), real.flatten(0, 1), axes, ids.repeat_interleave(tokens))
+    directions = directions / scale[:, None]
+    # Rows of tokens, since a process without pairs does not know how many tokens an image has.
+    generated, real = (across(tokens.flatten(0, 1) @ directions) for tokens in (gen_tokens, real_tokens))
+    if caption_ids is not None:
+        caption_ids = across(caption_ids.repeat_interleave(gen_tokens.shape[1]))
+    return sliced_wasserstein_loss(generated, real, torch.eye(directions.shape[1]).to(generated), caption_ids)
 
 
 def _standard_deviation(rows: torch.Tensor, across: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
