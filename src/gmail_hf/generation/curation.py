@@ -81,35 +81,32 @@ def curate(
         reals = embed(real, "real_image", model, processor)
         real_rows = np.flatnonzero(np.isfinite(reals[:, 0]))
         reals = reals[real_rows]
-    usable = np.array([state is None for state in states])
-    groups, scores, summary = caption_ids(captions), np.full(len(states), np.nan), None
+    groups, scores, summary = caption_ids(captions), None, None
     if score_model is not None:
+        usable = np.array([state is None for state in states])
         of_images = embed(images, "generated_image", score_model, score_processor)[usable]
         texts, places = np.unique(np.array(captions)[usable], return_inverse=True)
-        of_texts = embed_texts(score_model, score_processor.tokenizer, texts.tolist(), desc="Embedding captions")[
-            places
-        ]
-        scores[usable] = clip_score(of_images, of_texts)
-        mismatched = mismatched_scores(of_images, of_texts, np.array(groups)[usable].tolist(), seed)
-        threshold = min_clip_score
-        if threshold is None and len(mismatched):
-            threshold = float(np.quantile(mismatched, MISMATCHED))
+        of_texts = embed_texts(score_model, score_processor.tokenizer, texts.tolist(), desc="Embedding captions")
+        scores = np.full(len(states), np.nan)
+        scores[usable] = clip_score(of_images, of_texts[places])
+        mismatched = mismatched_scores(of_images, of_texts[places], np.array(groups)[usable].tolist(), seed)
         summary = {
-            "threshold": threshold,
+            "threshold": min_clip_score,
             "threshold_given": min_clip_score is not None,
             "mean": float(scores[usable].mean()),
             "mean_with_other_captions": float(mismatched.mean()) if len(mismatched) else None,
         }
-        min_clip_score = threshold
+        if min_clip_score is None and len(mismatched):
+            summary["threshold"] = float(np.quantile(mismatched, MISMATCHED))
     reasons, copy_of = choose(
         states,
         embeds,
         reals,
-        None if summary is None else scores,
+        scores,
         groups,
         _first_rows(digests, groups, images),
         duplicate_threshold,
-        min_clip_score,
+        summary and summary["threshold"],
         best_k,
     )
     kept = np.array([reason is None for reason in reasons])

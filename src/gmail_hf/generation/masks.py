@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Image
+from datasets import Dataset, Image, is_progress_bar_enabled
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -96,7 +96,8 @@ def read_all(images: Dataset, column: str, read: Callable[[Any], Any], desc: str
     """What `read` returns for each image of a column; files are read in threads."""
     cells: Iterator[Any] = (row[column] for row in images.select_columns([column]))
     found: list[Any] = []
-    with ThreadPoolExecutor() as pool, tqdm(total=len(images), desc=desc, unit="image") as bar:
+    bar = tqdm(total=len(images), desc=desc, unit="image", disable=not is_progress_bar_enabled())
+    with ThreadPoolExecutor() as pool, bar:
         while batch := list(islice(cells, AHEAD)):
             found += pool.map(read, batch)
             bar.update(len(batch))
