@@ -293,7 +293,7 @@ def test_spice_is_missing_and_nothing_is_downloaded(monkeypatch, spice_jars):
         assert part in remedy["SPICE"]
     assert caption_metrics(["a"], [["a"]], ["SPICE", "ROUGE-L"]) == {"SPICE": None, "ROUGE-L": 1.0}
     monkeypatch.setattr(captioning, "_java_version", lambda: 17)
-    assert "up to Java 14, and `java` is 17" in missing_metrics(["SPICE"])["SPICE"]
+    assert "Java 14 or older, but `java` has version 17" in missing_metrics(["SPICE"])["SPICE"]
 
 
 def test_exact_match():
@@ -304,7 +304,7 @@ def test_exact_match():
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        ([], [], "no captions to score"),
+        ([], [], "predictions are empty"),
         (["a"], [["a"], ["b"]], "1 predictions, but references of 2 images"),
         (["a", "b"], [["a"], []], "image 1 has no references"),
         (["a"], [["a", " "]], "image 0 has no references, or an empty one"),
@@ -329,5 +329,5 @@ def test_contact_sheet(tmp_path):
     with Image.open(tmp_path / "sheet.png") as sheet:
         counts = {color: count for count, color in sheet.getcolors(maxcolors=2**24)}
     assert all(counts[color] == captioning.SIDE**2 for color in colors)
-    with pytest.raises(ValueError, match="equally long"):
+    with pytest.raises(ValueError, match="the same length"):
         plot_captions(tmp_path / "sheet.png", images, ["a"], [["a"]])

@@ -36,10 +36,10 @@ def test_prompts_are_averaged_at_length_one():
     [
         (lambda: class_embeddings(np.ones((2, 3))), r"\(classes, prompts, dim\)"),
         (lambda: class_embeddings(np.full((1, 2, 3), np.nan)), "row 0"),
-        (lambda: class_embeddings(np.ones((2, 0, 3))), "give every class a prompt"),
+        (lambda: class_embeddings(np.ones((2, 0, 3))), "at least one prompt per class"),
         (lambda: zero_shot_accuracy(np.ones((2, 3)), np.ones((0, 3)), np.zeros(2, int)), "classes is empty"),
-        (lambda: zero_shot_accuracy(np.array([[1.0], [np.nan]]), np.ones((2, 1)), np.zeros(2, int)), "first is row 1"),
-        (lambda: zero_shot_accuracy(np.ones((2, 3)), np.ones((2, 4)), np.zeros(2, int)), "differ in dimension"),
+        (lambda: zero_shot_accuracy(np.array([[1.0], [np.nan]]), np.ones((2, 1)), np.zeros(2, int)), "first in row 1"),
+        (lambda: zero_shot_accuracy(np.ones((2, 3)), np.ones((2, 4)), np.zeros(2, int)), "have dimensions"),
         (lambda: zero_shot_accuracy(np.ones((2, 3)), np.ones((2, 3)), np.array([0, 2])), r"0\.\.1"),
         (lambda: zero_shot_accuracy(np.ones((2, 3)), np.ones((2, 3)), np.array(["a", "b"])), "integers"),
         (lambda: zero_shot_accuracy(np.ones((2, 3)), np.ones((2, 3)), np.zeros(3, int)), "labels"),

@@ -41,11 +41,11 @@ def test_against_a_second_implementation():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="images and captions must pair row by row, got 2 and 1 rows"):
+    with pytest.raises(ValueError, match="images and captions must have the same number of rows, got 2 and 1"):
         clip_score(np.eye(2), np.eye(2)[:1])
     with pytest.raises(ValueError, match="captions has 1 all-zero row"):
         clip_score(np.eye(2), np.array([[0.0, 0.0], [1.0, 0.0]]))
-    with pytest.raises(ValueError, match="2 captions and references of 1 images"):
+    with pytest.raises(ValueError, match="2 captions, but references of 1 images"):
         ref_clip_score(np.eye(2), np.eye(2), [np.eye(2)])
     with pytest.raises(ValueError, match="references of row 1 is empty"):
         ref_clip_score(np.eye(2), np.eye(2), [np.eye(2), np.zeros((0, 2))])

@@ -48,5 +48,5 @@ def test_what_equal_distributions_give():
 def test_errors():
     with pytest.raises(ValueError, match="less than the number of real images, 5, got 5"):
         density_coverage(np.eye(5), np.eye(5))
-    with pytest.raises(ValueError, match="differ in dimension"):
+    with pytest.raises(ValueError, match="have dimensions"):
         cmmd(np.eye(2), np.eye(3))

@@ -37,7 +37,7 @@ def test_equal_values_are_a_point():
     [
         (lambda: bootstrap_interval([]), "non-empty vector"),
         (lambda: bootstrap_interval(np.ones((2, 2))), "non-empty vector"),
-        (lambda: bootstrap_interval([1.0, np.nan]), "first is item 1"),
+        (lambda: bootstrap_interval([1.0, np.nan]), "first at item 1"),
         (lambda: bootstrap_interval([0, 1], 95), "between 0 and 1"),
         (lambda: bootstrap_interval([0, 1], num_resamples=0), "at least 1"),
     ],

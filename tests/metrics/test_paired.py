@@ -75,12 +75,12 @@ def test_separability_is_seeded():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: paired_cosine(np.ones((2, 3)), np.ones((3, 3))), "pair row by row, got 2 and 3"),
-        (lambda: paired_cosine(np.ones((2, 3)), np.ones((2, 4))), "differ in dimension: 3 and 4"),
+        (lambda: paired_cosine(np.ones((2, 3)), np.ones((3, 3))), "same number of rows, got 2 and 3"),
+        (lambda: paired_cosine(np.ones((2, 3)), np.ones((2, 4))), "have dimensions 3 and 4"),
         (lambda: paired_cosine(np.ones(3), np.ones(3)), r"shape \(n, dim\)"),
         (lambda: paired_cosine(np.array([["a"]]), np.ones((1, 1))), "real numbers"),
         (lambda: centroid_distance(np.zeros((2, 3)), np.ones((2, 3))), "all-zero"),
-        (lambda: centroid_distance(np.array([[1.0], [1.0], [np.inf]]), np.ones((2, 1))), "first is row 2"),
+        (lambda: centroid_distance(np.array([[1.0], [1.0], [np.inf]]), np.ones((2, 1))), "first in row 2"),
         (lambda: separability(np.ones((3, 2)), np.ones((9, 2))), r"folds must be in 2\.\.3"),
         (lambda: alignment_metrics(np.ones((3, 2)), np.ones((3, 2)), caption_ids=["a"]), "caption_ids must have"),
     ],

@@ -30,9 +30,9 @@ def test_contact_sheet_holds_every_pair(tmp_path, count):
 def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="at least 10"):
         plot_embeddings(tmp_path / "x.png", np.eye(4), np.eye(4), np.eye(4))
-    with pytest.raises(ValueError, match="after and real must pair"):
+    with pytest.raises(ValueError, match="after and real must have the same number of rows"):
         plot_embeddings(tmp_path / "x.png", np.eye(12), np.eye(12), np.eye(12)[:11])
-    with pytest.raises(ValueError, match="equally long"):
+    with pytest.raises(ValueError, match="the same length"):
         plot_pairs(tmp_path / "x.png", [Image.new("RGB", (8, 8))], [], ["a"])
 
 
@@ -42,5 +42,5 @@ def test_one_real_image_beside_several_generated(tmp_path):
     plot_pairs(tmp_path / "two.png", real, generated, ["a", "b"], columns=1)
     one, two = (Image.open(tmp_path / f"{name}.png") for name in ("one", "two"))
     assert two.width - one.width == round(1.45 * 160) and two.height == one.height
-    with pytest.raises(ValueError, match="as many images for each real one"):
+    with pytest.raises(ValueError, match="same number of images per real image"):
         plot_pairs(tmp_path / "bad.png", real, [generated[0], generated[1][:1]], ["a", "b"])

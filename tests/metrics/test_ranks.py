@@ -88,7 +88,7 @@ def test_image_text_retrieval_by_hand():
     # Two images of one caption are right answers for each other's captions.
     alike = image_text_retrieval(images[1:], texts[[1, 1]], ["a", "b"], ["same", "same"], ks=(1,))
     assert (alike["image_to_text_R@1"], alike["text_to_image_R@1"]) == (1.0, 1.0)
-    with pytest.raises(ValueError, match="images of one caption each"):
+    with pytest.raises(ValueError, match="exactly one caption per image"):
         image_text_retrieval(images, texts, ["a", "a", "b"], ["x", "y", "z"])
 
 
@@ -174,11 +174,11 @@ def test_memory_does_not_grow_with_the_captions(monkeypatch):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: retrieval_ranks(np.ones((2, 3)), np.ones((4, 3))), "give ids for both"),
-        (lambda: retrieval_ranks(np.ones((2, 3)), np.ones((2, 4))), "differ in dimension"),
+        (lambda: retrieval_ranks(np.ones((2, 3)), np.ones((4, 3))), "pass ids for both"),
+        (lambda: retrieval_ranks(np.ones((2, 3)), np.ones((2, 4))), "have dimensions"),
         (lambda: retrieval_ranks(np.ones((0, 3)), np.ones((2, 3))), "queries is empty"),
-        (lambda: retrieval_ranks(np.array([[1.0, 2.0], [np.nan, 0.0]]), np.ones((2, 2))), "first is row 1"),
-        (lambda: retrieval_ranks(np.array([[1.0, 2.0], [0.0, 0.0]]), np.ones((2, 2))), "first is row 1"),
+        (lambda: retrieval_ranks(np.array([[1.0, 2.0], [np.nan, 0.0]]), np.ones((2, 2))), "first in row 1"),
+        (lambda: retrieval_ranks(np.array([[1.0, 2.0], [0.0, 0.0]]), np.ones((2, 2))), "first in row 1"),
         (lambda: retrieval_ranks(np.ones((2, 2)), np.ones((2, 2)), np.arange(2)), "or neither"),
         (lambda: retrieval_ranks(np.ones((2, 2)), np.ones((2, 2)), np.arange(3), np.arange(2)), "query_ids must"),
         (lambda: retrieval_ranks(np.ones((2, 2)), np.ones((2, 2)), np.arange(2), np.arange(2) + 1), "query 0 has no"),
@@ -189,7 +189,7 @@ def test_memory_does_not_grow_with_the_captions(monkeypatch):
         (lambda: image_text_ranks(np.ones((1, 2)), np.ones((2, 2)), [7], None, [7, 9]), "caption 1 .*id 9.* no image"),
         (lambda: image_text_ranks(np.ones((2, 2)), np.array([[1, 1], [1, np.inf]]), [0, 1]), "text_embeds .* row 1"),
         (lambda: image_text_ranks(np.array([[1, np.nan], [1, 1]]), np.ones((2, 2)), [0, 1]), "image_embeds .* row 0"),
-        (lambda: ranks_from_similarity(np.ones((2, 2)), np.eye(3)), r"\(n, m\) both"),
+        (lambda: ranks_from_similarity(np.ones((2, 2)), np.eye(3)), r"same shape \(n, m\)"),
         (lambda: ranks_from_similarity(np.array([[1.0], [np.inf]]), np.ones((2, 1))), "row 1"),
         (lambda: recall_at_k(np.array([0, 1])), "ranks must be"),
         (lambda: recall_at_k(np.array([1]), (0,)), "at least 1"),

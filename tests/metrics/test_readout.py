@@ -171,17 +171,17 @@ def test_gap_closed_refuses_to_divide_by_nothing(generated, real, reason):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: logistic_probe(np.ones((3, 2)), [0, 0, 0], np.ones((1, 2)), [0]), "needs two classes"),
-        (lambda: tuned_probe(np.eye(3), [0, 0, 1], np.eye(3), [0, 0, 1]), "class 1 has one training row"),
+        (lambda: logistic_probe(np.ones((3, 2)), [0, 0, 0], np.ones((1, 2)), [0]), "needs at least two classes"),
+        (lambda: tuned_probe(np.eye(3), [0, 0, 1], np.eye(3), [0, 0, 1]), "class 1 has only one training row"),
         (lambda: tuned_probe(np.eye(2), [0, 1], np.eye(2), [0, 1], np.eye(2), [0, 7]), "hold 7, which"),
-        (lambda: nearest_centroid(np.ones((3, 2)), [0, 1], np.ones((1, 2)), [0]), "one label for each"),
+        (lambda: nearest_centroid(np.ones((3, 2)), [0, 1], np.ones((1, 2)), [0]), "one label per embedding"),
         (lambda: nearest_centroid(np.ones((2, 2)), [0, 1], np.ones((2, 2)), [0, 2]), "hold 2, which"),
-        (lambda: nearest_centroid(np.ones((2, 2)), [0, 1], np.ones((2, 3)), [0, 1]), "differ in dimension"),
+        (lambda: nearest_centroid(np.ones((2, 2)), [0, 1], np.ones((2, 3)), [0, 1]), "have dimensions"),
         (
             lambda: nearest_centroid(np.array([[1.0, 0], [-1.0, 0], [0, 1.0]]), [0, 0, 1], np.ones((2, 2)), [0, 1]),
             "class centroids has 1 all-zero",
         ),
-        (lambda: mean_shift(np.ones((2, 2)), np.ones((2, 3))), "differ in dimension"),
+        (lambda: mean_shift(np.ones((2, 2)), np.ones((2, 3))), "have dimensions"),
         (lambda: mean_shift(np.eye(2), np.eye(2))(np.eye(3)), "fitted on 2"),
         (lambda: coral(np.ones((1, 2)), np.eye(2)), "source has no variance"),
         (lambda: coral(np.eye(2), np.ones((5, 2))), "target has no variance"),

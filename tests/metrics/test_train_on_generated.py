@@ -65,7 +65,7 @@ def test_unseen_pairs_fit_readouts_of_their_own():
                 assert row[f"{key}_unseen"] == fitted_on_unseen[key]
                 assert row[f"{key}_unseen_gap_closed"] == fitted_on_unseen[f"{key}_gap_closed"]
     assert "probe, unseen" in to_markdown(rows) and "unseen" not in to_markdown(alone)
-    with pytest.raises(ValueError, match="unseen_labels need the tasks"):
+    with pytest.raises(ValueError, match="unseen_labels must have the tasks"):
         train_on_generated(**inputs, unseen=inputs["heldout"])
 
 
@@ -117,7 +117,7 @@ def test_errors_say_what_to_do():
     held = inputs["heldout"]
     with pytest.raises(ValueError, match="same aligned models"):
         train_on_generated(**inputs | {"heldout": PairEmbeddings(held.generated, held.real)})
-    with pytest.raises(ValueError, match="GMAIL and real must pair"):
+    with pytest.raises(ValueError, match="GMAIL and real must have the same number of rows"):
         PairEmbeddings(held.generated, held.real, {"GMAIL": held.real[:-1]})
     broken = held.generated.copy()
     broken[17, 0] = np.nan

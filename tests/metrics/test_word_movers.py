@@ -97,7 +97,7 @@ def test_pickles_are_refused_unread(tmp_path):
 
 
 def test_word_vectors_that_cannot_be_read(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file .*absent.bin of word vectors"):
+    with pytest.raises(FileNotFoundError, match="word vectors not found: .*absent.bin"):
         missing_metrics(["WMD"], tmp_path / "absent.bin")
     glove = tmp_path / "glove.txt"
     glove.write_text("red 1.0 0.0\ncat 0.0 1.0\n")
@@ -116,7 +116,7 @@ def test_word_vectors_that_cannot_be_read(tmp_path):
 
 @needs_java
 def test_wmd_is_missing_with_the_remedy(monkeypatch, tmp_path):
-    assert "give `word_vectors=`" in missing_metrics(["WMD"])["WMD"]
+    assert "as `word_vectors`" in missing_metrics(["WMD"])["WMD"]
     assert caption_metrics(["a"], [["a"]], ["ROUGE-L", "WMD"]) == {"ROUGE-L": 1.0, "WMD": None}
     there = captioning.find_spec
     monkeypatch.setattr(captioning, "find_spec", lambda name: None if name == "ot" else there(name))

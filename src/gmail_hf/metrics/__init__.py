@@ -1,6 +1,6 @@
-"""What alignment changed, in numbers and pictures: pure functions of numpy arrays, apart from any model.
+"""Metrics and plots as functions of numpy arrays. No function here loads a model.
 
-scikit-learn, SciPy and matplotlib are imported only inside the functions that need them; they come with
+scikit-learn, SciPy and matplotlib are imported only inside the functions that need them. Install them with
 `pip install "gmail-hf[evaluation]"`.
 """
 

@@ -1,4 +1,4 @@
-"""Checks shared by every function here: a bad number is refused where it enters, with the row and the remedy."""
+"""Input checks shared by the metrics. Errors give the row and the remedy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from types import ModuleType
 import numpy as np
 
 MIN_NORM = 1e-12
-# Rows whose norms are computed at a time: 6 MiB in float64 at dimension 768.
+# Rows per block when norms are computed: 6 MiB in float64 at dimension 768.
 NORM_ROWS = 1024
 
 
 def optional_import(module: str) -> ModuleType:
-    """Import a module of the `evaluation` extra at the moment it is needed."""
+    """Import a module of the `evaluation` extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -21,29 +21,29 @@ def optional_import(module: str) -> ModuleType:
 
 
 def check_matrix(array: np.ndarray, name: str) -> np.ndarray:
-    """Return `array` as it is if it is a non-empty (n, dim) array of real numbers, or raise a ValueError."""
+    """Return `array` unchanged if it is a non-empty (n, dim) array of real numbers; otherwise raise a ValueError."""
     array = np.asarray(array)
     if array.ndim != 2:
-        raise ValueError(f"{name} must have shape (n, dim), got {array.shape}; stack one embedding a row")
+        raise ValueError(f"{name} must have shape (n, dim), got {array.shape}; stack one embedding per row")
     if array.shape[0] == 0 or array.shape[1] == 0:
         raise ValueError(f"{name} is empty (shape {array.shape}); embed at least one image")
     if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
-        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+        raise ValueError(f"{name} must contain real numbers, got dtype {array.dtype}")
     return array
 
 
 def check_finite(finite: np.ndarray, name: str) -> None:
-    """Raise a ValueError that names the first row where `finite`, (n,) bools, is False."""
+    """Raise a ValueError with the first row where `finite`, (n,) bools, is False."""
     bad = np.flatnonzero(~finite)
     if len(bad):
         raise ValueError(
-            f"{name} has NaN or infinite values in {len(bad)} row(s), the first is row {bad[0]}; "
-            "look at that image, or embed in float32 if a half-precision model overflowed"
+            f"{name} has NaN or infinite values in {len(bad)} row(s), first in row {bad[0]}; "
+            "check that image, or embed in float32 if a half-precision model overflowed"
         )
 
 
 def check_embeddings(array: np.ndarray, name: str) -> np.ndarray:
-    """Return `array` as float64 of shape (n, dim), or raise a ValueError that names the offending row."""
+    """Return `array` as float64 of shape (n, dim), or raise a ValueError with the first invalid row."""
     array = check_matrix(array, name).astype(np.float64)
     check_finite(np.isfinite(array).all(axis=1), name)
     return array
@@ -52,13 +52,13 @@ def check_embeddings(array: np.ndarray, name: str) -> np.ndarray:
 def check_same_dim(first: np.ndarray, second: np.ndarray, names: str) -> None:
     if first.shape[1] != second.shape[1]:
         raise ValueError(
-            f"{names} differ in dimension: {first.shape[1]} and {second.shape[1]}; embed both with the same model"
+            f"{names} have dimensions {first.shape[1]} and {second.shape[1]}; embed both with the same model"
         )
 
 
 def check_pairs(first: np.ndarray, second: np.ndarray, names: str) -> None:
     if len(first) != len(second):
-        raise ValueError(f"{names} must pair row by row, got {len(first)} and {len(second)} rows")
+        raise ValueError(f"{names} must have the same number of rows, got {len(first)} and {len(second)}")
     check_same_dim(first, second, names)
 
 
@@ -66,23 +66,23 @@ def check_labels(labels: np.ndarray, n: int, name: str) -> np.ndarray:
     """Return `labels` as an (n,) array with at least two classes, or raise a ValueError."""
     labels = np.asarray(labels)
     if labels.shape != (n,):
-        raise ValueError(f"{name} must have shape ({n},), one label for each embedding, got {labels.shape}")
+        raise ValueError(f"{name} must have shape ({n},), one label per embedding, got {labels.shape}")
     if len(np.unique(labels)) < 2:
-        raise ValueError(f"{name} are all {labels[0]}; a readout needs two classes or more")
+        raise ValueError(f"{name} are all {labels[0]}; a readout needs at least two classes")
     return labels
 
 
 class UnitRows:
-    """Embeddings whose rows are scaled to length one when they are read, so that no second copy of all is held.
+    """Embeddings whose rows are L2-normalised when they are read, which avoids a second copy of all rows.
 
-    `rows[index]` gives float64 rows, (len(index), dim).
+    `rows[index]` returns float64 rows, (len(index), dim).
 
     Args:
         array: (n, dim) embeddings of any real dtype.
-        name: what errors call them.
+        name: name of the array in errors.
 
     Raises:
-        ValueError: not such an array; a row that is not finite or has no direction, all zeros.
+        ValueError: `array` is not a non-empty matrix of real numbers, or a row is all zeros or not finite.
     """
 
     def __init__(self, array: np.ndarray, name: str) -> None:
@@ -93,8 +93,7 @@ class UnitRows:
         zero = np.flatnonzero(self.norms < MIN_NORM)
         if len(zero):
             raise ValueError(
-                f"{name} has {len(zero)} all-zero row(s), the first is row {zero[0]}; cosine similarity is undefined "
-                "there"
+                f"{name} has {len(zero)} all-zero row(s), first row {zero[0]}; their cosine similarity is undefined"
             )
 
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
@@ -109,5 +108,5 @@ class UnitRows:
 
 
 def l2_normalize(array: np.ndarray, name: str) -> np.ndarray:
-    """Rows of length one, float64; a zero row has no direction and raises a ValueError."""
+    """Return the L2-normalised rows in float64. An all-zero row raises a ValueError."""
     return UnitRows(array, name)[:]

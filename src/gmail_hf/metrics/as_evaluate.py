@@ -1,4 +1,4 @@
-"""What the modules of the `evaluate` library in modules/ share."""
+"""Code shared by the modules for the `evaluate` library in modules/."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def evaluate_module(
     citation: str, *inputs: dict[str, Any]
 ) -> Callable[[Callable[..., dict[str, Any]]], type[evaluate.Metric]]:
     """
-    Make a function of `predictions`, `references` and further keywords a class that `evaluate.load` finds.
+    Turn a function of `predictions`, `references` and further keywords into a class that `evaluate.load` finds.
 
-    The function's name is the metric's; its docstring is split into the description and, from "Args:" on, the
-    description of the inputs, whose "Examples:" go on after `metric` is loaded.
+    The function's name becomes the name of the metric. Its docstring is split at "Args:" into the description and the
+    description of the inputs. Code that loads `metric` is inserted after "Examples:".
 
     Args:
         citation: a key of `CITATIONS`.
-        inputs: the features of one row; several are alternatives.
+        inputs: the features of one row. Several are alternatives.
     """
 
     def decorate(compute: Callable[..., dict[str, Any]]) -> type[evaluate.Metric]:

@@ -1,9 +1,9 @@
 """
-Scores of captions against references, by the COCO evaluation code that published figures come from.
+Scores of captions against references, computed with the COCO evaluation code that papers use.
 
-BLEU, METEOR, CIDEr, ROUGE-L and SPICE are pycocoevalcap's: implementations of other packages give other values. They
+BLEU, METEOR, CIDEr, ROUGE-L and SPICE come from pycocoevalcap, because other implementations give other values. They
 need `pip install "gmail-hf[captioning]"` and Java 11 or newer, for the Penn Treebank tokenizer and METEOR. SPICE and
-WMD need more, see `missing_metrics`, and are computed only when they are asked for.
+WMD have further requirements, see `missing_metrics`, and are only computed on request.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .word_movers import check_word_vectors, load_word_vectors, word_movers_scor
 
 CAPTION_METRICS = ("BLEU@4", "METEOR", "CIDEr", "ROUGE-L")
 EXTRA_CAPTION_METRICS = ("SPICE", "WMD")
-# As COCO's own tokenizer does, except for the punctuation that it drops.
+# As in COCO's tokenizer, which then also removes punctuation.
 PTB_OPTIONS = ("-preserveLines", "-lowerCase", "-encoding", "UTF-8")
-# SPICE writes its result through Java's own JavaScript engine, which Java 15 dropped.
+# SPICE writes its result with Java's built-in JavaScript engine, which Java 15 removed.
 SPICE_JAVA = 14
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-SIDE, MARGIN, LINE, LINES = 160, 10, 15, 3  # of the contact sheet, in pixels
+SIDE, MARGIN, LINE, LINES = 160, 10, 15, 3  # contact sheet; all but LINES in pixels
 INK, RIGHT, WRONG = "#202020", "#0072B2", "#D55E00"
 
 
@@ -39,23 +39,23 @@ def missing_metrics(
     metrics: Sequence[str] = CAPTION_METRICS, word_vectors: str | os.PathLike | None = None
 ) -> dict[str, str]:
     """
-    The metrics that cannot be computed on this machine, each with what to do about it; empty where all can.
+    Return the metrics that cannot be computed on this machine, each with a remedy.
 
-    Nothing is downloaded. SPICE needs Java 14 or older and 385 MB of Stanford CoreNLP; WMD needs gensim, POT and word
+    Nothing is downloaded. SPICE needs Java 14 or older and 385 MB of Stanford CoreNLP. WMD needs gensim, POT and word
     vectors.
 
     Args:
-        metrics: names out of `CAPTION_METRICS` and `EXTRA_CAPTION_METRICS`.
+        metrics: names from `CAPTION_METRICS` and `EXTRA_CAPTION_METRICS`.
         word_vectors: as in `caption_metrics`.
 
     Raises:
         ValueError: an unknown metric, or word vectors in another format.
-        FileNotFoundError: no file of word vectors at that path.
+        FileNotFoundError: the word vectors do not exist.
     """
     known = (*CAPTION_METRICS, *EXTRA_CAPTION_METRICS)
     unknown = [metric for metric in metrics if metric not in known]
     if unknown:
-        raise ValueError(f"unknown metric(s) {unknown}; there are {list(known)}")
+        raise ValueError(f"unknown metric(s) {unknown}; choose from {list(known)}")
     if "WMD" in metrics and word_vectors is not None:
         check_word_vectors(word_vectors)
     remedies = {metric: _remedy(metric, word_vectors) for metric in metrics}
@@ -69,7 +69,7 @@ def _remedy(metric: str, word_vectors: str | os.PathLike | None) -> str | None:
     if java is None:
         return "Java is missing; install Java 11 or newer, so that `java -version` works"
     if metric == "SPICE" and java > SPICE_JAVA:
-        return f"SPICE runs up to Java {SPICE_JAVA}, and `java` is {java}; put Java 11 first in PATH"
+        return f"SPICE needs Java {SPICE_JAVA} or older, but `java` has version {java}; put Java 11 first in PATH"
     if metric == "SPICE" and not all((_spice_folder() / jar).is_file() for jar in SPICE_JARS):
         return (
             "SPICE's Stanford CoreNLP is missing; download it (385 MB) with `python -m "
@@ -79,8 +79,8 @@ def _remedy(metric: str, word_vectors: str | os.PathLike | None) -> str | None:
         return 'gensim or POT is missing; install them with `pip install "gmail-hf[captioning]"`'
     if metric == "WMD" and word_vectors is None:
         return (
-            "WMD needs word vectors; give `word_vectors=`, a file in word2vec's format such as "
-            "GoogleNews-vectors-negative300.bin"
+            "WMD needs word vectors; pass a file in word2vec's format, such as GoogleNews-vectors-negative300.bin, as "
+            "`word_vectors`"
         )
     return None
 
@@ -91,7 +91,7 @@ def _java_version() -> int | None:
         return None
     done = subprocess.run(["java", "-version"], capture_output=True, text=True)
     version = re.search(r'version "(?:1\.)?(\d+)', done.stderr + done.stdout)
-    # On some systems `java` is a program that only says where to get Java.
+    # On some systems `java` is a stub that only prints where to get Java.
     return int(version[1]) if version and done.returncode == 0 else None
 
 
@@ -106,26 +106,27 @@ def caption_metrics(
     word_vectors: str | os.PathLike | None = None,
 ) -> dict[str, float | None]:
     """
-    COCO caption scores: of the whole set for BLEU@4 and METEOR, the mean over images for the others.
+    Compute COCO caption scores: corpus scores for BLEU@4 and METEOR, means over images for the others.
 
-    CIDEr weighs words by how rare they are among the references given, so its values compare on one set only. WMD is a
-    similarity, see `word_movers_score`. METEOR's Java process, about 1 GB, is kept for the next call.
+    CIDEr weights words by how rare they are among the given references, so only values of the same set are
+    comparable. WMD is a similarity, see `word_movers_score`. METEOR's Java process, about 1 GB, keeps running for the
+    next call.
 
     Args:
-        predictions: one caption an image; it may be empty.
-        references: one or more captions an image, none of them empty.
-        metrics: names out of `CAPTION_METRICS` and `EXTRA_CAPTION_METRICS`.
-        word_vectors: for WMD, a file in word2vec's text or binary format, gzipped if its name ends in .gz;
+        predictions: one caption per image. It may be empty.
+        references: one or more captions per image, none of them empty.
+        metrics: names from `CAPTION_METRICS` and `EXTRA_CAPTION_METRICS`.
+        word_vectors: for WMD, a file in word2vec's text or binary format, gzipped if its name ends in .gz.
             coco-caption uses GoogleNews-vectors-negative300.bin.
 
     Returns:
-        Scores by name: CIDEr in 0..10, the others in 0..1 (papers print all of them times 100); None for a metric that
-        cannot run here, see `missing_metrics`, or that fails, with a warning.
+        Scores by name: CIDEr in 0..10, the others in 0..1 (papers print all of them times 100). None for a metric that
+        cannot be computed on this machine, see `missing_metrics`, or that fails, with a warning.
 
     Raises:
-        ValueError: lists of unequal length or empty, an image without references, an unknown metric; word vectors in
-            another format, see `check_word_vectors`.
-        FileNotFoundError: no file of word vectors at that path.
+        ValueError: empty lists or lists of different lengths, an image without references, an unknown metric, or word
+            vectors in another format, see `check_word_vectors`.
+        FileNotFoundError: the word vectors do not exist.
     """
     predictions = [_one_line(caption) for caption in predictions]
     references = [[_one_line(caption) for caption in captions] for captions in references]
@@ -141,7 +142,7 @@ def caption_metrics(
 
 def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """
-    Share of captions that equal one of their references but for white space, in 0..1.
+    Share of captions that equal one of their references except for white space, in 0..1.
 
     Raises:
         ValueError: as `caption_metrics`.
@@ -153,22 +154,22 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
 
 
 def _one_line(caption: str) -> str:
-    # METEOR's protocol is lines of fields between these bars.
+    # METEOR's protocol separates fields with these bars.
     return " ".join(caption.replace("|||", " ").split())
 
 
 def _check(predictions: list[str], references: list[list[str]]) -> None:
     if not predictions:
-        raise ValueError("no captions to score")
+        raise ValueError("predictions are empty; pass at least one caption")
     if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions, but references of {len(references)} images")
+        raise ValueError(f"got {len(predictions)} predictions, but references of {len(references)} images")
     for image, captions in enumerate(references):
         if not captions or not all(captions):
-            raise ValueError(f"image {image} has no references, or an empty one; drop it from both lists")
+            raise ValueError(f"image {image} has no references or an empty one; remove it from both lists")
 
 
 def _tokenize(captions: list[str]) -> list[str]:
-    """Captions in lower case, words apart, without punctuation: COCO's tokenizer, but for the file that it writes."""
+    """Lower-case and tokenize captions and remove punctuation: COCO's tokenizer without its temporary file."""
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     command = ["java", "-cp", ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR, "edu.stanford.nlp.process.PTBTokenizer"]
@@ -197,7 +198,7 @@ def _score(
         vectors = load_word_vectors(word_vectors)
         return sum(word_movers_score(results[image][0], truths[image], vectors) for image in results) / len(results)
     if metric == "METEOR":
-        if _meteor().meteor_p.poll() is not None:  # it has ended
+        if _meteor().meteor_p.poll() is not None:  # the process has ended
             _meteor.cache_clear()
         Scorer = _meteor
     elif metric == "CIDEr":
@@ -209,11 +210,11 @@ def _score(
     scorer = Scorer()
     try:
         return float(scorer.compute_score(truths, results)[0])
-    except subprocess.CalledProcessError as error:  # SPICE brings native code, which not every machine runs
+    except subprocess.CalledProcessError as error:  # SPICE includes native code that does not run on every machine
         warnings.warn(f"{metric} failed, see Java's message above: {error}", stacklevel=2)
         return None
     except BaseException:
-        if metric == "METEOR":  # it ended, or was interrupted, with its lock taken, for which the next call would wait
+        if metric == "METEOR":  # it still holds its lock, and the next call would wait forever
             if scorer.lock.locked():
                 scorer.lock.release()
             _meteor.cache_clear()
@@ -222,7 +223,7 @@ def _score(
 
 @functools.cache
 def _meteor() -> Any:
-    """METEOR's process, about 1 GB: it reads its tables for ten seconds and scores a thousand captions in one."""
+    """Start METEOR's process, about 1 GB. It loads its tables in ten seconds and scores a thousand captions in one."""
     from pycocoevalcap.meteor.meteor import Meteor
 
     return Meteor()
@@ -236,22 +237,22 @@ def plot_captions(
     columns: int = 4,
 ) -> None:
     """
-    Draw a contact sheet: each image above its first reference and the caption, blue where it equals a reference.
+    Draw a contact sheet: each image above its first reference and its caption, in blue if it equals a reference.
 
     Args:
         path: PNG file to write.
-        images: PIL images; all are drawn, so pass a dozen or two.
-        captions: one an image.
-        references: one or more an image.
-        columns: images side by side.
+        images: PIL images. All are drawn, so pass at most about two dozen.
+        captions: one per image.
+        references: one or more per image.
+        columns: number of images per row.
 
     Raises:
-        ValueError: no images, or lists of unequal length.
+        ValueError: no images, or lists of different lengths.
     """
     if not len(images) or not len(images) == len(captions) == len(references):
         raise ValueError(
-            f"images, captions and references must be equally long and not empty, got {len(images)}, {len(captions)} "
-            f"and {len(references)}"
+            f"images, captions and references must have the same length and not be empty, got {len(images)}, "
+            f"{len(captions)} and {len(references)}"
         )
     columns = min(columns, len(images))
     width, height = SIDE + 8 * MARGIN, SIDE + 2 * LINES * LINE + 2 * MARGIN

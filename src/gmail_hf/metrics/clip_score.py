@@ -1,4 +1,4 @@
-"""CLIPScore and RefCLIPScore: how well captions fit their images, by the embeddings of a CLIP."""
+"""CLIPScore and RefCLIPScore: how well captions fit their images, measured with CLIP embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ._checks import check_pairs, check_same_dim, l2_normalize
 
-# Before each caption and reference that is embedded, as in the paper, Section 3.
+# Prefix of each caption and reference before it is embedded (the paper, Section 3).
 CLIP_SCORE_PROMPT = "A photo depicts "
 WEIGHT = 2.5
 
@@ -16,19 +16,19 @@ WEIGHT = 2.5
 def clip_score(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
     """CLIPScore of each image and its caption: 2.5 max(cos(image, caption), 0), in 0..2.5.
 
-    The mean over images is the score of a set. Published figures use CLIP ViT-B/32 and captions after the prompt
-    `CLIP_SCORE_PROMPT`; other models give other values.
+    The score of a set is the mean over its images. Published figures use CLIP ViT-B/32 and put `CLIP_SCORE_PROMPT`
+    before each caption. Scores of different models are not comparable.
 
     Source: Hessel et al., "CLIPScore: A Reference-free Evaluation Metric for Image Captioning", EMNLP 2021, Section 3.
 
     Args:
-        images, captions: (n, dim) embeddings, row i of both of one pair; L2-normalised here.
+        images, captions: (n, dim) embeddings; row i of both is one pair. They are L2-normalised here.
 
     Returns:
         (n,) float64.
 
     Raises:
-        ValueError: invalid embeddings (the row is named), or arrays of different shapes.
+        ValueError: invalid embeddings (the error gives the row), or arrays of different shapes.
     """
     images, captions = l2_normalize(images, "images"), l2_normalize(captions, "captions")
     check_pairs(images, captions, "images and captions")
@@ -41,18 +41,18 @@ def ref_clip_score(images: np.ndarray, captions: np.ndarray, references: Sequenc
     A negative cosine counts as 0, and a mean with a 0 is 0. See [`clip_score`]; Hessel et al. (2021), Section 3.
 
     Args:
-        images, captions: (n, dim) embeddings, row i of both of one pair.
-        references: n arrays of (k, dim) embeddings of the k references of one image; k may differ between images.
+        images, captions: (n, dim) embeddings; row i of both is one pair.
+        references: n arrays of shape (k, dim), the embeddings of an image's k references. k may differ per image.
 
     Returns:
         (n,) float64, in 0..10/7.
 
     Raises:
-        ValueError: invalid embeddings (the row is named), other dimensions, or another number of images.
+        ValueError: invalid embeddings (the error gives the row), or different dimensions or numbers of images.
     """
     scores, captions = clip_score(images, captions), l2_normalize(captions, "captions")
     if len(references) != len(captions):
-        raise ValueError(f"there are {len(captions)} captions and references of {len(references)} images")
+        raise ValueError(f"got {len(captions)} captions, but references of {len(references)} images")
     nearest = np.zeros(len(captions))
     for row, given in enumerate(references):
         name = f"references of row {row}"

@@ -1,4 +1,4 @@
-"""How the set of generated embeddings differs from the set of real ones, and how much of it they cover."""
+"""Distances between the distributions of generated and real embeddings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def cmmd(generated: np.ndarray, real: np.ndarray) -> float:
     """Squared maximum mean discrepancy with the kernel exp(-||x - y||^2 / (2 sigma^2)), sigma = 10, times 1000.
 
     Source: Jayasumana et al., "Rethinking FID: Towards a Better Evaluation Metric for Image Generation" (CMMD), CVPR
-    2024, whose embeddings are those of CLIP ViT-L/14 at 336 pixels. Numbers compare between equal models only. As in
-    the authors' code, the means include each embedding's kernel with itself: the result is never negative, and two
-    sets of n images of one distribution give about 10 / n.
+    2024, which embeds with CLIP ViT-L/14 at 336 pixels. Values of different models are not comparable. As in the
+    authors' code, the means include each embedding's kernel with itself: the result is never negative, and two sets
+    of n images from one distribution give about 10 / n.
 
     Args:
         generated, real: (n, dim) and (m, dim) embeddings, L2-normalised here.
 
     Raises:
-        ValueError: invalid embeddings (the row is named), or another dimension.
+        ValueError: invalid embeddings (the error gives the row), or different dimensions.
     """
     generated, real = _unit(generated, real)
     within = _mean_kernel(generated, generated) + _mean_kernel(real, real)
@@ -32,27 +32,27 @@ def cmmd(generated: np.ndarray, real: np.ndarray) -> float:
 
 
 def density_coverage(generated: np.ndarray, real: np.ndarray, k: int = 5) -> tuple[float, float]:
-    """Density and coverage of generated images by balls around real ones that reach to their k-th real neighbour.
+    """Density and coverage of generated images, by balls around real images that reach to their k-th real neighbour.
 
-    Density is the number of balls that hold a generated image, mean over these, divided by k: 1 is expected for images
-    of the real distribution, less for images away from it. Coverage is the share of balls that hold at least one
-    generated image, in 0..1: about 1 - 2^-k is expected for as many images of the real distribution.
+    Density is the mean number of balls that contain a generated image, divided by k. Images from the real distribution
+    have an expected density of 1, images far from it a lower one. Coverage is the share of balls that contain at least
+    one generated image, in 0..1. For equally many images from the real distribution, about 1 - 2^-k is expected.
 
     Source: Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", ICML 2020, eqs. 4 and 5.
 
     Args:
         generated, real: (n, dim) and (m, dim) embeddings, L2-normalised here, compared by Euclidean distance.
-        k: at least 1, less than m.
+        k: at least 1 and less than m.
 
     Raises:
-        ValueError: invalid embeddings (the row is named), another dimension, or k out of range.
+        ValueError: invalid embeddings (the error gives the row), different dimensions, or k out of range.
     """
     generated, real = _unit(generated, real)
     if not 1 <= k < len(real):
         raise ValueError(f"k must be at least 1 and less than the number of real images, {len(real)}, got {k}")
     held, covered = 0, 0
     for rows in _blocks(len(real)):
-        own = real[rows] @ real.T  # of unit vectors the larger cosine is the smaller distance
+        own = real[rows] @ real.T  # for unit vectors, a larger cosine is a smaller distance
         own[np.arange(len(own)), np.arange(len(real))[rows]] = -np.inf
         inside = real[rows] @ generated.T > np.partition(own, -k, axis=1)[:, -k, None]
         held, covered = held + inside.sum(), covered + inside.any(axis=1).sum()

@@ -1,4 +1,4 @@
-"""The machine and software that a score was measured with."""
+"""The machine and the software versions that a score was measured with."""
 
 import os
 import platform
@@ -17,10 +17,10 @@ PACKAGES = (
 
 def environment(repository: str | os.PathLike | None = None) -> dict[str, Any]:
     """
-    When and where something was computed: date, machine, device, Python, versions of packages.
+    Return the date, machine, device, Python version and package versions.
 
     Args:
-        repository: a folder inside a git checkout; adds its commit and whether it has uncommitted changes.
+        repository: folder of a git checkout. Its commit is added, and whether it has uncommitted changes.
     """
     packages = {}
     for package in PACKAGES:

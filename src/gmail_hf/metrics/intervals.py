@@ -1,4 +1,4 @@
-"""How far a score would move with other test items of the same kind: bootstrap confidence intervals."""
+"""Bootstrap confidence intervals of scores."""
 
 from __future__ import annotations
 
@@ -6,39 +6,40 @@ import numpy as np
 
 from ._checks import optional_import
 
-# Values of one batch of resamples: 32 MiB.
+# Values in one batch of resamples: 32 MiB.
 BATCH_VALUES = 2**22
 
 
 def bootstrap_interval(
     values: np.ndarray, confidence: float = 0.95, seed: int = 0, num_resamples: int = 2000
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of a mean over items (Efron & Tibshirani, 1993, chapter 13).
+    """Percentile bootstrap interval of a mean over items (Efron & Tibshirani, 1993, chapter 13).
 
-    Recall@K and accuracy are such means: give `ranks <= k` of `image_text_ranks` or `zero_shot_ranks`. Items count as
-    independent; five captions of one image hardly are, so an interval over captions is somewhat too narrow. Where all
-    values are equal (every item a hit) the interval is a point, though more items could still differ.
+    For Recall@K or accuracy, pass `ranks <= k` of `image_text_ranks` or `zero_shot_ranks`. Items count as
+    independent. Captions of one image are not, so an interval over captions is somewhat too narrow. If all values are
+    equal, the interval has zero width, although further items could differ.
 
     Args:
-        values: (n,) numbers or bools, one an item.
-        confidence: of the two-sided interval, between 0 and 1.
-        seed: draws the resamples.
-        num_resamples: how many sets of n items are drawn, with replacement.
+        values: (n,) numbers or bools, one per item.
+        confidence: level of the two-sided interval, between 0 and 1.
+        seed: seed of the resamples.
+        num_resamples: number of resamples of n items, drawn with replacement.
 
     Returns:
         (low, high), around the mean of `values`.
 
     Raises:
-        ValueError: not a non-empty vector of finite numbers, or confidence or num_resamples out of range.
+        ValueError: `values` is not a non-empty vector of finite numbers, or `confidence` or `num_resamples` is out of
+            range.
         ImportError: SciPy is missing.
     """
     values = np.asarray(values)
     if values.ndim != 1 or not len(values):
-        raise ValueError(f"values must be a non-empty vector, one an item, got shape {values.shape}")
+        raise ValueError(f"values must be a non-empty vector, one value per item, got shape {values.shape}")
     values = values.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise ValueError(f"values has NaN or infinite values, the first is item {bad[0]}")
+        raise ValueError(f"values has NaN or infinite values, first at item {bad[0]}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if num_resamples < 1:

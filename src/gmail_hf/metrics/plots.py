@@ -1,4 +1,4 @@
-"""Two pictures: the embeddings before and after alignment, and a contact sheet of pairs. Both are PNG files."""
+"""PNG plots: embeddings before and after alignment, and a contact sheet of pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .paired import paired_cosine, separability
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Okabe & Ito's blue and vermillion: distinct with any colour vision; marker shapes differ as well.
+# Okabe & Ito's blue and vermillion, which colour-blind readers can distinguish.
 REAL_COLOR, GENERATED_COLOR = "#0072B2", "#D55E00"
 INK, FAINT = "#222222", "#8a8a8a"
 
@@ -29,29 +29,29 @@ def plot_embeddings(
     num_lines: int = 12,
     seed: int = 0,
 ) -> None:
-    """Draw held-out pairs before and after alignment, side by side, by one t-SNE of all three sets.
+    """Draw held-out pairs before and after alignment in two panels.
 
-    One t-SNE serves both panels, so a real image is at the same place in either and only the generated ones move.
-    Lines join the halves of some pairs. Titles give paired cosine and separability of all n pairs.
+    Both panels share one t-SNE, so each real image has the same position in both and only generated images move.
+    Lines connect the images of some pairs. The titles give paired cosine and separability of all n pairs.
 
     Args:
         path: PNG file to write.
         real: (n, dim) f_r(x_r).
-        before: (n, dim) f_r(x_g), row i from the caption of row i of `real`.
+        before: (n, dim) f_r(x_g); row i shares its caption with row i of `real`.
         after: (n, dim) f_g(x_g).
-        max_points: pairs drawn, at random when there are more; t-SNE takes minutes beyond a few thousand.
-        num_lines: pairs joined by a line.
-        seed: of the choice of pairs, of t-SNE and of the separability folds.
+        max_points: number of pairs to draw, sampled if there are more. t-SNE takes minutes beyond a few thousand.
+        num_lines: number of pairs connected by a line.
+        seed: seed of the sampled pairs, t-SNE and the separability folds.
 
     Raises:
-        ValueError: invalid embeddings (the row is named), or fewer than 10 pairs.
+        ValueError: invalid embeddings (the error gives the row), or fewer than 10 pairs.
         ImportError: scikit-learn or matplotlib is missing.
     """
     real, before, after = l2_normalize(real, "real"), l2_normalize(before, "before"), l2_normalize(after, "after")
     check_pairs(before, real, "before and real")
     check_pairs(after, real, "after and real")
     if len(real) < 10:
-        raise ValueError(f"a picture of {len(real)} pairs shows nothing; give at least 10")
+        raise ValueError(f"got {len(real)} pairs; the plot needs at least 10")
     manifold, figure_module = optional_import("sklearn.manifold"), optional_import("matplotlib.figure")
 
     rng = np.random.default_rng(seed)
@@ -80,7 +80,7 @@ def plot_embeddings(
             0,
             1.02,
             f"paired cosine {paired_cosine(embeds, real):.2f}    "
-            f"told apart by a line {separability(embeds, real, seed=seed):.0%} (chance 50%)",
+            f"separability {separability(embeds, real, seed=seed):.0%} (chance 50%)",
             transform=ax.transAxes,
             fontsize=11,
             color=INK,
@@ -92,7 +92,7 @@ def plot_embeddings(
     figure.text(
         0.5,
         0.015,
-        f"One t-SNE of {count} held-out pairs, shared by both panels; lines join the two images of one caption.",
+        f"One t-SNE of {count} held-out pairs for both panels; lines connect the two images of a caption.",
         ha="center",
         fontsize=10,
         color=FAINT,
@@ -108,22 +108,22 @@ def plot_pairs(
     captions: Sequence[str],
     columns: int = 4,
 ) -> None:
-    """Draw a contact sheet: each real image next to what was generated from its caption, the caption below.
+    """Draw a contact sheet: each real image next to the images generated from its caption, with the caption below.
 
     Args:
         path: PNG file to write.
-        real: PIL images; all are drawn, so pass a dozen or two.
+        real: PIL images. All are drawn, so pass at most about two dozen.
         generated: the image generated from each caption, or a list of several (the paper's Figure 2 shows five).
-        captions: one a real image.
-        columns: real images side by side.
+        captions: one per real image.
+        columns: number of real images per row.
 
     Raises:
-        ValueError: no pairs, lists of unequal length, or not as many generated images for each real one.
+        ValueError: no pairs, lists of different lengths, or different numbers of generated images per real image.
         ImportError: matplotlib is missing.
     """
     if not len(real) or not len(real) == len(generated) == len(captions):
         raise ValueError(
-            f"real, generated and captions must be equally long and not empty, "
+            f"real, generated and captions must have the same length and not be empty, "
             f"got {len(real)}, {len(generated)} and {len(captions)}"
         )
     figure_module = optional_import("matplotlib.figure")
@@ -133,10 +133,12 @@ def plot_pairs(
     ]
     count = len(cells[0])
     if any(len(cell) != count for cell in cells):
-        raise ValueError(f"generated must hold as many images for each real one, got {[len(c) - 1 for c in cells]}")
+        raise ValueError(
+            f"generated must have the same number of images per real image, got {[len(cell) - 1 for cell in cells]}"
+        )
     columns = min(columns, len(real))
     rows = -(-len(real) // columns)
-    # In inches: a cell holds square images side by side and two lines of caption.
+    # In inches: a cell has square images in one row and two lines of caption.
     cell_width, cell_height, header = 0.2 + 1.45 * count, 1.92, 0.45
     width, height = cell_width * columns, cell_height * rows + header
     figure = figure_module.Figure(figsize=(width, height), dpi=160, facecolor="white")

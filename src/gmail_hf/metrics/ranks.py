@@ -1,4 +1,4 @@
-"""Cross-modal retrieval with ties counted against the model."""
+"""Cross-modal retrieval. Ties count against the model."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import numpy as np
 
 from ._checks import UnitRows, check_same_dim
 
-# Similarities closer than float32 can tell apart near 1.0 are one value: rounding must not break a tie in our favour.
+# Similarities that differ by less count as ties. It is about the resolution of float32 near 1.0.
 TIE_TOLERANCE = 1e-7
-# Rows and columns of similarities at a time: 4 MiB in float32, whatever the sizes of the sets.
+# Rows and columns of one block of similarities: 4 MiB in float32, whatever the sizes of the sets.
 BLOCK = 1024
 
 
 def ranks_from_similarity(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
-    """Rank of each query's best relevant target, 1 being first.
+    """Rank of each query's best relevant target; the best rank is 1.
 
-    A target that is not relevant and ties with the best relevant one is ranked before it: a collapsed model, for
-    which all similarities are equal, gets the worst rank there is. (Sorting would give it the best rank by luck.)
+    An irrelevant target that ties with the best relevant one is ranked before it. A collapsed model, whose
+    similarities are all equal, therefore gets the worst ranks. Sorting could give it the best ones by chance.
 
     Args:
         similarity: (n, m) floats, larger is closer.
-        relevant: (n, m) bools, at least one True a row. A query with several relevant targets is judged by its best
-            one, the convention of CLIP's Recall@K for five captions an image.
+        relevant: (n, m) bools with at least one True per row. If a query has several relevant targets, its best one
+            counts, as in CLIP's Recall@K for five captions per image.
 
     Returns:
         (n,) int64 ranks in 1..m.
@@ -33,9 +33,11 @@ def ranks_from_similarity(similarity: np.ndarray, relevant: np.ndarray) -> np.nd
     """
     similarity, relevant = np.asarray(similarity, dtype=np.float64), np.asarray(relevant, dtype=bool)
     if similarity.ndim != 2 or similarity.shape != relevant.shape:
-        raise ValueError(f"similarity and relevant must be (n, m) both, got {similarity.shape} and {relevant.shape}")
+        raise ValueError(
+            f"similarity and relevant must have the same shape (n, m), got {similarity.shape} and {relevant.shape}"
+        )
     if similarity.size == 0:
-        raise ValueError(f"similarity is empty (shape {similarity.shape}); give at least one query and one target")
+        raise ValueError(f"similarity is empty (shape {similarity.shape}); pass at least one query and one target")
     bad = np.flatnonzero(~np.isfinite(similarity).all(axis=1))
     if len(bad):
         raise ValueError(f"similarity has NaN or infinite values, first in row {bad[0]}; check that embedding")
@@ -54,29 +56,32 @@ def retrieval_ranks(
 ) -> np.ndarray:
     """Rank of each query's best relevant gallery entry by cosine similarity.
 
-    It works block by block: beyond the embeddings it holds a few numbers a row, and its time grows with n times m.
+    Similarities are computed block by block. Besides the embeddings, memory holds a few numbers per row. Time grows
+    with n times m.
 
     Args:
-        queries: (n, dim) embeddings, any length (normalised here).
+        queries: (n, dim) embeddings, normalised here.
         gallery: (m, dim) embeddings.
-        query_ids, gallery_ids: (n,) and (m,) ids; an entry is relevant when the ids are equal. (n, k) and (m, k) give
-            k ids per row (say, image id and caption id); one equal id suffices. Both absent: row i of
-            `queries` belongs to row i of `gallery`.
+        query_ids, gallery_ids: (n,) and (m,) ids. An entry is relevant if its id equals the query's. Shapes (n, k) and
+            (m, k) give each row k ids, such as image id and caption id; one equal id is enough. Without ids, row i of
+            `gallery` is the only entry relevant to row i of `queries`.
 
     Returns:
         (n,) int64 ranks in 1..m; see `ranks_from_similarity` for ties.
 
     Raises:
-        ValueError: invalid embeddings (the row is named), unequal sizes without ids, a query without a relevant entry.
+        ValueError: invalid embeddings (the error gives the row), different sizes without ids, or a query without a
+            relevant entry.
     """
     queries, gallery = UnitRows(queries, "queries"), UnitRows(gallery, "gallery")
     check_same_dim(queries, gallery, "queries and gallery")
     if (query_ids is None) != (gallery_ids is None):
-        raise ValueError("give both query_ids and gallery_ids, or neither")
+        raise ValueError("pass both query_ids and gallery_ids, or neither")
     if query_ids is None:
         if len(queries) != len(gallery):
             raise ValueError(
-                f"{len(queries)} queries and {len(gallery)} gallery entries do not pair row by row; give ids for both"
+                f"without ids, queries and gallery must have the same number of rows, got {len(queries)} and "
+                f"{len(gallery)}; pass ids for both"
             )
         query_ids, gallery_ids = np.arange(len(queries)), np.arange(len(gallery))
     query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
@@ -85,7 +90,10 @@ def retrieval_ranks(
             raise ValueError(f"{name} must have shape ({size},) or ({size}, k), got {ids.shape}")
     query_ids, gallery_ids = query_ids.reshape(len(queries), -1), gallery_ids.reshape(len(gallery), -1)
     if query_ids.shape[1] != gallery_ids.shape[1]:
-        raise ValueError(f"query_ids and gallery_ids have {query_ids.shape[1]} and {gallery_ids.shape[1]} ids a row")
+        raise ValueError(
+            "query_ids and gallery_ids must have the same number of ids per row, "
+            f"got {query_ids.shape[1]} and {gallery_ids.shape[1]}"
+        )
     return unit_ranks(queries, gallery, [*zip(query_ids.T, gallery_ids.T, strict=True)])[0]
 
 
@@ -96,14 +104,14 @@ def image_text_ranks(
     caption_ids: np.ndarray | None = None,
     text_image_ids: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """The ranks behind `image_text_retrieval`, item by item; `ranks <= k` are the hits of Recall@K.
+    """The ranks from which `image_text_retrieval` computes its scores. `ranks <= k` are the hits of Recall@K.
 
     Args:
         image_embeds, text_embeds, image_ids, caption_ids, text_image_ids: as in `image_text_retrieval`.
 
     Returns:
         {"image_to_text": (images,), "text_to_image": (captions,)} int64 ranks from 1. Images are in the order of
-        their first rows, captions as given.
+        their first rows, captions in the given order.
 
     Raises:
         ValueError: as `image_text_retrieval`.
@@ -114,26 +122,24 @@ def image_text_ranks(
     row_by_row = text_image_ids is None
     text_image_ids = image_ids if row_by_row else np.asarray(text_image_ids)
     if text_image_ids.shape != (len(texts),):
-        raise ValueError(f"ids must have shape ({len(texts)},), one a caption, got {text_image_ids.shape}")
+        raise ValueError(f"ids must have shape ({len(texts)},), one per caption, got {text_image_ids.shape}")
     if image_ids.shape != (len(images),):
         raise ValueError(
-            f"image_ids must have shape ({len(images)},), one for each row of image_embeds, got {image_ids.shape}"
+            f"image_ids must have shape ({len(images)},), one per row of image_embeds, got {image_ids.shape}"
         )
-    first = np.sort(np.unique(image_ids, return_index=True)[1])  # one row an image
+    first = np.sort(np.unique(image_ids, return_index=True)[1])  # one row per image
     ids = [(image_ids[first], text_image_ids)]
-    sides = ("image", ids[0][0]), ("caption", text_image_ids)
-    for (name, own), (partner, theirs) in (sides, sides[::-1]):
+    both = ("image", image_ids[first]), ("caption", text_image_ids)
+    for (name, own), (partner, theirs) in (both, both[::-1]):
         lost = np.flatnonzero(~np.isin(own, theirs))
         if len(lost):
             raise ValueError(f"{name} {lost[0]} (image id {own[lost[0]]}) has no {partner}; drop it or check the ids")
     if caption_ids is not None:
         caption_ids = np.asarray(caption_ids)
         if caption_ids.shape != (len(texts),):
-            raise ValueError(f"ids must have shape ({len(texts)},), one a caption, got {caption_ids.shape}")
+            raise ValueError(f"ids must have shape ({len(texts)},), one per caption, got {caption_ids.shape}")
         if not row_by_row or len(first) < len(texts):
-            raise ValueError(
-                "caption_ids are for images of one caption each, row by row, here an image has several; leave them out"
-            )
+            raise ValueError("caption_ids require exactly one caption per image, row by row; leave out caption_ids")
         ids.append((caption_ids, caption_ids))
     if len(first) < len(images):
         images = UnitRows(images.array[first], "image_embeds")
@@ -149,26 +155,26 @@ def image_text_retrieval(
     ks: Sequence[int] = (1, 5, 10),
     text_image_ids: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Recall@K of captions by images and of images by captions, as CLIP's paper reports it, and median ranks.
+    """Recall@K, as in CLIP's paper, and median ranks of image-to-text and text-to-image retrieval.
 
     Args:
-        image_embeds: (n, dim) embeddings, row i the image of caption i; an image with five captions is in five
-            rows and counts once.
+        image_embeds: (n, dim) embeddings; row i is the image of caption i. An image with five captions has five rows
+            and counts once.
         text_embeds: (n, dim) embeddings of the captions.
-        image_ids: (n,) ids of any dtype, equal for rows of one image.
-        caption_ids: (n,) ids, for images of one caption each: captions of equal id, and their images, are right
-            answers for each other. CLIP's convention has none.
-        ks: the Ks.
-        text_image_ids: (m,) ids, for an `image_embeds` of one row an image: the image of each of m captions, by its
-            id in `image_ids`, which are (n,) ids of the images then.
+        image_ids: (n,) ids of any dtype, equal for rows of the same image.
+        caption_ids: (n,) ids, if each image has one caption: captions with the same id, and their images, are correct
+            answers for each other. CLIP's convention does not use them.
+        ks: values of K.
+        text_image_ids: (m,) ids of the images of m captions. With them, `image_embeds` has one row per image and
+            `image_ids` are the (n,) ids of these rows.
 
     Returns:
         {"image_to_text_R@1": ..., "image_to_text_median_rank": ..., "text_to_image_R@1": ..., ...}: recalls in 0..1,
         median ranks from 1; see `ranks_from_similarity` for ties.
 
     Raises:
-        ValueError: invalid embeddings (the row is named), ids of another length, an image without caption or a
-            caption without image, caption_ids although an image has several captions.
+        ValueError: invalid embeddings (the error gives the row), ids of the wrong length, an image without caption or
+            a caption without image, or caption_ids if an image has several captions.
     """
     scores = {}
     ranks = image_text_ranks(image_embeds, text_embeds, image_ids, caption_ids, text_image_ids)
@@ -186,7 +192,7 @@ def recall_at_k(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, 
     """
     ranks = np.asarray(ranks)
     if ranks.ndim != 1 or len(ranks) == 0 or ranks.min() < 1:
-        raise ValueError("ranks must be a non-empty vector of integers from 1 up, as retrieval_ranks gives")
+        raise ValueError("ranks must be a non-empty vector of integers of at least 1, see `retrieval_ranks`")
     if any(k < 1 for k in ks):
         raise ValueError(f"every K must be at least 1, got {tuple(ks)}")
     return {f"R@{k}": float((ranks <= k).mean()) for k in ks}
@@ -195,10 +201,10 @@ def recall_at_k(ranks: np.ndarray, ks: Sequence[int] = (1, 5, 10)) -> dict[str, 
 def unit_ranks(
     queries: UnitRows, gallery: UnitRows, ids: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks both ways from one pass over the similarities: (n,) of the queries, (m,) of the gallery as queries.
+    """Ranks in both directions from one pass over the similarities: (n,) of the queries, (m,) of the gallery entries.
 
-    `ids` are pairs of (n,) and (m,) ids, one pair for each kind of id. A query that has nothing relevant raises a
-    ValueError; a gallery entry that is relevant to no query gets rank n + 1.
+    `ids` has one pair of (n,) and (m,) ids per kind of id. A query without a relevant entry raises a ValueError. A
+    gallery entry that is relevant to no query gets rank n + 1.
     """
     codes = [_codes(*pair) for pair in ids]
     best = _best_relevant(queries, gallery, codes)
@@ -223,13 +229,13 @@ def unit_ranks(
 def _ahead(
     similarity: np.ndarray, relevant: np.ndarray, best: np.ndarray, queries: np.ndarray, gallery: np.ndarray
 ) -> np.ndarray:
-    """Number of irrelevant entries that come before each query's best relevant one, (rows,).
+    """Number of irrelevant entries before each query's best relevant one, (rows,).
 
-    float32 similarities decide wherever their rounding error cannot matter, float64 the few that are close.
+    Similarities that are too close for float32's rounding error are computed again in float64.
     """
     bar = best[:, None] - TIE_TOLERANCE
-    # Higham, "Accuracy and Stability of Numerical Algorithms", 3.1: a sum of dim products, in any order; 4 for the
-    # rounding of the rows and of the bar.
+    # Bound for a sum of dim products in any order (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1),
+    # plus 4 for the rounding of the rows and of the bar.
     error = (queries.shape[1] + 4) * np.finfo(np.float32).eps / 2
     ahead = similarity >= (bar - error).astype(np.float32)
     ahead &= ~relevant
@@ -238,7 +244,7 @@ def _ahead(
     rows, columns = np.divmod(np.flatnonzero(close), close.shape[1])  # as np.nonzero, faster
     if len(rows) <= len(queries) + len(gallery):
         ahead[rows, columns] = np.einsum("ij,ij->i", queries[rows], gallery[columns]) >= bar[rows, 0]
-    else:  # A nearly collapsed model: one by one, all these would take longer and more memory.
+    else:  # The model has nearly collapsed: single products would need more time and memory than the complete block.
         ahead[close] = (queries @ gallery.T >= bar)[close]
     return ahead.sum(axis=1, dtype=np.int32)
 
@@ -246,9 +252,9 @@ def _ahead(
 def _best_relevant(
     queries: UnitRows, gallery: UnitRows, codes: list[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Similarity of the best relevant entry in float64, of each query (n,) and each gallery entry (m,); -inf if none.
+    """Best relevant similarity in float64 of each query (n,) and each gallery entry (m,); -inf if there is none.
 
-    Rows of equal code are compared with each other alone, so this costs little compared with all similarities.
+    Only rows with equal codes are compared, which costs little compared with all similarities.
     """
     best = np.full(len(queries), -np.inf), np.full(len(gallery), -np.inf)
     for pair in codes:
@@ -269,7 +275,7 @@ def _best_relevant(
 
 
 def _codes(query_ids: np.ndarray, gallery_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of any dtype as integer codes, (n,) and (m,), so that comparing a block is cheap."""
+    """Encode ids of any dtype as integers, (n,) and (m,), which are cheap to compare."""
     codes = np.unique(np.concatenate([query_ids, gallery_ids]), return_inverse=True)[1].astype(np.int32)
     return codes[: len(query_ids)], codes[len(query_ids) :]
 

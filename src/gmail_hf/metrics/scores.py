@@ -1,4 +1,4 @@
-"""The names of tasks and scores, their number format, result files and the Markdown table of them."""
+"""Names of tasks and scores, number formats, result files and their Markdown table."""
 
 import json
 import os
@@ -27,12 +27,11 @@ LABELS = {
     "gen_to_real": "generated to real",
     "paired_cosine": "paired cosine",
     "centroid_distance": "distance of centroids",
-    "separability": "told apart by a line",
 }
 
 
 def escaped(value: Any) -> Any:
-    """Texts for Markdown, in lists and mappings too: on one line, without what opens HTML, cells or code."""
+    """Escape HTML, table cells and code for Markdown and put each text on one line, also in lists and mappings."""
     if isinstance(value, str):
         text = " ".join(value.split())
         for sign, harmless in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("`", "'"), ("|", "\\|")):
@@ -44,14 +43,14 @@ def escaped(value: Any) -> Any:
 
 
 def results_in(output_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The result files of benchmarks in a folder, sorted by file name; other JSON files are ignored."""
+    """Read the benchmark result files in a folder, sorted by file name. Other JSON files are ignored."""
     contents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(output_dir).glob("*.json"))]
     return [content for content in contents if isinstance(content, dict) and {"benchmark", "tasks"} <= content.keys()]
 
 
 def to_markdown(results: Sequence[dict[str, Any]]) -> str:
     """
-    One table of all scores.
+    Write all scores as one Markdown table.
 
     Args:
         results: contents of result files, see `results_in`.
@@ -74,7 +73,7 @@ def to_markdown(results: Sequence[dict[str, Any]]) -> str:
 
 
 def label(name: str) -> str:
-    """A score's name in words."""
+    """Return a score's name in words."""
     for part, words in LABELS.items():
         name = name.replace(part, words)
     return name.replace("_", " ")

@@ -1,4 +1,4 @@
-"""A linear classifier trained by SGD on frozen embeddings, for data on which `tuned_probe` would take too long."""
+"""A linear classifier trained by SGD on frozen embeddings, for data sets that are too large for `tuned_probe`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .readout import TunedProbe, accuracies, check_splits
 if TYPE_CHECKING:
     import torch
 
-# For 256 rows a batch; they grow with the batch.
+# For batches of 256 rows; scaled linearly with the batch size.
 LEARNING_RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 BATCH_SIZE = 1024
 
@@ -30,20 +30,20 @@ def sgd_probe(
 ) -> TunedProbe:
     """Linear probe trained by SGD: the protocol of SynCLR's ImageNet probe, on embeddings that are computed once.
 
-    A linear layer on standardised embeddings, softmax cross-entropy, SGD with momentum 0.9, no weight decay, 90
-    epochs, batches of 1,024 rows, the learning rate falling along a cosine from one of ten values. The value with the
-    best validation score (the lowest of equals) is trained once more on train and validation rows together and scored
-    on test rows.
+    A linear layer is trained on standardised embeddings with softmax cross-entropy and SGD (momentum 0.9, no weight
+    decay) in batches of 1,024 rows, with a cosine schedule from one of ten learning rates. The learning rate with the
+    best validation score (the lowest in a tie) is chosen. A final layer is trained with it on the train and validation
+    rows and scored on the test rows.
 
-    Source: Tian et al., "StableRep", 2023, whose released script SynCLR uses for ImageNet with batch normalisation.
-    There each epoch crops and flips the images again, and the learning rate is chosen on test images; here the images
-    are embedded once, so their standardisation takes the place of batch normalisation.
+    Source: Tian et al., "StableRep", 2023. SynCLR uses its released script for ImageNet, with batch normalisation. The
+    script crops and flips the images in each epoch and chooses the learning rate on test images. Here the images are
+    embedded once, so standardisation replaces batch normalisation.
 
     Args:
-        train, train_labels, test, test_labels, validation, validation_labels, per_class, seed: as in `tuned_probe`;
-            `seed` also draws the first weights and the batches.
+        train, train_labels, test, test_labels, validation, validation_labels, per_class, seed: as in `tuned_probe`.
+            `seed` also draws the initial weights and the batches.
         epochs: passes over the training rows.
-        device: where it is trained.
+        device: device to train on.
 
     Returns:
         As `tuned_probe`; `chosen` is the learning rate.
@@ -63,7 +63,7 @@ def sgd_probe(
 
 
 def _predictions(rows, labels, others, rates, epochs, seed, device):
-    """What classifiers that are trained on `rows`, one for each rate, say of `others`."""
+    """Train one classifier per learning rate on `rows` and return the labels that each predicts for `others`."""
     import torch
 
     classes, codes = np.unique(labels, return_inverse=True)

@@ -1,7 +1,7 @@
-"""Train on generated, test on real: the protocol that every table of this project shares.
+"""The protocol of this project's tables: train on generated images, test on real ones.
 
-One set of training pairs gives every row its training embeddings; every row is scored on the same f_r(held-out real).
-A second, held-out set of pairs gives the alignment columns. Nothing is fitted on held-out data.
+All rows train on embeddings of the same pairs and are scored on the same f_r(held-out real). The alignment columns
+are computed on a second, held-out set of pairs. Nothing is fitted on held-out data.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Row = dict[str, str | float | None]
 
 @dataclass
 class PairEmbeddings:
-    """Embeddings of n pairs, all (n, dim), normalised on entry.
+    """Embeddings of n pairs, all (n, dim). They are L2-normalised here.
 
     Attributes:
         generated: f_r(x_g), the generated images through the real branch.
         real: f_r(x_r).
-        aligned: f_g(x_g) of each aligned model, by the name that its row shall have.
+        aligned: row name -> f_g(x_g) of an aligned model.
         caption_ids, image_ids: (n,) ids or None; see `alignment_metrics`.
     """
 
@@ -57,39 +57,42 @@ def train_on_generated(
     unseen: PairEmbeddings | None = None,
     unseen_labels: Mapping[str, np.ndarray] | None = None,
 ) -> list[Row]:
-    """Score every way to train on generated images by how well it serves real ones.
+    """Compare ways to train on generated images by the accuracy on real ones.
 
     Args:
-        train: the training pairs; readouts and the baselines (mean shift, CORAL) are fitted on these alone.
-        labels: task name -> (n,) labels of the training pairs; scores are averaged over the tasks. Without any task
-            there are no readouts.
-        heldout: pairs that no training saw, with the same names in `aligned`.
+        train: the training pairs. Readouts and the baselines (mean shift, CORAL) are fitted on these only.
+        labels: task name -> (n,) labels of the training pairs. Scores are averaged over the tasks. Without tasks there
+            are no readouts.
+        heldout: pairs that were never trained on, with the same names in `aligned`.
         test_real: (m, dim) f_r(held-out real images).
         test_labels: task name -> (m,) labels.
-        seed: draws the folds of `separability`.
-        unseen: pairs that alignment never saw, with the same names in `aligned`. Readouts are also fitted on these,
-            which shows what alignment is worth for images generated later; the baselines stay those of `train`.
+        seed: seed of the folds of `separability`.
+        unseen: pairs that the alignment never saw, with the same names in `aligned`. Readouts are also fitted on
+            these, which shows the effect of alignment on images generated later. The baselines are fitted on `train`.
         unseen_labels: task name -> labels of the unseen pairs.
 
     Returns:
-        One dict a row, in the order: generated taken for real, mean shift, CORAL, each aligned model, real (upper
-        bound). Keys: row; logistic_probe and nearest_centroid (accuracy on test_real); each of the two with
-        `_gap_closed` (None with the reason under `_note` when there is no gap to close); the same keys with `_unseen`
-        after the readout's name for readouts fitted on `unseen`; paired_cosine, gen_to_real_R@1, centroid_distance,
-        separability on the held-out pairs (None for the upper bound).
+        One dict per row, in the order: generated taken for real, mean shift, CORAL, each aligned model, real (upper
+        bound). Keys: row; logistic_probe and nearest_centroid (accuracy on test_real); the two with the suffix
+        `_gap_closed` (None with the reason under `_note` if there is no gap to close); the same keys with `_unseen`
+        after the readout's name for readouts fitted on `unseen`; paired_cosine, gen_to_real_R@1, centroid_distance
+        and separability on the held-out pairs (None for the upper bound).
 
     Raises:
-        ValueError: invalid embeddings or labels, tasks or aligned models that differ between the splits.
+        ValueError: invalid embeddings or labels, or tasks or aligned models that differ between the splits.
         ImportError: scikit-learn is missing.
     """
     if set(labels) != set(test_labels):
-        raise ValueError(f"labels and test_labels need the same tasks, got {sorted(labels)} and {sorted(test_labels)}")
+        raise ValueError(
+            f"labels and test_labels must have the same tasks, got {sorted(labels)} and {sorted(test_labels)}"
+        )
     if unseen is not None and set(unseen_labels or {}) != set(test_labels):
-        raise ValueError(f"unseen_labels need the tasks {sorted(test_labels)}, got {sorted(unseen_labels or {})}")
+        raise ValueError(f"unseen_labels must have the tasks {sorted(test_labels)}, got {sorted(unseen_labels or {})}")
     for name, pairs in (("heldout", heldout), ("unseen", unseen)):
         if pairs is not None and set(train.aligned) != set(pairs.aligned):
             raise ValueError(
-                f"train and {name} need the same aligned models: {sorted(train.aligned)} and {sorted(pairs.aligned)}"
+                f"train and {name} must have the same aligned models, got {sorted(train.aligned)} and "
+                f"{sorted(pairs.aligned)}"
             )
     baselines = {MEAN_SHIFT: mean_shift(train.generated, train.real), CORAL: coral(train.generated, train.real)}
     compared = _rows_of(heldout, baselines)
@@ -133,14 +136,14 @@ def _alignment(embeds: np.ndarray | None, heldout: PairEmbeddings, seed: int) ->
 
 
 def aggregate(tables: list[list[Row]]) -> tuple[list[Row], list[Row]]:
-    """Mean and standard deviation over seeds, row by row.
+    """Mean and standard deviation over seeds of each cell.
 
     Args:
-        tables: one table a seed, with the same rows and keys; `row` and keys that end in `_note` hold no number.
+        tables: one table per seed, with the same rows and keys. All keys but `row` and those ending in `_note` hold
+            numbers.
 
     Returns:
-        Two tables: means, and standard deviations (one degree of freedom less; 0 for a single seed). None where a seed
-        has no number.
+        Two tables: means, and standard deviations (ddof=1; 0 for a single seed). None where a seed has no number.
     """
     means, spreads = [], []
     for rows in zip(*tables, strict=True):
@@ -158,7 +161,7 @@ def aggregate(tables: list[list[Row]]) -> tuple[list[Row], list[Row]]:
 
 
 def to_markdown(rows: list[Row], spread: list[Row] | None = None) -> str:
-    """The rows as a Markdown table; `spread` (same rows and keys, say standard deviations) is shown after a ±."""
+    """Write the rows as a Markdown table. `spread`, such as standard deviations of the same keys, follows a ±."""
     columns = {
         "logistic_probe": "logistic probe",
         "logistic_probe_gap_closed": "gap closed",

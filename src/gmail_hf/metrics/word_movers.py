@@ -1,7 +1,7 @@
 """
-Word mover's distance between captions (Kusner et al., 2015) as a score: the optimal transport of their words.
+Word mover's distance between captions (Kusner et al., 2015) as a score.
 
-It needs `pip install "gmail-hf[captioning]"` and a file of word vectors.
+It needs `pip install "gmail-hf[captioning]"` and a file with word vectors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from gensim.models import KeyedVectors
 
-# Those of coco-caption: NLTK's English list without the contractions, which its tokenizer takes apart.
+# As in coco-caption: NLTK's English list without the contractions, which its tokenizer splits.
 STOP_WORDS = frozenset(
     """
     i me my myself you your yours yourself yourselves he him his himself she her hers herself it its itself
@@ -37,16 +37,16 @@ PICKLES = (".pkl", ".pickle", ".model")
 
 def word_movers_score(prediction: str, references: Sequence[str], vectors: KeyedVectors) -> float:
     """
-    exp(-WMD) of a caption and the nearest of its references: 1 for the same words, 0 for nothing to compare.
+    exp(-WMD) of a caption and its nearest reference: 1 for the same words, 0 if no words can be compared.
 
-    The score of Kilickaya et al. (2017) as coco-caption computes it: stop words and words without a vector are left
-    out, and the best reference counts. Vectors are scaled to length 1, as in gensim 4. gensim 3 did not scale them, so
-    figures published from it do not compare.
+    This is the score of Kilickaya et al. (2017) as coco-caption computes it: stop words and words without a vector
+    are dropped, and the best reference counts. Vectors are scaled to length 1, as in gensim 4. gensim 3 did not scale
+    them, so figures published with it are not comparable.
 
     Args:
-        prediction: words apart by spaces, in lower case.
-        references: one or more captions of the same form.
-        vectors: gensim's, see `load_word_vectors`.
+        prediction: lower-case words separated by spaces.
+        references: one or more captions in the same form.
+        vectors: gensim word vectors, see `load_word_vectors`.
 
     Raises:
         ValueError: a word's vector is zero or not finite.
@@ -81,10 +81,10 @@ def _unit(word: str, vectors: KeyedVectors) -> np.ndarray:
 
 def load_word_vectors(path: str | os.PathLike) -> KeyedVectors:
     """
-    Word vectors in word2vec's text or binary format, gzipped if the name ends in .gz.
+    Load word vectors in word2vec's text or binary format, gzipped if the name ends in .gz.
 
     Raises:
-        FileNotFoundError, ValueError: as `check_word_vectors`, and ValueError for a damaged file.
+        FileNotFoundError, ValueError: as `check_word_vectors`; also a ValueError for a damaged file.
     """
     from gensim.models import KeyedVectors
 
@@ -97,27 +97,27 @@ def load_word_vectors(path: str | os.PathLike) -> KeyedVectors:
 
 def check_word_vectors(path: str | os.PathLike) -> bool:
     """
-    Whether a file in word2vec's format is binary; only its beginning is read.
+    Return whether a file in word2vec's format is binary. Only the beginning of the file is read.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: another format, gensim's own among them, which is a pickle.
+        ValueError: the file has another format, such as gensim's own, which is a pickle.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path} of word vectors")
+        raise FileNotFoundError(f"word vectors not found: {path}")
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         header = file.readline(100)
         if path.suffix in PICKLES or header.startswith(b"\x80"):
             raise ValueError(
-                f"{path} is a pickle, which may run code when it is loaded; save the vectors by "
-                "`vectors.save_word2vec_format(path, binary=True)` and give that file"
+                f"{path} is a pickle, which may run code when it is loaded; save the vectors with "
+                "`vectors.save_word2vec_format(path, binary=True)` and pass that file"
             )
         counts = header.split()
         if len(counts) != 2 or not all(count.isdigit() for count in counts):
             raise ValueError(
-                f"{path} is not in word2vec's format, whose first line is the number of words and the dimension; "
-                "put that line before a file of GloVe's"
+                f"{path} is not in word2vec's format: the first line must have the number of words and the dimension; "
+                "add that line to a GloVe file"
             )
         dim = int(counts[1])
         fields = file.readline(100 + 50 * dim).split()

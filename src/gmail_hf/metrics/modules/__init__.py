@@ -1,9 +1,9 @@
 """
-The scores as modules of the `evaluate` library: one folder each, for `evaluate.load(metric_path(name))`.
+Metrics as modules of the `evaluate` library, for `evaluate.load(metric_path(name))`.
 
-Each calls the function of the same meaning in `gmail_hf.metrics` and needs no model of this package. `evaluate` passes
-embeddings through files and lists: for tens of thousands of rows, calling the functions is several times faster. In
-`evaluate.combine`, use `add_batch` for inputs that not all modules share; its `compute` passes all inputs to each one.
+Each module calls a function of `gmail_hf.metrics`. `evaluate` passes embeddings through files and lists, so calling
+the functions is several times faster for tens of thousands of rows. With `evaluate.combine`, use `add_batch` if the
+modules have different inputs, because its `compute` passes all inputs to every module.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ METRICS = (
 
 
 def metric_path(name: str) -> str:
-    """The folder of a module, for `evaluate.load`.
+    """Return the folder of a module, for `evaluate.load`.
 
     Args:
         name: one of `METRICS`.
 
     Raises:
-        ValueError: `name` is none of them.
+        ValueError: unknown metric.
     """
     if name not in METRICS:
-        raise ValueError(f"unknown metric {name!r}; there are {list(METRICS)}")
+        raise ValueError(f"unknown metric {name!r}; choose from {list(METRICS)}")
     return str(Path(__file__).parent / name)

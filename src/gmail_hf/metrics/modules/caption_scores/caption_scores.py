@@ -9,14 +9,14 @@ from gmail_hf.metrics.as_evaluate import TEXT, evaluate_module
 @evaluate_module("COCO captions", {"predictions": TEXT, "references": datasets.Sequence(TEXT)})
 def caption_scores(predictions, references, metrics=functions.CAPTION_METRICS, word_vectors=None):
     """
-    BLEU@4, METEOR, CIDEr and ROUGE-L of captions, by the COCO evaluation code that published figures come from. They
-    need `pip install "gmail-hf[captioning]"` and Java 11 or newer; a score that cannot run is None.
+    BLEU@4, METEOR, CIDEr and ROUGE-L of captions, computed with the COCO evaluation code that papers use. They need
+    `pip install "gmail-hf[captioning]"` and Java 11 or newer. A score that cannot be computed is None.
 
     Args:
         predictions: (n,) captions, one per image.
         references: (n,) lists of captions, one or more per image.
-        metrics: names of scores; by default these four.
-        word_vectors: for WMD, a file in word2vec's format.
+        metrics: names of scores; these four by default.
+        word_vectors: file in word2vec's format, needed for WMD.
     Returns:
         {"BLEU@4": in 0..1, "METEOR": in 0..1, "CIDEr": in 0..10, "ROUGE-L": in 0..1}
     Examples:

@@ -7,11 +7,11 @@ from gmail_hf.metrics.as_evaluate import INTEGER, evaluate_module
 @evaluate_module("ScienceQA", {"predictions": INTEGER, "references": INTEGER})
 def multiple_choice_accuracy(predictions, references):
     """
-    Share of multiple-choice questions with the right answer. An answer without a recognisable choice is wrong.
+    Share of multiple-choice questions with the correct answer. An answer without a recognisable choice is wrong.
 
     Args:
-        predictions: (n,) indices of choices, None where none was found; see `gmail_hf.metrics.answers.parse_choice`.
-        references: (n,) indices of the right choices.
+        predictions: (n,) indices of choices, or None if no choice was found; see `gmail_hf.metrics.parse_choice`.
+        references: (n,) indices of the correct choices.
     Returns:
         {"accuracy": in 0..1, "unparsed": share of None}
     Examples:

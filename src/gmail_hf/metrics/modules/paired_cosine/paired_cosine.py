@@ -9,12 +9,12 @@ from gmail_hf.metrics.as_evaluate import EMBEDDING, evaluate_module
 @evaluate_module("GMAIL", {"predictions": EMBEDDING, "references": EMBEDDING})
 def paired_cosine(predictions, references):
     """
-    Mean cosine similarity of the embeddings of generated images and those of their real partners: GMAIL's measure of
+    Mean cosine similarity between the embeddings of generated images and of their real partners: GMAIL's measure of
     alignment.
 
     Args:
-        predictions: (n, dim) embeddings of generated images; they are kept in float32.
-        references: (n, dim) embeddings of real images, row i the partner of row i of predictions.
+        predictions: (n, dim) embeddings of generated images, converted to float32.
+        references: (n, dim) embeddings of real images; row i is the partner of row i of predictions.
     Returns:
         {"paired_cosine": in -1..1}
     Examples:

@@ -9,13 +9,13 @@ from gmail_hf.metrics.as_evaluate import EMBEDDING, INTEGER, evaluate_module
 @evaluate_module("CLIP", {"predictions": EMBEDDING, "references": INTEGER})
 def zero_shot_accuracy(predictions, references, classes):
     """
-    Top-1 accuracy of images classified by the nearest class embedding, by cosine similarity, over images and as the
-    mean over the classes that occur. An image as near to another class as to its own counts as wrong.
+    Top-1 accuracy of images classified by the nearest class embedding in cosine similarity: the share of all images,
+    and the mean over the classes that occur. An image that is equally near to another class counts as wrong.
 
     Args:
-        predictions: (n, dim) embeddings of images; they are kept in float32.
-        references: (n,) integers, the rows of `classes` that are right.
-        classes: (classes, dim) embeddings, see `gmail_hf.metrics.class_embeddings`; an argument of `compute`.
+        predictions: (n, dim) embeddings of images, converted to float32.
+        references: (n,) integers, the rows of `classes` of the correct classes.
+        classes: (classes, dim) embeddings, see `gmail_hf.metrics.class_embeddings`. Pass them to `compute`.
     Returns:
         {"top1": in 0..1, "mean_per_class": in 0..1}
     Examples:
