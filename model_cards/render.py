@@ -1,11 +1,11 @@
 """
-Render the cards of this folder again:
+Render the cards in this folder:
 
     python model_cards/render.py
 
-Cards of what nobody has run come from examples/configs. Those of what ships with gmail-hf are copies of its cards,
-with the scores that are here. gmail-digits comes from the files that a training and an evaluation left here; to run
-them again, and take their files over:
+Cards of recipes that have not been run come from examples/configs. Cards of the bundled checkpoints are copied from
+the package, with the scores in this folder added. The card of gmail-digits is rendered from files of a training and an
+evaluation in this folder. To repeat these runs and copy their files:
 
     gmail-hf train
     gmail-hf evaluate --model gmail-digits --benchmarks digits --output_dir gmail-digits-scores
@@ -53,16 +53,16 @@ def render(output_dir: Path = HERE) -> None:
 
 def planned_card(config_file: str | os.PathLike) -> ModelCard:
     """
-    The card of a configuration of `gmail-hf train` that nobody has run: method and recipe, no score.
+    Return the card of a configuration of `gmail-hf train` that has not been run: method and recipe, without scores.
 
     Args:
-        config_file: the YAML file; the comment on top of it describes the run.
+        config_file: the YAML file. The comment at its top describes the run.
     """
     text = Path(config_file).read_text(encoding="utf-8")
     values = yaml.safe_load(text)
     names = GmailTrainingArguments.__dataclass_fields__
     training = {name: _number(value) for name, value in values.items() if name in names}
-    # Whether this machine has a GPU that computes in bfloat16 does not matter here.
+    # bf16 is set afterwards, because the arguments check whether this machine supports it.
     args = GmailTrainingArguments(**{**training, "bf16": False}).to_sanitized_dict() | {"bf16": values["bf16"]}
     args["processes"] = PAPER_BATCH // args["per_device_train_batch_size"]
     config = GmailConfig(lora_rank=values["lora_rank"]).to_dict() | {"lora_targets": "every linear layer"}
@@ -83,7 +83,7 @@ def planned_card(config_file: str | os.PathLike) -> ModelCard:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 takes 1e-4, without a point, for a text."""
+    """Convert numbers such as 1e-4, which YAML 1.1 reads as text."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -91,7 +91,7 @@ def _number(value: Any) -> Any:
 
 
 def take_over(name: str, *folders: str) -> None:
-    """Copy the files that a card's numbers come from, without paths of this machine."""
+    """Copy the files with a card's numbers, without paths of this machine."""
     (HERE / name).mkdir(exist_ok=True)
     for file in EVIDENCE:
         for path in (Path(folder, file) for folder in folders):

@@ -156,10 +156,10 @@ def test_card_tells_what_was_made(make_args):
         "captions": 16,
     }
     card = str(dataset_card("org/pairs", {"train": manifest}, {"train": counts}))
-    assert "2 of 3 shards; the rest is not made or not uploaded yet." in card
+    assert "2 of 3 shards; the other shards are not yet generated or uploaded." in card
     assert "There is no `real_image`" in card
     assert "the pipeline has no safety checker" in card
-    assert "Licence: not stated" in card
+    assert "licence of this data set was not recorded" in card
     assert "GmailTrainer" not in card  # there are no real images to align with
     assert "**The images in `generated_image` are synthetic.**" in card
     assert "mo2025gmail" in card

@@ -112,7 +112,7 @@ def test_a_push_is_one_commit(hub, published, read):
         adapters = ["gen", "real"] if repo_id == "org/cut" else ["gen", "real", "text"]
         files = [f"{name}/adapter_{file}" for name in adapters for file in ("config.json", "model.safetensors")]
         assert not first and sorted(names) == sorted([*files, "config.json", *more]), repo_id
-    assert published[1]["onto_whole"].startswith("ValueError: 'org/gmail-coco' holds a whole checkpoint")
+    assert published[1]["onto_whole"].startswith("ValueError: 'org/gmail-coco' has a complete checkpoint")
 
 
 def test_a_cut_push_publishes_nothing(hub, published):

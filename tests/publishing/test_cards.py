@@ -72,7 +72,7 @@ def test_card_of_a_recipe_has_every_setting_and_no_score(render, name):
         assert told[key] == str(settings[key]) or float(told[key]) == float(settings[key])
     assert {"learning_rate", "max_steps", "lora_rank", "bf16", "per_device_train_batch_size"} <= told.keys()
     assert int(told["processes"]) * int(told["per_device_train_batch_size"]) == 256
-    assert NOT_RUN in text and "Nobody has run this yet" in text and "model-index" not in text
+    assert NOT_RUN in text and "This recipe has not been run yet" in text and "model-index" not in text
     assert settings["model"] in text and settings["dataset"] in text
     assert not TODO.search(text)
 
@@ -127,7 +127,7 @@ def test_results_are_added_and_replaced_and_the_rest_stays(tmp_path):
     card = add_results(tmp_path / "own.md", DIGITS)
     assert card.text.startswith("# Mine\n") and card.text.count("## Results") == 1
     assert card.data.license == "mit" and "top-1" in card.text
-    with pytest.raises(FileNotFoundError, match="no result"):
+    with pytest.raises(FileNotFoundError, match="has no results"):
         add_results(tmp_path, CARDS / "gmail-coco")
     with pytest.raises(FileNotFoundError, match="no card"):
         add_results(tmp_path / "nowhere", DIGITS)

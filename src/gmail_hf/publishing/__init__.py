@@ -1,8 +1,8 @@
 """
-Cards for what goes to the Hub, from what was made and measured and nothing else.
+Model and data set cards for the Hub.
 
-No function here takes a score: a card's numbers come from the files that a training and
-`examples/evaluate_gmail.py` leave.
+All numbers in a card come from files that a training or `examples/evaluate_gmail.py` wrote. No function here takes a
+score.
 """
 
 from .dataset_cards import dataset_card

@@ -15,12 +15,12 @@ TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
 
 def dataset_card(repo_id: str, manifests: dict[str, dict[str, Any]], counts: dict[str, dict[str, int]]) -> DatasetCard:
     """
-    The card of a data set of synthetic pairs.
+    Write the card of a data set of synthetic pairs.
 
     Args:
-        repo_id: its id on the Hub.
-        manifests: by split, see [`generation.shards.read_manifest`].
-        counts: by split, rows of the finished shards, see [`generation.hub.count_rows`]: `shards`, `rows`, `images`
+        repo_id: id of the data set on the Hub.
+        manifests: manifests by split, see [`generation.shards.read_manifest`].
+        counts: counts of the finished shards by split, see [`generation.push.count_rows`]: `shards`, `rows`, `images`
             (real ids), `captions`, `truncated`, `nsfw`, `unchecked`.
     """
     licences = {manifest["source"]["captions_license"] for manifest in manifests.values()}
@@ -61,7 +61,7 @@ def dataset_card(repo_id: str, manifests: dict[str, dict[str, Any]], counts: dic
 
 
 def _sources(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """What, where from, revision and licence, of the captions and the generators of all splits."""
+    """Return rows of kind, source, revision and licence of the captions and generators of all splits."""
     captions, generators = [], []
     for manifest in manifests:
         settings, origin = manifest["settings"], manifest["source"]
@@ -76,7 +76,7 @@ def _sources(manifests: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _settings(manifest: dict[str, Any], counts: dict[str, int]) -> dict[str, Any]:
-    """How a split was made."""
+    """Return the generation settings of a split."""
     settings = escaped(manifest["settings"])
     return {
         "Pipeline and scheduler": f"`{settings['pipeline']}`, `{settings['scheduler']}`",
@@ -88,13 +88,13 @@ def _settings(manifest: dict[str, Any], counts: dict[str, int]) -> dict[str, Any
         "Seed": settings["seed"],
         "Stored as": settings["image_format"],
         "Flagged by a safety checker": _safety(settings, counts),
-        "Captions longer than the tokenizer takes": counts["truncated"],
+        "Captions cut by the tokenizer": counts["truncated"],
         "Fingerprint of all settings": f"`{manifest['fingerprint']}`",
     }
 
 
 def _of_splits(splits: Iterable[str], values: list[Any]) -> Any:
-    """The value of all splits, or each one's where they differ."""
+    """Return the value that all splits share, or a list of each split's value."""
     if len(set(values)) == 1:
         return values[0]
     return ", ".join(f"{value} (`{split}`)" for split, value in zip(splits, values, strict=True))

@@ -1,4 +1,4 @@
-"""Uploads to the Hub, and the commits that names there mean."""
+"""Uploads to the Hub, and the commits of Hub ids."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from .marker import card_of_others, own_card
 from .model_cards import write_card
 from .provenance import without_paths
 
-# Keywords of `from_pretrained` that say where files come from.
+# Keywords of `from_pretrained` that select the files to load.
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.distcp", ".metadata")  # files of torch.save and of distributed checkpoints
 # What a training run leaves in the folder of its model. Logs (runs/) name folders of the machine.
@@ -25,35 +25,36 @@ WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 def hub_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of `from_pretrained` that say where files come from."""
+    """Return the keywords of `from_pretrained` that select the files to load."""
     return {key: kwargs[key] for key in HUB_KWARGS if key in kwargs}
 
 
 def resolve_commit(source: str | os.PathLike, kwargs: dict[str, Any]) -> str | None:
     """
-    The commit that a Hub id and `revision` mean now; None for a folder.
+    Return the current commit of a Hub id and `revision`, or None for a folder.
 
-    Where its weights are a pickle alone, that of the pull request by which the Hub's service has added safetensors.
+    If the weights are only a pickle, return the commit of the pull request in which the Hub's conversion service added
+    safetensors.
 
     Raises:
-        OSError: there are no safetensors; pickles are not read.
+        OSError: there are no safetensors. Pickles are not read.
     """
     if os.path.isdir(source):
         return None
     hub = hub_kwargs(kwargs)
     commit = extract_commit_hash(cached_file(source, CONFIG_NAME, **hub), None)
-    if kwargs.get("variant"):  # whose files have other names
+    if kwargs.get("variant"):  # the files of a variant have other names
         return commit
     hub |= {"revision": commit, "force_download": False}
     if any(cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub) for name in WEIGHTS):
         return commit
-    none = f"'{source}' has no safetensors weights at revision {commit}, and pickles are not read here"
+    none = f"'{source}' has no safetensors weights at revision {commit}, and pickles are not read"
     if kwargs.get("revision") not in (None, "main") or is_offline_mode():
-        raise OSError(f"{none}: leave `revision` out to look for converted ones, or name `refs/pr/...` that has some.")
+        raise OSError(f"{none}: leave out `revision` to look for converted weights, or pass `refs/pr/...`.")
     try:
         converted, _, _ = auto_conversion(source, **hub)
-    except Exception as error:  # of networks and of a service outside the Hub
-        raise OSError(f"{none}; the Hub's conversion did not help: {error}") from error
+    except Exception as error:  # the network, or the conversion service
+        raise OSError(f"{none}; the Hub's conversion service failed: {error}") from error
     return extract_commit_hash(converted, None)
 
 
@@ -85,8 +86,8 @@ def push_folder(
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     if adapters_only and any(api.file_exists(repo_id, name, revision=revision) for name in WEIGHTS):
         raise ValueError(
-            f"'{repo_id}' holds a whole checkpoint, which would go on being loaded in place of these adapters: push "
-            "the whole model by `push_to_hub`, or choose another repository."
+            f"'{repo_id}' has a complete checkpoint, which `from_pretrained` would load instead of these adapters: "
+            "push the complete model with `push_to_hub`, or choose another repository."
         )
     ignore = list(TRAINING_FILES)
     if not own_card(folder) and card_of_others(repo_id, token=token) is not None:

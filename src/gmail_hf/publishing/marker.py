@@ -1,4 +1,4 @@
-"""Whose card it is: one that was written here is replaced, one that somebody wrote or edited is left alone."""
+"""Detects whether gmail-hf wrote a card. Only such cards are replaced; cards that a user wrote or edited are kept."""
 
 import hashlib
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-# Part of a card, with a digest of the card in place of the zeros.
-MARKER = "<!-- Written by gmail-hf (0000000000000000). Edit it, and it is yours: it is not written over again. -->"
+# Part of each card. `signed` replaces the zeros with a digest of the card.
+MARKER = "<!-- Written by gmail-hf (0000000000000000). Once you edit this card, gmail-hf no longer overwrites it. -->"
 FORM = (
     "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
     "automatically generated."
@@ -18,18 +18,18 @@ DIGEST = re.compile(r"(?<=<!-- Written by gmail-hf \()\w{16}(?=\))")
 
 
 def signed(content: str) -> str:
-    """A card's content with its digest in the [`MARKER`] that it holds."""
+    """Return a card's content with its digest in its [`MARKER`]."""
     blank = DIGEST.sub("0" * 16, content)
     return DIGEST.sub(hashlib.blake2b(blank.encode(errors="surrogateescape"), digest_size=8).hexdigest(), blank)
 
 
 def written_here(content: str) -> bool:
-    """Whether a card holds a marker, and nothing was changed since."""
+    """Whether a card has a marker and is unchanged since it was signed."""
     return bool(DIGEST.search(content)) and signed(content) == content
 
 
 def card_of_others(repo_id: str, repo_type: str = "model", token: str | bool | None = None) -> str | None:
-    """The README.md of a repository of the Hub if it has one that was not written here."""
+    """Return the README.md of a Hub repository if it has one that gmail-hf did not write; otherwise None."""
     try:
         content = _read(hf_hub_download(repo_id, "README.md", repo_type=repo_type, token=token))
     except (EntryNotFoundError, RepositoryNotFoundError):
@@ -38,13 +38,13 @@ def card_of_others(repo_id: str, repo_type: str = "model", token: str | bool | N
 
 
 def own_card(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds a README.md that somebody wrote or edited."""
+    """Whether a folder has a README.md that a user wrote or edited."""
     path = Path(folder, "README.md")
     return path.exists() and not written_here(_read(path))
 
 
 def _is_empty_form(content: str) -> bool:
-    """Whether a card is the form that transformers leaves, of a processor that was pushed before its model."""
+    """Whether a card is the empty template that transformers writes when a processor is pushed before its model."""
     if FORM not in content:
         return False
     form = ModelCard.from_template(ModelCardData(), model_description=FORM)

@@ -1,4 +1,4 @@
-"""The model card: a function of the files in a model's folder, or of a configuration that was not run yet."""
+"""Model cards, written from the files in a model's folder or from a configuration that has not been run."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from .provenance import CITATION, PAPER, PROVENANCE, of_other_weights, source
 from .results import END, NOT_RUN, START, read_json, read_metrics, trainer_results
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-# The settings in a card, by their names in config.json, provenance.json and training_args.json.
+# The settings in a card, with their names in config.json, provenance.json and training_args.json.
 MODEL_SETTINGS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets", "trainable_modalities", "text_lora")
 LOSS_SETTINGS = (
     *("align_weight", "consistency_weight", "energy_weight", "sliced_wasserstein_weight"),
@@ -27,7 +27,7 @@ TRAINING_SETTINGS = (
     *("learning_rate", "weight_decay", "optim", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("max_grad_norm", "bf16", "fp16", "seed"),
 )
-# Names of bases as people write them, by their class; others are those of the class.
+# Usual spellings of bases, by class. Other bases are named after their class.
 KINDS = {
     "MetaClip2": "MetaCLIP 2",
     "Siglip": "SigLIP",
@@ -36,14 +36,14 @@ KINDS = {
     "Dinov2WithRegisters": "DINOv2 with registers",
     "DINOv3ViT": "DINOv3",
 }
-# What makes the pooled embedding, by the kind of the base.
+# The module that computes the pooled embedding, by kind of base.
 OWN_HEADS = {"CLIP": "projection", "MetaCLIP 2": "projection"}
 COSTS = {
     "train_runtime": "seconds",
     "train_loss": "mean training loss",
     "trained_parameters": "parameters trained",
-    "parameters": "parameters in all",
-    "flops_per_step": "FLOPs of one forward and backward pass",
+    "parameters": "all parameters",
+    "flops_per_step": "FLOPs per forward and backward pass",
     "peak_memory_bytes": "peak memory, bytes",
 }
 
@@ -57,28 +57,28 @@ def model_card(
     tags: str | list[str] | None = None,
 ) -> ModelCard:
     """
-    The card of a [`GmailCLIPModel`] in a folder, from the files that are there: `config.json`, and of a training
-    `training_args.json`, `provenance.json`, `trainer_state.json` and `all_results.json`. They are left out where the
-    adapters there are not those that this training left.
+    Write the card of a [`GmailCLIPModel`] from the files in its folder: `config.json`, and the training's
+    `training_args.json`, `provenance.json`, `trainer_state.json` and `all_results.json`. The training's files are
+    ignored if the folder's adapters differ from the ones recorded in `provenance.json`.
 
     Args:
-        folder: where the model was saved.
-        model_id: its id on the Hub; by default the folder's name.
-        name: the title; by default the last part of the id.
-        language, tags: metadata of the Hub.
-        license: of the model; by default that of its base.
+        folder: folder of the saved model.
+        model_id: id on the Hub. Defaults to the folder's name.
+        name: title. Defaults to the last part of the id.
+        language, tags: metadata for the Hub.
+        license: licence of the model. Defaults to that of its base.
 
     Raises:
-        FileNotFoundError: the folder does not hold a model with branches.
+        FileNotFoundError: the folder has no model with branches.
     """
     folder = Path(folder)
     config, known = read_json(folder, "config.json"), read_json(folder, PROVENANCE)
     if "trainable_modalities" not in config:
-        raise FileNotFoundError(f"'{folder}' holds no config.json of a GmailCLIPModel: save the model first.")
+        raise FileNotFoundError(f"'{folder}' has no config.json of a GmailCLIPModel: save the model first.")
     args, metrics = read_json(folder, "training_args.json"), read_metrics(folder)
     if of_other_weights(folder, known):
         known, args, metrics = {}, {}, {}
-    if known.get("resumed"):  # then it covers the last part only
+    if known.get("resumed"):  # training metrics only cover the last part of a resumed run
         metrics = {name: value for name, value in metrics.items() if not name.startswith("train_")}
     base = known.get("base") or source(
         config["base_model_name_or_path"], config["base_model_revision"], licensed=False
@@ -91,7 +91,7 @@ def model_card(
         known.get("datasets", {}),
         metrics=metrics,
         environment=known.get("environment"),
-        # Adapters alone go onto the base, which is elsewhere.
+        # A folder with only adapters needs the base's repository.
         clip=base if base["on_hub"] and not any(folder.glob("model*.safetensors")) else None,
         name=name,
         language=language,
@@ -101,7 +101,7 @@ def model_card(
 
 
 def add_card(folder: str | os.PathLike, repo_id: str | None = None) -> None:
-    """Write the [`model_card`] of a folder that has no README.md, or one written here about other weights."""
+    """Write the [`model_card`] of a folder without a README.md, or with one that gmail-hf wrote for other weights."""
     path = Path(folder, "README.md")
     about_others = not own_card(folder) and of_other_weights(folder, read_json(folder, PROVENANCE))
     if about_others or not path.exists():
@@ -110,13 +110,13 @@ def add_card(folder: str | os.PathLike, repo_id: str | None = None) -> None:
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str | None = None, **fields: Any) -> None:
     """
-    Write the [`model_card`] of a folder as its README.md, unless somebody else wrote one.
+    Write the [`model_card`] of a folder as its README.md, unless a user wrote one.
 
     Args:
-        folder: where the model was saved.
-        repo_id: the repository that the folder will be pushed to. A card there that somebody else wrote is fetched,
-            so that the push does not replace it.
-        token: of the Hub.
+        folder: folder of the saved model.
+        repo_id: repository to which the folder will be pushed. If it has a card that a user wrote, that card is
+            downloaded, so that the push does not replace it.
+        token: Hub token.
         fields: `name`, `language`, `license`, `tags`, see [`model_card`].
     """
     if own_card(folder):
@@ -150,10 +150,10 @@ def render_card(
         args: contents of `training_args.json`, and `processes`.
         base: the base model, see [`provenance.source`].
         datasets: data sets by role, as in `provenance.json`.
-        metrics: what the training measured, by the Trainer's names.
-        environment: of the training, see [`metrics.environment.environment`].
-        plan: of a recipe that was not run: `config` (file name), `comment`, `output_dir`.
-        clip: the base, where the repository holds adapters alone.
+        metrics: metrics of the training, by the Trainer's names.
+        environment: environment of the training, see [`metrics.environment.environment`].
+        plan: for a recipe that has not been run: `config` (file name), `comment`, `output_dir`.
+        clip: the base, if the repository has only adapters.
         name, language, license, tags: see [`model_card`].
     """
     metrics = metrics or {}

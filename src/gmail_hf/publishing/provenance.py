@@ -1,4 +1,4 @@
-"""Where a model comes from, for its card: base, data, licences, machine. The Trainer leaves it as provenance.json."""
+"""A model's origin for its card: base, data, licences, machine. The Trainer saves it as provenance.json."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ CITATION = """@inproceedings{mo2025gmail,
   url       = {https://arxiv.org/abs/2602.15368}
 }"""
 PACKAGE = Path(__file__).parents[1]
-# A name that ends in one of these is a file, never a Hub id.
+# Names with one of these endings are files, never Hub ids.
 DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".tar", ".txt", ".zip", ".gz")
 
 
@@ -35,16 +35,16 @@ def provenance(
     config: Any, datasets: Mapping[str, Dataset | IterableDataset | None], processes: int
 ) -> dict[str, Any]:
     """
-    What a card says about a training, apart from its settings and scores.
+    Collect what a card reports about a training except its settings and scores.
 
     Args:
-        config ([`GmailConfig`]): of the model.
-        datasets: pairs by name, as the user gave them: `train_dataset`, and `eval_dataset` or names of several.
-        processes: of the training.
+        config ([`GmailConfig`]): configuration of the model.
+        datasets: data sets by role: `train_dataset`, and `eval_dataset` or the names of several.
+        processes: number of training processes.
 
     Returns:
-        `base`, `datasets` by name, `processes` and `environment`, for JSON. Names of local folders are cut to their
-        last part: a card is public.
+        `base`, `datasets` by role, `processes` and `environment`, for JSON. Local folders are reduced to their last
+        part, because a card is public.
     """
     return {
         "base": source(config.base_model_name_or_path, config.base_model_revision, "model"),
@@ -55,7 +55,7 @@ def provenance(
 
 
 def weights_digest(folder: str | os.PathLike) -> str | None:
-    """Of the adapters in a folder; None if it holds none."""
+    """Return a digest of the adapters in a folder, or None if there are none."""
     digest, files = hashlib.blake2b(digest_size=16), sorted(Path(folder).glob("*/adapter_model.safetensors"))
     for file in files:
         for name, tensor in sorted(load_file(file).items()):  # not the header, whose order changes
@@ -65,12 +65,12 @@ def weights_digest(folder: str | os.PathLike) -> str | None:
 
 
 def of_other_weights(folder: str | os.PathLike, known: dict[str, Any]) -> bool:
-    """Whether the adapters in a folder are not those that the training of its `provenance.json` left."""
-    return weights_digest(folder) not in (None, known.get("weights", weights_digest(folder)))
+    """Whether the folder's adapters differ from the ones recorded in `provenance.json`, whose content is `known`."""
+    return "weights" in known and weights_digest(folder) not in (None, known["weights"])
 
 
 def name_pairs(known: dict[str, Any], name: str) -> None:
-    """Give the training pairs, and those of the same source, the name that the user knows them by."""
+    """Set the name that the user gave for the training pairs and for other pairs from the same source."""
     datasets = known["datasets"]
     old = datasets["train_dataset"]["name"] if "train_dataset" in datasets else None
     for role, pairs in datasets.items():
@@ -81,7 +81,7 @@ def name_pairs(known: dict[str, Any], name: str) -> None:
 def source(
     name: str | None, revision: str | None = None, repo_type: str = "model", licensed: bool = True
 ) -> dict[str, Any]:
-    """A repository of the Hub or a folder: `name`, `revision`, `on_hub`, and the `license` in its card."""
+    """Describe a Hub repository or a folder: `name`, `revision`, `on_hub`, and the `license` in its card."""
     return {
         "name": public_name(name),
         "revision": revision,
@@ -91,32 +91,32 @@ def source(
 
 
 def generator_source(name: str, revision: str | None = None) -> dict[str, Any]:
-    """As [`source`], of a text-to-image pipeline: a Hub id, a folder, or the name of a bundled one."""
+    """As [`source`], for a text-to-image pipeline: a Hub id, a folder, or the name of a bundled pipeline."""
     return source(str(bundled_generator(name) or name), revision)
 
 
 def bundled_generator(name: str | None) -> Path | None:
-    """The folder `<name>/generator` of this package, if it holds a pipeline of diffusers."""
+    """Return the folder `<name>/generator` of this package if it has a diffusers pipeline; otherwise None."""
     path = PACKAGE / str(name) / "generator"
     return path if (path / "model_index.json").exists() else None
 
 
 def on_hub(name: str | None) -> bool:
-    """Whether a name is a Hub id: `owner/name`, and no existing path and no file of data."""
+    """Whether a name is a Hub id: `owner/name`, but not an existing path or a data file."""
     is_id = bool(name and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name))
     return is_id and Path(name).suffix.lower() not in DATA_SUFFIXES and not Path(name).exists()
 
 
 def local_path(name: str | os.PathLike, kind: str) -> Path | None:
     """
-    The path that a name means; None for a Hub id.
+    Return a name as a path, or None for a Hub id.
 
     Args:
-        name: as users give it.
-        kind: what the error calls it, such as `"data set"`.
+        name: path or Hub id.
+        kind: noun for the error, such as `"data set"`.
 
     Raises:
-        FileNotFoundError: it is neither an existing path nor a Hub id.
+        FileNotFoundError: `name` is neither an existing path nor a Hub id.
     """
     path = Path(name).expanduser()
     if path.exists():
@@ -127,7 +127,7 @@ def local_path(name: str | os.PathLike, kind: str) -> Path | None:
 
 
 def public_name(name: str | os.PathLike | None) -> str | None:
-    """A name that reveals nothing about the machine: a Hub id as it is, of a path the last part."""
+    """Return a name that reveals nothing about the machine: a Hub id unchanged, or the last part of a path."""
     if name is None or on_hub(str(name)):
         return name
     path = Path(name).absolute()
@@ -152,12 +152,12 @@ def without_paths(content: Any) -> Any:
 
 
 def _pairs(dataset: Dataset | IterableDataset) -> dict[str, Any]:
-    """A data set's id, revision and licence, how many pairs it has, and the generators that its rows name."""
+    """Return a data set's id, revision, licence and number of pairs, and the generators in its rows."""
     info = dataset.info
     found = _in_cache(dataset)
     if found:
         known = source(*found, "dataset")
-    else:  # data in plain files is named by their format
+    else:  # data from plain files is named after the file format
         own = info.dataset_name if info.dataset_name not in _PACKAGED_DATASETS_MODULES else None
         known = {**source(None), "name": own, "license": info.license or None}
     generators = set()
@@ -176,7 +176,7 @@ def _pairs(dataset: Dataset | IterableDataset) -> dict[str, Any]:
 
 
 def _in_cache(dataset: Dataset | IterableDataset) -> tuple[str, str] | None:
-    """The id, in lower case, and the commit of a data set of the Hub, by where `datasets` keeps it."""
+    """Return the id, in lower case, and the commit of a Hub data set, from its path in the cache of `datasets`."""
     for file in getattr(dataset, "cache_files", []):
         parts = Path(file["filename"]).parts  # .../org___name/configuration/version/commit/file
         if len(parts) > 5 and parts[-5].count("___") == 1 and re.fullmatch("[0-9a-f]{40}", parts[-2]):
@@ -185,14 +185,14 @@ def _in_cache(dataset: Dataset | IterableDataset) -> tuple[str, str] | None:
 
 
 def _license(name: str, repo_type: str) -> str | None:
-    """The licence, as the Hub spells it, in a repository's own card; None if it does not name exactly one."""
+    """Return the licence identifier in a repository's card, or None if it does not have exactly one."""
     path = Path(name, "README.md")
     if not path.exists() and not on_hub(name):
         return None
     try:
         path = path if path.exists() else name
         data = RepoCard.load(path, repo_type=repo_type, ignore_metadata_errors=True).data
-    except (OSError, ValueError, TypeError, yaml.YAMLError):  # no card, no connection, or no valid one
+    except (OSError, ValueError, TypeError, yaml.YAMLError):  # no connection, no card, or an invalid one
         return None
     licence = data.get("license")
     return licence if isinstance(licence, str) else None

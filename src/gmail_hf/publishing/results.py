@@ -1,4 +1,4 @@
-"""Scores for cards: the text that people read, and the model-index that the Hub shows. Both are read from files."""
+"""Scores in cards: the text, and the model-index that the Hub displays. Both come from result files."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from .provenance import public_name
 
 START, END = "<!-- scores of benchmarks -->", "<!-- end of scores -->"
 NOT_RUN = "Not run yet."
-# Tasks as the Hub names them, where it does.
+# The Hub's names of tasks, where it has one.
 TASK_TYPES = {
     "retrieval": "image-text-retrieval",
     "zero_shot": "zero-shot-image-classification",
@@ -26,7 +26,7 @@ TASK_TYPES = {
     "alignment": "image-feature-extraction",
 }
 METRIC_TYPES = {"top1": "accuracy", "mean_per_class": "mean_class_accuracy"}
-# What the Trainer measures on its evaluation pairs, by task.
+# Metrics that the Trainer computes on its evaluation pairs, by task.
 TRAINER_TASKS = {
     "alignment": ("paired_cosine", "centroid_distance", "gen_to_real_R@"),
     "retrieval": ("image_to_text_", "text_to_image_"),
@@ -35,21 +35,21 @@ TRAINER_TASKS = {
 
 def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCard:
     """
-    Put the scores of `examples/evaluate_gmail.py` into a model card, and leave the rest of it as it is.
+    Write the scores of `examples/evaluate_gmail.py` to a model card without changing the rest of the card.
 
-    The text goes where the card's earlier scores stand, else to its end; in the metadata, entries of the same task,
-    data set and metric are replaced. Where a CLIP was scored with a captioner, the card is the CLIP's, and what the
-    captioner wrote is left out.
+    The text replaces earlier scores in the card, or is added at its end. In the metadata, entries with the same task,
+    data set and metric are replaced. If a CLIP was scored with a captioner, the card is the CLIP's and the captioner's
+    scores are left out.
 
     Args:
-        card: a README.md, or a folder that holds one.
-        results: the folder that the script wrote to.
+        card: a README.md, or its folder.
+        results: output folder of the script.
 
     Returns:
-        The card, which is saved.
+        The saved card.
 
     Raises:
-        FileNotFoundError: there is no card, or no result.
+        FileNotFoundError: there is no card, or there are no results.
     """
     path = card_file(card)
     measured = results_in(results)
@@ -58,7 +58,7 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCar
             result["tasks"] = {task: scores for task, scores in result["tasks"].items() if task not in WRITTEN}
     measured = [result for result in measured if result["tasks"]]
     if not measured:
-        raise FileNotFoundError(f"'{results}' holds no result of examples/evaluate_gmail.py.")
+        raise FileNotFoundError(f"'{results}' has no results of examples/evaluate_gmail.py.")
     with open(path, encoding="utf-8", newline="") as file:
         content = file.read()
     loaded = ModelCard(content)
@@ -80,19 +80,19 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCar
 
 def card_file(card: str | os.PathLike) -> Path:
     """
-    The file of a card that is given by its folder or itself.
+    Return the file of a card, given the file or its folder.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no card.
     """
     path = Path(card, "README.md") if Path(card).is_dir() else Path(card)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no card at '{path}'.")
+        raise FileNotFoundError(f"No card found at '{path}'.")
     return path
 
 
 def results_text(results: list[dict[str, Any]]) -> str:
-    """A table of all scores with their intervals, and of each benchmark the data, branch, machine and date."""
+    """Write a table of all scores with intervals, and the data, branch, machine and date of each benchmark."""
     lines = []
     for result in map(escaped, results):
         data, where = result["dataset"], result["environment"]
@@ -126,7 +126,7 @@ def _scored_by(result: dict[str, Any]) -> str:
 
 
 def benchmark_results(result: dict[str, Any]) -> list[EvalResult]:
-    """The scores of one result file of `examples/evaluate_gmail.py` as entries of the model-index."""
+    """Convert the scores of one result file of `examples/evaluate_gmail.py` to entries of the model-index."""
     data = result["dataset"]
     shared = {
         "dataset_type": public_name(data["name"]),
@@ -142,11 +142,11 @@ def benchmark_results(result: dict[str, Any]) -> list[EvalResult]:
 
 def trainer_results(metrics: dict[str, Any], pairs: dict[str, Any]) -> list[EvalResult]:
     """
-    What the Trainer measured on its evaluation pairs as entries of the model-index.
+    Convert the Trainer's metrics of its evaluation pairs to entries of the model-index.
 
     Args:
-        metrics: by name, `eval_...`, see `read_metrics`.
-        pairs: the data set of `provenance.json`.
+        metrics: metrics by name, `eval_...`, see `read_metrics`.
+        pairs: the data set in `provenance.json`.
     """
     shared = {
         "dataset_type": pairs["name"],
@@ -185,15 +185,16 @@ def _entries(task: str, scores: dict[str, float | None], shared: dict[str, Any])
 
 
 def _commit(revision: str | None) -> str | None:
-    """A revision if it is a commit of the Hub; a fingerprint of local files says nothing elsewhere."""
+    """Return a revision if it is a Hub commit. A fingerprint of local files has no meaning elsewhere."""
     return revision if revision and re.fullmatch("[0-9a-f]{40}", revision) else None
 
 
 def read_metrics(folder: str | os.PathLike) -> dict[str, float]:
     """
-    What a training measured, by the Trainer's names: what `Trainer.save_metrics` wrote, `before_...` among it, unless
-    another run in the same folder did, and what was logged of the weights that are there: those of the last step, or
-    the best ones.
+    Read the metrics of a training by the Trainer's names.
+
+    They are those that `Trainer.save_metrics` wrote, including `before_...`, unless a different run in the same folder
+    wrote them, and those logged for the saved weights, which are from the last step or the best one.
     """
     metrics, state = read_json(folder, "all_results.json"), read_json(folder, "trainer_state.json")
     history, step = state.get("log_history", []), state.get("global_step", 0)
@@ -206,7 +207,7 @@ def read_metrics(folder: str | os.PathLike) -> dict[str, float]:
     for i, entry in enumerate(history):
         if i >= end or entry["step"] == step:
             metrics |= {name: value for name, value in entry.items() if name.startswith(("train_", "eval_"))}
-    # R@5 before R@10.
+    # Sort numbers by value: R@5 before R@10.
     return dict(
         sorted(metrics.items(), key=lambda item: re.sub(r"\d+", lambda digits: f"{int(digits[0]):06d}", item[0]))
     )
