@@ -77,7 +77,7 @@ def test_digits_needs_no_data(run_evaluate, tmp_path):
 @pytest.mark.parametrize(
     ("benchmarks", "options", "error", "message"),
     [
-        ("mnist", [], ValueError, "Unknown benchmark 'mnist'; there are coco, flickr30k, .*digits"),
+        ("mnist", [], ValueError, "Unknown benchmark 'mnist'; choose from coco, flickr30k, .*digits"),
         ("dtd,", ["--dataset", "dtd={dtd}"], ValueError, "Unknown benchmark ''"),
         ("dtd", [], ConnectionError, "clip-benchmark/wds_vtab-dtd' cannot be reached"),
         ("dtd", ["--dataset", "cars={dtd}"], ValueError, r"NAME out of \['dtd'\], not 'cars="),
@@ -90,7 +90,7 @@ def test_digits_needs_no_data(run_evaluate, tmp_path):
         ("dtd", ["--dataset", "dtd={dtd}", "--model", "gmail-nowhere"], FileNotFoundError, "No model at"),
         ("dtd", ["--dataset", "dtd={dtd}", "--dtype", "int8"], ValueError, "--dtype: invalid choice: 'int8'"),
         ("dtd", ["--dataset", "dtd={dtd}", "--limit", "0"], ValueError, "--limit is at least 1"),
-        ("dtd", ["--dataset", "dtd={dtd}", "--card", "{dtd}"], FileNotFoundError, "no card at"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--card", "{dtd}"], FileNotFoundError, "No card found at"),
         ("dtd", ["--dataset", "dtd={dtd}", "--card", "{other}"], ValueError, "--card is that of another model"),
         ("digits", ["--limit", "5"], ValueError, "--limit of 10 or more"),
     ],

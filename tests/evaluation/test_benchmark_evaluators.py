@@ -125,7 +125,7 @@ def test_zero_shot_by_ensembles_of_the_repository(loaded, source, tmp_path):
     means = [hits[np.equal(labels, label)].mean() for label in range(3)]
     assert measured.scores["mean_per_class"] == pytest.approx(np.mean(means))
     assert measured.intervals == {"top1": pytest.approx(bootstrap_interval(hits, 0.95, 0))}
-    assert measured.counts == {"images": 6, "classes": 3, "prompts a class": 2}
+    assert measured.counts == {"images": 6, "classes": 3, "prompts per class": 2}
     first = evaluate_zero_shot(gmail.model, gmail.processor, source("dtd", tmp_path, limit=2), SETTINGS)
     assert first.counts["images"] == 2 and first.scores["top1"] == pytest.approx(hits[:2].mean())
 
@@ -133,7 +133,7 @@ def test_zero_shot_by_ensembles_of_the_repository(loaded, source, tmp_path):
 def test_zero_shot_refuses_labels_and_templates_that_do_not_fit(loaded, source, tmp_path):
     gmail = loaded["gmail"]
     found = source("dtd", write_classes(tmp_path, [0, 1, 3]))
-    with pytest.raises(ValueError, match="Image 2 of .* is of class 3, but there are 3 classes"):
+    with pytest.raises(ValueError, match="Image 2 of .* has class 3, but there are 3 classes"):
         evaluate_zero_shot(gmail.model, gmail.processor, found, SETTINGS)
     (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo of a {c}\na photo\n")
     with pytest.raises(ValueError, match=r"templates without {c} for the class: \['a photo'\]"):

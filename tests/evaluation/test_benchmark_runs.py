@@ -77,7 +77,7 @@ def test_tasks_are_those_that_the_models_can_do(planned, tmp_path):
 
 def test_models_that_do_not_fit_are_refused(planned, loaded, model_folders, tmp_path):
     classes = write_classes(tmp_path / "classes")
-    with pytest.raises(ValueError, match="dtd needs a CLIP, which .*llava' is not"):
+    with pytest.raises(ValueError, match="dtd needs a CLIP, but .*llava' is not one"):
         planned("dtd", classes, "llava")
     with pytest.raises(ValueError, match=r"gmail' has no branch 'fake'; it has \['real', 'gen'\]"):
         planned("dtd", classes, settings=Settings("fake"))
@@ -94,13 +94,13 @@ def test_models_that_do_not_fit_are_refused(planned, loaded, model_folders, tmp_
         loaded["clipcap"].check_modality("fake")
     with pytest.raises(FileNotFoundError, match="No model at 'gmail-nowhere'"):
         load_model("gmail-nowhere")
-    with pytest.raises(ValueError, match="is a 'llama', neither one of .* nor an image-text-to-text model"):
+    with pytest.raises(ValueError, match="has the model type 'llama', .* or an image-text-to-text model"):
         load_model(llama_path())
 
 
 def test_a_captioner_cannot_answer_questions(planned, source, tmp_path):
     Dataset.from_list([question(0)]).cast_column("image", Image()).to_parquet(tmp_path / "test.parquet")
-    with pytest.raises(ValueError, match="scienceqa asks questions, and .*clipcap' has no chat template"):
+    with pytest.raises(ValueError, match="scienceqa needs a model with a chat template, but .*clipcap' has none"):
         planned("scienceqa", tmp_path / "test.parquet", "clipcap")
     with pytest.raises(ValueError, match="scienceqa needs an image-text-to-text model"):
         planned("scienceqa", tmp_path / "test.parquet", "gmail")
@@ -178,7 +178,7 @@ def test_a_score_that_failed_is_missing_and_not_tried_again(planned, tmp_path, f
     fake_scores.clear()  # nothing is known to be missing
     first = planned("coco", write_captions(tmp_path / "captions", [["a"], ["b"]]), "clipcap")
     result = run(first, SETTINGS, tmp_path / "out")
-    row = "| COCO | Captions | METEOR | – | – | it failed; a warning of the run gives the reason |"
+    row = "| COCO | Captions | METEOR | – | – | it failed; see the warning in the run's output |"
     assert row in to_markdown([result])
     assert finished(first, SETTINGS, tmp_path / "out") == result
 
@@ -212,7 +212,7 @@ def test_reports_hold_every_score_and_nothing_from_elsewhere(planned, tmp_path, 
     low, high = results[1]["tasks"]["zero_shot"]["intervals"]["top1"]
     assert (
         f"| DTD | Zero-shot classification | top-1 | {top1:.3f} | {low:.3f} to {high:.3f} | "
-        "6 images, 3 classes, 2 prompts a class |" in markdown
+        "6 images, 3 classes, 2 prompts per class |" in markdown
     )
     for score in scores:
         assert score is None or f"<b>{score:.3f}</b>" in html or f"<b>{score:.1f}</b>" in html

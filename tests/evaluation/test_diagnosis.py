@@ -67,7 +67,7 @@ def test_little_coverage_is_said():
     rows = table()
     for row in rows[:-1]:
         row["coverage"] = 0.1
-    assert "cover 10% of the real ones at best" in " ".join(advise(rows, INSTANCES, 0)[0])
+    assert "cover at most 10% of the real ones" in " ".join(advise(rows, INSTANCES, 0)[0])
 
 
 def test_captions_by_real_images_not_by_rows():

@@ -116,7 +116,7 @@ def test_generated_training_images(run, wds, tmp_path):
         picture(300 + number).save(folder / f"{number}.png")
     (tmp_path / "generated" / "classnames.txt").write_text("bird\ncat\ndog\n")
     options = ["--probe", "sgd", "--train_dataset", f"dtd={tmp_path / 'generated'}", "--train_modality", "gen"]
-    with pytest.raises(ValueError, match="other classes than .* or another order"):
+    with pytest.raises(ValueError, match="have different classes, or a different order"):
         run("gmail", *options)
     shutil.copytree(wds, tmp_path / "sorted")
     (tmp_path / "sorted" / "classnames.txt").write_text("bird\ncat\ndog\n")
@@ -161,14 +161,14 @@ def test_images_that_are_scored_are_never_trained_on(tmp_path, kind, reason):
     benchmark = get_benchmark("dtd")
     source = open_source(benchmark, str(place))
     for dataset in (None, str(place)):
-        with pytest.raises(ValueError, match=f"apart from .* {reason}.* Give them by --train_dataset dtd=PLACE"):
+        with pytest.raises(ValueError, match=f"separate from .* {reason}.* Pass them with --train_dataset dtd=DATASET"):
             open_training(benchmark, source, dataset)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--train_dataset", "dtd={wds}"], "dtd is not probed, .* add --probe logistic"),
+        (["--train_dataset", "dtd={wds}"], "dtd has training images, but no probe: add --probe logistic"),
         (["--train_modality", "gen"], "--train_modality: no probe is fitted"),
         (["--train_dataset", "cars={wds}"], r"--train_dataset takes NAME=PLACE, NAME out of \['dtd'\]"),
         (["--probe", "logistic", "--train_modality", "fake"], "has no branch 'fake'"),
@@ -182,7 +182,7 @@ def test_mistakes(run, wds, options, message):
 
 def test_a_model_without_text_cannot_retrieve(run, tmp_path):
     place = write_captions(tmp_path / "captions", [["a"], ["b"]])
-    with pytest.raises(ValueError, match="coco needs a CLIP, which .*dinov2' is not"):
+    with pytest.raises(ValueError, match="coco needs a CLIP, but .*dinov2' is not one"):
         run("dinov2", "--dataset", f"coco={place}", benchmarks="coco")
 
 

@@ -52,7 +52,7 @@ def test_class_folders(classes, run):
     assert class_question(found).prompts == [[["a photo of a cat."], ["a photo of a owl."], ["a photo of a red fox."]]]
     result = run(classes)
     assert list(result["tasks"]) == ["zero_shot"]
-    assert result["tasks"]["zero_shot"]["counts"] == {"images": 4, "classes": 3, "prompts a class": 1}
+    assert result["tasks"]["zero_shot"]["counts"] == {"images": 4, "classes": 3, "prompts per class": 1}
 
 
 def test_names_and_templates_of_class_folders(classes):
@@ -170,7 +170,7 @@ def test_a_table_of_images_and_labels(kind, tmp_path, run):
         rows = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate(labels)]
         place.write_text("\n".join(map(json.dumps, rows)))
     if kind in ("csv", "numbers"):
-        with pytest.raises(ValueError, match="holds numbers without names: write classnames.txt"):
+        with pytest.raises(ValueError, match="has numbers without names: add classnames.txt"):
             mine(place)
         (tmp_path / "classnames.txt").write_text("cat\nred fox\n")
     found = mine(place)
@@ -186,7 +186,7 @@ def test_labels_that_are_missing_or_unclear_are_refused(tmp_path):
     picture(0).save(tmp_path / "0.png")
     for row, message in (
         ({"label": None}, "Row 1 of .* has no 'label'"),
-        ({"label": "a", "class": "b"}, "Several columns can be labels: .'label', 'class'."),
+        ({"label": "a", "class": "b"}, "Several columns may contain the labels: .'label', 'class'."),
     ):
         rows = [{"image": "0.png", **dict.fromkeys(row, "a")}, {"image": "0.png", **row}]
         (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -1,7 +1,7 @@
 """
-Benchmarks: models in, scores out; what `gmail-hf evaluate` runs.
+Benchmarks and the diagnosis, as run by `gmail-hf evaluate` and `gmail-hf diagnose`.
 
-The scores themselves are `gmail_hf.metrics`'s, functions of arrays and texts.
+The scores are computed by `gmail_hf.metrics`, whose functions take arrays and texts.
 """
 
 from ..metrics.environment import environment

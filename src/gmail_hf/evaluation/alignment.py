@@ -1,4 +1,4 @@
-"""How near generated images lie to their real partners (the paper's Table 14 and Figure 3)."""
+"""Alignment of generated images with their real partners (the paper's Table 14 and Figure 3)."""
 
 from io import BytesIO
 from typing import Any
@@ -14,27 +14,27 @@ from .embedding import embed_batch
 from .measure import Example, Measured, Settings, interval, recall_intervals
 from .sources import Source
 
-MIN_PAIRS = 10  # fewer are too few for folds and a picture
+MIN_PAIRS = 10  # the folds and the figure need so many
 EXAMPLES = 12
 
 
 def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
     """
-    Generated images and their real partners, before alignment (through `real`, as if they were photographs) and
-    after (through `gen`); real images go through `real`.
+    Compare generated images with their real partners before alignment (through `real`, as if they were photographs)
+    and after it (through `gen`). Real images go through `real`.
 
     Args:
-        model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device; a model without a
-            `gen` branch is measured before alignment only.
-        source: of pairs with `generated_image`.
-        settings: see [`Settings`]; its modality does not matter here.
+        model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device. A model without a
+            `gen` branch is only measured before alignment.
+        source: pairs with `generated_image`.
+        settings: see [`Settings`]. Its modality is ignored.
 
     Returns:
-        Scores of [`metrics.alignment_metrics`] and `separability`, each `_before` and `_after`; a figure of the
+        Scores of [`metrics.alignment_metrics`] and `separability`, each `_before` and `_after`, and a figure of the
         embeddings.
 
     Raises:
-        ValueError: fewer than 10 pairs; an image that is unreadable or whose embedding is not finite.
+        ValueError: fewer than 10 pairs, or an image is unreadable or has an embedding that is not finite.
         ImportError: scikit-learn or matplotlib is missing.
     """
     ways = {"real": ("real_image", "real"), "before": ("generated_image", "real")}

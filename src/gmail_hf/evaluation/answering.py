@@ -1,4 +1,4 @@
-"""What image-text-to-text models write: captioners such as ClipCap, and models that chat."""
+"""Text generation with image-text-to-text models: captioners such as ClipCap, and chat models."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from ..models.vision_language import BranchedVLM
 
 
 def chats(processor: Any) -> bool:
-    """Whether a processor renders conversations; a captioner's takes images alone."""
+    """Whether a processor has a chat template. A captioner's processor only takes images."""
     return bool(getattr(processor, "chat_template", None))
 
 
 def has_branches(model: Any) -> bool:
-    """Whether an image-text-to-text model looks at images by one of GMAIL's branches."""
+    """Whether an image-text-to-text model embeds images with GMAIL's branches."""
     return isinstance(model, BranchedVLM) or isinstance(
         getattr(model.config, "vision_config", None), GmailVisionConfig
     )
@@ -34,16 +34,16 @@ def write(
     Generate a text for each row.
 
     Args:
-        model: any of `AutoModelForImageTextToText`, in evaluation mode.
+        model: any model of `AutoModelForImageTextToText`, in evaluation mode.
         processor: its processor.
         images: the images of each row.
-        conversations: of a model that chats, each row's messages, with an item `{"type": "image"}` for each image, in
-            order; None for a captioner.
-        modality: the branch of the images, for a model that has branches.
-        kwargs: of `generate`.
+        conversations: each row's messages for a chat model, with an item `{"type": "image"}` per image, in order. None
+            for a captioner.
+        modality: the branch for the images, if the model has branches.
+        kwargs: keywords of `generate`.
 
     Returns:
-        The new texts, without special tokens and outer spaces.
+        The generated texts without special tokens and surrounding spaces.
     """
     branch = {"modality": modality} if has_branches(model) else {}
     if conversations is None:

@@ -18,11 +18,11 @@ from ..training.embeddings import batches
 from .answering import chats, write
 from .embedding import embed_batch, text_embeds
 from .measure import Example, Measured, Settings, interval
-from .sources import Source, captions_of, read_image
+from .sources import Source, captioned_images, read_image
 
-# LLaVA-1.5's own prompt for captions; a captioner gets none.
+# LLaVA-1.5's prompt for captions. Captioners get no prompt.
 PROMPT = "Provide a one-sentence caption for the provided image."
-FAILED = "it failed; a warning of the run gives the reason"
+FAILED = "it failed; see the warning in the run's output"
 MAX_NEW_TOKENS = 64
 EXAMPLES = 12
 METRICS = (*CAPTION_METRICS, *EXTRA_CAPTION_METRICS)  # the paper's
@@ -31,44 +31,35 @@ NO_SCORER = "name a CLIP by --clip_score_model, such as openai/clip-vit-base-pat
 
 
 def missing_caption_metrics(settings: Settings) -> dict[str, str]:
-    """The caption scores that cannot be computed on this machine, each with what to do about it."""
+    """Return the caption scores that cannot be computed on this machine, each with a remedy."""
     by_clip = dict.fromkeys(CLIP_SCORES, NO_SCORER) if settings.clip_scorer is None else {}
     return {**missing_metrics(METRICS, settings.word_vectors), **by_clip}
 
 
 def evaluate_captioning(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
     """
-    COCO's caption scores, CLIPScore and RefCLIPScore, and the share of captions that equal a reference.
+    Evaluate captions with COCO's scores, CLIPScore, RefCLIPScore and the share that equals a reference.
 
     Args:
-        model: any of `AutoModelForImageTextToText`, such as [`ClipCapForConditionalGeneration`], in evaluation mode,
-            on its device; one that chats is asked for a caption of one sentence.
+        model: any model of `AutoModelForImageTextToText`, such as [`ClipCapForConditionalGeneration`], in evaluation
+            mode, on its device. A chat model is prompted for a one-sentence caption.
         processor: its processor.
-        source: of captions or pairs; rows of one `image_id` are one image.
+        source: captions or pairs. Rows with the same `image_id` are the same image.
         settings: see [`Settings`].
 
     Returns:
         Scores of [`metrics.caption_metrics`], `clip_score` and `ref_clip_score` by the CLIP `settings.clip_scorer`,
-        and `exact_match`; each caption as a prediction.
+        and `exact_match`, with each caption as a prediction.
 
     Raises:
-        ValueError: an image without a caption, or unreadable.
+        ValueError: an image has no caption or is unreadable.
     """
     references: dict[Any, dict[str, None]] = {}
-
-    def new_images():
-        for row in source.read():
-            image_id, written = captions_of(row, source)
-            if image_id not in references:
-                references[image_id] = {}
-                yield image_id, row[source.image_column]
-            references[image_id].update(dict.fromkeys(written))
-
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
     captions: list[str] = []
     thumbnails, embeds = [], []
     with tqdm(desc="Captions", unit="image", disable=not settings.progress) as bar:
-        for batch in batches(new_images(), settings.batch_size):
+        for batch in batches(captioned_images(source, references), settings.batch_size):
             images = [[read_image(cell, f"{source.name}: image {image_id}")] for image_id, cell in batch]
             captions += write(
                 model,
@@ -87,7 +78,7 @@ def evaluate_captioning(model: Any, processor: Any, source: Source, settings: Se
             bar.update(len(batch))
     truths = [list(written) for written in references.values()]
     matches = [exact_match([caption], [truth]) for caption, truth in zip(captions, truths, strict=True)]
-    telling = any(matches)  # of captions in free wording, none equals a reference
+    telling = any(matches)  # free captions never equal a reference
     scores = caption_metrics(captions, truths, METRICS, settings.word_vectors)
     by_clip = _clip_scores(np.concatenate(embeds), captions, truths, settings) if embeds else {}
     scores |= {name: float(by_clip[name].mean()) if by_clip else None for name in CLIP_SCORES}

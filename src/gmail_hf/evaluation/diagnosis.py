@@ -1,4 +1,4 @@
-"""How far generated images are from real ones, what that costs, and whether alignment is worth trying."""
+"""Measures the gap between generated and real images and its cost, and recommends whether to try alignment."""
 
 import shlex
 from collections.abc import Sequence
@@ -26,33 +26,33 @@ from ..training.embeddings import cached_embeds, embed_images, embeds_array
 from .report import render, thumbnail
 
 AFTER = "gen branch"
-REAL_IMAGES = "other real images"  # the other half of them, as reference
+REAL_IMAGES = "other real images"  # the reference: one half of the real images against the other
 MIN_PAIRS = 20
 NEIGHBOURS = 5
 CLASS_LIKE = 5  # real images that share the caption of the median pair
-SMALL_GAP = 0.01  # of accuracy, not worth closing
-SEPARABLE = 0.1  # above the separability of real images; below it no gap was found on our data
-ENOUGH = 0.9  # of a gap, closed without training
-BATCH = 256  # the default of training
+SMALL_GAP = 0.01  # gaps in accuracy up to this are not worth closing
+SEPARABLE = 0.1  # excess over the separability of real images; with less, our data had no gap
+ENOUGH = 0.9  # share of a gap; if a baseline closes it, training adds little
+BATCH = 256  # default batch size of training
 EXAMPLES, SHOWN_NEIGHBOURS = 6, 3
 KINDS = {
     "class-like": "Captions are class-like: {share:.0f} real images share the caption of a typical pair, so the two "
-    "images of a pair have little more in common than their caption. Match distributions, not pairs.",
+    "images of a pair have little in common except their caption. Match distributions, not pairs.",
     "instance-like": "Captions are instance-like: few real images share a caption, so the two images of a pair show "
     "the same content. Keep the pairs.",
 }
-# Rows of the report: a score of each way to take generated images, and how to read it.
+# Rows of the report: title and explanation of each score.
 SCORES = {
     "logistic_probe": ("logistic probe", "accuracy on real images of a linear classifier trained on this column"),
-    "nearest_centroid": ("nearest centroid", "the same, by the nearest class mean"),
+    "nearest_centroid": ("nearest centroid", "the same for a classifier by the nearest class mean"),
     "separability": ("separability", "accuracy of a linear classifier of generated and real; 0.5 is chance"),
-    "paired_cosine": ("paired cosine", "of a generated image and its real partner; 1 is equal"),
+    "paired_cosine": ("paired cosine", "cosine of a generated image and its real partner; 1 is equal"),
     "gen_to_real_R@1": ("generated to real R@1", "how often the nearest real image has the same caption"),
-    "centroid_distance": ("centroid distance", "distance of the two means; 0 to 2"),
+    "centroid_distance": ("centroid distance", "distance between the two means; 0 to 2"),
     "energy_distance": ("energy distance", "distribution gap, the loss of recipe robust over all captions; 0 is none"),
-    "cmmd": ("CMMD", "distribution gap in this model's embeddings; compare within this table only"),
+    "cmmd": ("CMMD", "distribution gap in this model's embeddings; only compare values of this table"),
     "coverage": ("coverage", "share of real images with a generated one among their 5 nearest; 0.97 is full"),
-    "density": ("density", "how typical generated images are of real ones; 1 is as typical as real ones"),
+    "density": ("density", "how typical generated images are of real ones; 1 is as typical as real images"),
 }
 
 
@@ -68,27 +68,29 @@ def diagnose(
     """
     Measure the gap between generated and real images in the embeddings of a model.
 
-    At most one pair per real image is used. Half of these pairs fit the baselines and readouts, the other half is
-    measured.
+    At most one pair per real image is used. Baselines and readouts are fitted on one half of these pairs. The other
+    half is measured.
 
     Args:
-        model ([`GmailCLIPModel`] or another model with branches): a fresh one is its base. If its `gen` branch differs
-            from `real`, it is measured as well.
+        model ([`GmailCLIPModel`] or another model with branches): fresh branches measure the base model. If the `gen`
+            branch differs from `real`, it is measured as well.
         processor: its processor.
-        pairs: with the columns of [`training.data.PAIR_COLUMNS`].
-        label_column: classes of the pairs, or a list of classes for several tasks; without it there are no readouts.
-        max_samples: pairs to embed, drawn at random.
+        pairs: pairs with the columns of [`training.data.PAIR_COLUMNS`].
+        label_column: column with the class of each pair, or with a list of classes for several tasks. Without it there
+            are no readouts.
+        max_samples: number of pairs to embed, drawn at random.
         batch_size: images per forward pass.
-        seed: of that choice, of the halves and of the folds of separability.
+        seed: seed of the drawn pairs, the halves and the folds of separability.
 
     Returns:
-        `rows`, one per way to take generated images, with the scores of [`metrics.train_on_generated`], `cmmd`,
-        `coverage`, `density` and `energy_distance`; `captions`: what they share; `cosines` of real images; `examples`
-        by their rows in `pairs`; `counts`; `advice`: sentences; `recipe`: options of `gmail-hf train`, or None.
+        `rows`, one per way to use generated images, with the scores of [`metrics.train_on_generated`], `cmmd`,
+        `coverage`, `density` and `energy_distance`; `captions`: statistics of shared captions; `cosines` of real
+        images; `examples` by their rows in `pairs`; `counts`; `advice`: sentences; `recipe`: options of
+        `gmail-hf train`, or None.
 
     Raises:
-        ValueError: fewer than 20 readable pairs with different real images; there is no such label column; a pair
-            without label.
+        ValueError: fewer than 20 readable pairs with different real images, an unknown label column, or a pair without
+            a label.
         ImportError: scikit-learn is missing.
     """
     captions, image_ids = caption_ids(pairs["caption"][:]), np.array(pairs["image_id"][:])
@@ -96,7 +98,7 @@ def diagnose(
     labels = _labels(pairs, label_column) if label_column else {}
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(pairs))
-    rows = order[np.unique(image_ids[order], return_index=True)[1]]  # a random pair of each real image
+    rows = order[np.unique(image_ids[order], return_index=True)[1]]  # one random pair per real image
     rows = np.sort(rng.permutation(rows)[:max_samples])
     images = undecoded(pairs.select(rows))
     embeds = {
@@ -105,7 +107,9 @@ def diagnose(
     }
     readable = np.isfinite([array[:, 0] for array in embeds.values()]).all(axis=0)
     if readable.sum() < MIN_PAIRS:
-        raise ValueError(f"{readable.sum()} pairs with different real images can be read; {MIN_PAIRS} are needed.")
+        raise ValueError(
+            f"Only {readable.sum()} pairs with different real images can be read; at least {MIN_PAIRS} are needed."
+        )
     rows, embeds = rows[readable], {name: array[readable] for name, array in embeds.items()}
     real, generated = embeds.pop("real"), embeds.pop("generated")
     fit, held = np.split(rng.permutation(len(rows)), [len(rows) // 2])
@@ -149,11 +153,11 @@ def diagnose(
 
 def describe_captions(captions: Sequence[Any], image_ids: Sequence[Any]) -> dict[str, Any]:
     """
-    How many real images share a caption, and the `kind` of captions that makes.
+    Count the real images that share a caption, and derive the `kind` of captions.
 
     Args:
-        captions: of each pair, or their ids.
-        image_ids: of the pairs' real images.
+        captions: caption, or caption id, of each pair.
+        image_ids: id of each pair's real image.
     """
     groups = rows_by_caption(captions)
     counts = {caption: len(set(np.asarray(image_ids)[rows])) for caption, rows in groups.items()}
@@ -164,11 +168,11 @@ def describe_captions(captions: Sequence[Any], image_ids: Sequence[Any]) -> dict
 
 def advise(rows: list[dict], captions: dict[str, Any], test_images: int) -> tuple[list[str], list[str] | None]:
     """
-    A recommendation in sentences, and the options of the training it recommends, or None.
+    Return a recommendation in sentences, and the options of the recommended training or None.
 
     Args:
-        rows, captions: of [`diagnose`].
-        test_images: that accuracies are measured on; a gap below their standard error is no ground to train.
+        rows, captions: as returned by [`diagnose`].
+        test_images: number of test images of the accuracies. A gap below their standard error is treated as noise.
     """
     by_name = {row["row"]: row for row in rows}
     before, after, real = by_name[GENERATED], by_name.get(AFTER), by_name[REAL_IMAGES]
@@ -189,18 +193,18 @@ def advise(rows: list[dict], captions: dict[str, Any], test_images: int) -> tupl
         )
         advice.append(f"A classifier trained on generated images reaches {scores} on real images.")
     if not open_gaps and max(gaps.values(), default=0) > SMALL_GAP:
-        much = f"The gap is within the noise of {test_images} test images"
-        return [*advice, f"{much}: diagnose more pairs before you decide (--max_samples, another split)."], None
+        noisy = f"The gap is within the noise of {test_images} test images"
+        return [*advice, f"{noisy}: diagnose more pairs before you decide (--max_samples, another split)."], None
     has_gap = bool(open_gaps) if gaps else before["separability"] - real["separability"] > SEPARABLE
     if not has_gap:
-        what = "no gap worth closing" if gaps else "next to no gap in these embeddings"
-        return [*advice, f"There is {what}: do not align, train on the generated images as they are."], None
+        what = "no gap worth closing" if gaps else "almost no gap in these embeddings"
+        return [*advice, f"There is {what}: do not align, train on the generated images without changes."], None
     if not gaps:
-        advice.append("What the gap costs is unknown without labels: name a column of classes with --label_column.")
+        advice.append("The cost of the gap is unknown without labels: pass a column of classes with --label_column.")
     best = max((MEAN_SHIFT, CORAL), key=lambda name: closed(by_name[name])) if gaps else None
     if best:
         share = max(closed(by_name[best]), 0)
-        advice.append(f"Without training, {best} closes {share:.0%} of the gap (of the readout that it helps least).")
+        advice.append(f"Without training, {best} closes {share:.0%} of the gap (for the readout that it helps least).")
     if after:
         if gaps:
             verdict, rival = f"The gen branch closes {closed(after):.0%} of the gap", max(closed(by_name[best]), 0)
@@ -210,32 +214,35 @@ def advise(rows: list[dict], captions: dict[str, Any], test_images: int) -> tupl
             verdict = "The energy distance of the gen branch is {:.3f}, and {:.3f} before alignment".format(*distances)
             good, but = distances[0] < distances[1], "which does not help"
         if good:
-            return [*advice, f"{verdict}: use it, generated images through gen and photographs through real."], None
-        advice.append(f"{verdict}, {but}. Train by recipe robust, or for more steps.")
+            advice.append(f"{verdict}: use generated images through gen and photographs through real.")
+            return advice, None
+        advice.append(f"{verdict}, {but}. Train with recipe robust, or for more steps.")
     elif best and closed(by_name[best]) >= ENOUGH:
         return [*advice, f"Try {best} first (gmail_hf.metrics); training can add little."], None
     else:
-        advice.append("Alignment is worth trying. Diagnose the trained model afterwards, on pairs that it never saw.")
+        advice.append("Alignment is worth trying. Then diagnose the trained model on pairs that it never saw.")
     cover = max(row["coverage"] for row in rows if row is not real)
     if cover < real["coverage"] / 2:
-        advice.append(f"Generated images cover {cover:.0%} of the real ones at best; more varied ones may help more.")
+        advice.append(
+            f"Generated images cover at most {cover:.0%} of the real ones; more varied images may help more."
+        )
     advice.append(KINDS[captions["kind"]].format(share=captions["real_images_of_the_median_pairs_caption"]))
     recipe = ["--recipe", "robust"]
     if captions["kind"] == "class-like":
         recipe += ["--pairing", "none"]
-        if captions["captions"] > BATCH // 8:  # else a batch has some images of each caption anyway
+        if captions["captions"] > BATCH // 8:  # otherwise each batch has several images of a caption anyway
             recipe += ["--images_per_caption", "8"]
     return advice, recipe
 
 
 def diagnosis_html(result: dict[str, Any], pairs: Dataset) -> str:
     """
-    A self-contained page.
+    Write the diagnosis as a self-contained page.
 
     Args:
-        result: what [`diagnose`] returns, with `model`, `dataset`, `split`, `settings`, `environment` and `command`, a
-            list of words or None.
-        pairs: those that were diagnosed, for the pictures.
+        result: result of [`diagnose`] with `model`, `dataset`, `split`, `settings`, `environment` and `command` (a
+            list of words or None).
+        pairs: the diagnosed pairs, for the pictures.
     """
     images = undecoded(pairs)
 
@@ -249,7 +256,7 @@ def diagnosis_html(result: dict[str, Any], pairs: Dataset) -> str:
 
 
 def _ways(model: Any, processor: Any, images: Dataset) -> list[tuple[str, str, str]]:
-    """Name, column and branch of what is embedded: generated images by `gen` as well, if that differs from `real`."""
+    """Return name, column and branch of each set to embed. `gen` is included if it differs from `real`."""
     ways = [("real", "real_image", "real"), ("generated", "generated_image", "real")]
     cells = (row["generated_image"] for row in images)
     for cell in cells:
@@ -263,13 +270,13 @@ def _ways(model: Any, processor: Any, images: Dataset) -> list[tuple[str, str, s
 
 
 def _labels(pairs: Dataset, column: str) -> dict[str, np.ndarray]:
-    """The classes of each task."""
+    """Return the classes of each task."""
     if column not in pairs.column_names:
-        raise ValueError(f"There is no label column '{column}'; the pairs have {pairs.column_names}.")
+        raise ValueError(f"The pairs have no label column '{column}'; they have {pairs.column_names}.")
     values = pairs[column][:]
     for row, value in enumerate(values):
         if is_missing(value):
-            raise ValueError(f"Row {row} has no '{column}'. Remove such rows, or leave --label_column out.")
+            raise ValueError(f"Row {row} has no '{column}'. Remove rows without labels, or leave out --label_column.")
     values = np.array(values)
     return {column: values} if values.ndim == 1 else {f"{column} {i}": task for i, task in enumerate(values.T)}
 
@@ -282,7 +289,7 @@ def _distances(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
 
 
 def _cosines_of_real(real: np.ndarray, captions: np.ndarray) -> dict[str, float | None]:
-    """Mean cosine of two real images with different captions, and of two with the same."""
+    """Mean cosine of two real images with different captions, and with the same caption."""
     similarity, same = real @ real.T, captions[:, None] == captions
     other = ~np.eye(len(real), dtype=bool)
     masks = {"real_images_of_different_captions": ~same, "real_images_of_one_caption": same & other}
@@ -290,7 +297,7 @@ def _cosines_of_real(real: np.ndarray, captions: np.ndarray) -> dict[str, float 
 
 
 def _examples(generated: np.ndarray, real: np.ndarray, rows: np.ndarray) -> dict[str, list[dict[str, Any]]]:
-    """The most and the least typical generated images, by their mean cosine to the nearest real images."""
+    """Return the most and least typical generated images by their mean cosine to the nearest real images."""
     similarity = generated @ real.T
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
     cosines = np.take_along_axis(similarity, nearest, axis=1)

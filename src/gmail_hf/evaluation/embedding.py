@@ -1,4 +1,4 @@
-"""Embeddings of a benchmark's images and texts by a CLIP or a vision-only model, with or without branches."""
+"""Embeds a benchmark's images and texts with a CLIP or a vision-only model, with or without branches."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,12 +18,12 @@ def image_embeds(
     model: Any, processor: Any, cells: Iterable[Any], modality: str, settings: Settings, desc: str
 ) -> np.ndarray:
     """
-    Embeddings of images, read and embedded batch by batch.
+    Read and embed images batch by batch.
 
     Args:
         model ([`GmailCLIPModel`], `CLIPModel` or another base): in evaluation mode.
         processor: its processor.
-        cells: images, see `decode_image`; they need no length.
+        cells: images, see `decode_image`. They may be an iterator.
         modality: the branch.
         desc: title of the progress bar.
 
@@ -31,7 +31,7 @@ def image_embeds(
         `np.ndarray` of shape `(images, projection_dim)`, float32, L2-normalised.
 
     Raises:
-        ValueError: an image cannot be read or its embedding is not finite, with its row.
+        ValueError: an image cannot be read or its embedding is not finite. The message gives its row.
     """
     embeds, done = [], 0
     with tqdm(desc=desc, unit="image", disable=not settings.progress) as bar:
@@ -44,13 +44,13 @@ def image_embeds(
 
 @torch.no_grad()
 def embed_batch(model: Any, processor: Any, cells: list[Any], modality: str, first: int, desc: str) -> np.ndarray:
-    """As [`image_embeds`], of one batch whose first row is `first`."""
+    """As [`image_embeds`], for one batch that starts at row `first`."""
     branch = {"modality": modality} if isinstance(model, GmailModel) else {}
     images = [read_image(cell, f"{desc}: image {first + i}") for i, cell in enumerate(cells)]
     inputs = image_processor_of(processor)(images=images, return_tensors="pt").to(model.device, model.dtype)
     if hasattr(model, "get_image_features"):
         features = model.get_image_features(**inputs, **branch).pooler_output
-    else:  # a vision-only base: its class token
+    else:  # a vision-only base: use its class token
         features = model(**inputs).last_hidden_state[:, 0]
     return unit_rows(features, first, f"{desc}: the embedding of image")
 
@@ -58,22 +58,22 @@ def embed_batch(model: Any, processor: Any, cells: list[Any], modality: str, fir
 @torch.no_grad()
 def text_embeds(model: Any, processor: Any, texts: list[str], settings: Settings, desc: str | None) -> np.ndarray:
     """
-    Embeddings of texts, each cut to the model's context.
+    Embed texts, each truncated to the model's context length.
 
     Args:
         model, processor: as in [`image_embeds`].
-        desc: title of the progress bar; without one there is no bar.
+        desc: title of the progress bar, or None for no bar.
 
     Returns:
         `np.ndarray` of shape `(texts, projection_dim)`, float32, L2-normalised.
 
     Raises:
-        ValueError: an embedding is not finite, with its row.
+        ValueError: an embedding is not finite. The message gives its row.
     """
     return embed_texts(model, processor.tokenizer, texts, settings.batch_size, desc if settings.progress else None)
 
 
 def count_truncated(model: Any, processor: Any, texts: list[str]) -> int:
-    """How many texts are longer than what the model reads."""
+    """Count the texts that are longer than the model's context."""
     tokens = processor.tokenizer(texts, verbose=False)["input_ids"]
     return sum(len(ids) > context_length(model) for ids in tokens)

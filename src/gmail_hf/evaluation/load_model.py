@@ -1,4 +1,4 @@
-"""The models that benchmarks are run on, loaded and checked."""
+"""Loads and checks the models to evaluate."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,10 @@ class LoadedModel:
     A model with its processor.
 
     Args:
-        model: in evaluation mode, on its device.
-        processor: its own.
-        name (`str`): a Hub id or folder.
-        revision (`str`): the commit on the Hub; of a folder a hash of its files' names, sizes and times.
+        model: the model in evaluation mode, on its device.
+        processor: its processor.
+        name (`str`): Hub id or folder.
+        revision (`str`): commit on the Hub, or for a folder a hash of its files' names, sizes and times.
     """
 
     model: Any
@@ -41,18 +41,18 @@ class LoadedModel:
 
     @property
     def embeds(self) -> bool:
-        """Whether it embeds images; else it is an image-text-to-text model."""
+        """Whether the model embeds images. Otherwise it is an image-text-to-text model."""
         return isinstance(self.model, (GmailModel, *BASES))
 
     @property
     def reads_text(self) -> bool:
-        """Whether it embeds texts as well."""
+        """Whether the model also embeds texts."""
         return hasattr(self.model, "get_text_features")
 
     def check_modality(self, modality: str) -> None:
         """
         Raises:
-            ValueError: the model lacks this branch; one without branches has only `real`.
+            ValueError: the model lacks this branch. A model without branches only has `real`.
         """
         if isinstance(self.model, GmailModel):
             branches = self.model.config.modalities
@@ -68,22 +68,22 @@ def load_model(
     name: str, revision: str | None = None, dtype: str = "float32", device: str | torch.device = "cpu"
 ) -> LoadedModel:
     """
-    A model with branches, a plain base of one, or any image-text-to-text model, such as a ClipCap or LLaVA.
+    Load a model with branches, a plain base, or any image-text-to-text model such as ClipCap or LLaVA.
 
     Args:
-        name: a Hub id or folder; what [`save_branches`] wrote is loaded onto the vision-language model that it names.
-        revision: on the Hub.
-        dtype: of the weights, a name of torch's.
-        device: where it is put.
+        name: Hub id or folder. Branches of [`save_branches`] are loaded with their vision-language model.
+        revision: revision on the Hub.
+        dtype: dtype of the weights, a name in torch.
+        device: device of the model.
 
     Raises:
-        FileNotFoundError: `name` is a folder, and there is none.
-        ValueError: the model is of another kind, or lacks weights.
+        FileNotFoundError: `name` is a path that does not exist.
+        ValueError: the model has another type, or lacks weights.
     """
     if local_path(name, "model"):
         check_checkpoint(name)
         commit, version = fingerprint(name), None
-    else:  # all files of one commit, which is the folder that they are cached in
+    else:  # load all files from one commit, the name of their folder in the cache
         commit = version = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
     values, _ = PreTrainedConfig.get_config_dict(name, revision=version)
     if str(values.get("model_type")).startswith(ATTACHED):
@@ -97,13 +97,13 @@ def load_model(
     else:
         known = sorted(model.base_class.config_class.model_type for model in MODELS)
         raise ValueError(
-            f"'{name}' is a '{config.model_type}', neither one of {known}, with branches or without, nor an "
-            "image-text-to-text model such as ClipCap or LLaVA."
+            f"'{name}' has the model type '{config.model_type}', which cannot be evaluated. Choose one of {known}, "
+            "with or without branches, or an image-text-to-text model such as ClipCap or LLaVA."
         )
     options = {"revision": version, "dtype": getattr(torch, dtype), "output_loading_info": True}
-    if not config.model_type.startswith("gmail"):  # these see to it themselves
+    if not config.model_type.startswith("gmail"):  # GMAIL models only load safetensors
         options["use_safetensors"] = True
-        if version is not None:  # where its safetensors are
+        if version is not None:  # the safetensors may be in another commit
             commit = version = options["revision"] = resolve_commit(name, {"revision": revision or "main"})
         for known in MODELS:
             if type(config) is known.base_class.config_class:

@@ -1,4 +1,4 @@
-"""What goes into every evaluator and comes out of it."""
+"""Settings and results that all evaluators share."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,17 +14,17 @@ CONFIDENCE = 0.95
 @dataclass(frozen=True)
 class Settings:
     """
-    How a benchmark is run.
+    Settings of a benchmark run.
 
     Args:
-        modality (`str`): the branch that its images, photographs, go through.
-        batch_size (`int`): images, or texts, a forward pass.
-        seed (`int`): of bootstrap intervals, of the folds of separability and of the t-SNE.
-        num_beams (`int`): beams of the search for a caption.
-        probe (`str`, *optional*): a key of [`evaluation.probe.PROBES`], to fit a probe with; none by default, or
+        modality (`str`): the branch for the benchmark's images, which are photographs.
+        batch_size (`int`): images or texts per forward pass.
+        seed (`int`): seed of bootstrap intervals, the folds of separability and t-SNE.
+        num_beams (`int`): number of beams for generating a caption.
+        probe (`str`, *optional*): the probe to fit, a key of [`evaluation.probe.PROBES`]. Defaults to none, or to
             `logistic` for a model without text.
-        train_modality (`str`, *optional*): the branch that training images of a probe go through; default `modality`.
-        word_vectors (`str`, *optional*): the file of word vectors that WMD takes, see [`metrics.caption_metrics`].
+        train_modality (`str`, *optional*): the branch for the training images of a probe. Defaults to `modality`.
+        word_vectors (`str`, *optional*): file of word vectors for WMD, see [`metrics.caption_metrics`].
         progress (`bool`): show progress bars.
         clip_scorer ([`LoadedModel`], *optional*): the CLIP whose embeddings give CLIPScore and RefCLIPScore.
     """
@@ -42,7 +42,7 @@ class Settings:
 
 @dataclass
 class Example:
-    """Images and what is written about them, for the report; `right` says whether an answer is correct."""
+    """Images and the model's text about them, for the report. `right` is whether an answer is correct."""
 
     images: list[PILImage.Image]
     text: str
@@ -53,15 +53,14 @@ class Example:
 @dataclass
 class Measured:
     """
-    What an evaluator found.
+    Result of an evaluator.
 
     Args:
-        scores (`dict`): by name; None for a score that cannot be computed here.
-        counts (`dict`): what was scored, by kind.
-        intervals (`dict`): of the scores that are means over items, the lower and upper end of their 95 % bootstrap
-            interval.
-        missing (`dict`): of the scores that are None, what to do about it.
-        predictions (`list[dict]`): one line an item, of evaluators that generate text.
+        scores (`dict`): scores by name. None if a score cannot be computed on this machine.
+        counts (`dict`): number of scored items by kind.
+        intervals (`dict`): lower and upper end of the 95 % bootstrap interval, for scores that are means over items.
+        missing (`dict`): remedies for the scores that are None.
+        predictions (`list[dict]`): one line per item, for evaluators that generate text.
         examples (`list[Example]`): a few items.
         figures (`dict[str, bytes]`): PNG files by title.
     """
@@ -76,10 +75,10 @@ class Measured:
 
 
 def interval(values: np.ndarray, settings: Settings) -> tuple[float, float]:
-    """The bootstrap interval of the mean of `(n,)` values, one an item."""
+    """Bootstrap interval of the mean of `(n,)` values, one per item."""
     return tuple(map(float, bootstrap_interval(np.asarray(values, float), CONFIDENCE, settings.seed)))
 
 
 def recall_intervals(ranks: np.ndarray, prefix: str, settings: Settings) -> dict[str, tuple[float, float]]:
-    """Intervals of recall at 1, 5 and 10 of `(n,)` ranks."""
+    """Bootstrap intervals of recall at 1, 5 and 10 from `(n,)` ranks."""
     return {f"{prefix}_R@{k}": interval(ranks <= k, settings) for k in (1, 5, 10)}

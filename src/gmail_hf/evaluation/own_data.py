@@ -1,4 +1,4 @@
-"""Benchmarks of the user's own data: images in class folders or with labels, or images with captions."""
+"""Benchmarks on the user's own data: images in class folders, with labels, or with captions."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -23,11 +23,11 @@ Lines = Callable[[str], list[str]]
 
 def own_benchmark(name: str, dataset: str) -> Benchmark:
     """
-    A benchmark of a user's own data: classification of images in class folders or with labels, or retrieval,
-    captioning and alignment of images with captions.
+    Create a benchmark on a user's own data: classification for images in class folders or with labels; retrieval,
+    captioning and alignment for images with captions.
 
     Args:
-        name: its name in results.
+        name: name in results.
         dataset: a folder or file, see [`open_source`], or a Hub id.
 
     Raises:
@@ -36,7 +36,7 @@ def own_benchmark(name: str, dataset: str) -> Benchmark:
     """
     path, split = local_path(dataset, "data set"), "test"
     if path is None or not _holds_classes(path):
-        tars = path is not None and any((path / split).glob("*.tar"))  # of captions
+        tars = path is not None and any((path / split).glob("*.tar"))  # images with captions
         rows = None if tars else load_rows(dataset, split, any_split=True, images=path is not None)
         if rows is None or _label_column(rows) is None:
             return Benchmark(
@@ -46,25 +46,25 @@ def own_benchmark(name: str, dataset: str) -> Benchmark:
 
 
 def _label_column(rows: Dataset) -> str | None:
-    """The only column of labels in rows without captions; None if there is none."""
+    """Return the only label column of rows without captions, or None if there is none."""
     if find_column(rows, "caption") is not None:
         return None
     found = [column for column in rows.column_names if column.lower() in LABELS]
     if len(found) > 1:
-        raise ValueError(f"Several columns can be labels: {found}. Keep one of them.")
+        raise ValueError(f"Several columns may contain the labels: {found}. Keep only one of them.")
     return found[0] if found else None
 
 
 def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lines]:
     """
-    Rows of images with a column of labels: numbers of the lines of classnames.txt, or names, which are the classes in
-    alphabetical order where there is no classnames.txt.
+    Read images with a label column. Labels are line numbers of classnames.txt, or names. Without classnames.txt, the
+    classes are the names in alphabetical order.
 
     Returns:
         `read` and `lines` of a [`Source`].
 
     Raises:
-        ValueError: there is no column of images or labels; a row has no label; numbers have no names.
+        ValueError: there is no image or label column, a row has no label, or numeric labels have no names.
     """
     label, image = _label_column(rows), find_column(rows, "real_image")
     if label is None or image is None or not isinstance(rows.features[image], Image):
@@ -78,12 +78,12 @@ def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lin
         classes = sorted({str(value) for value in values})
         names = names or classes
         if len(names) != len(classes):
-            raise ValueError(f"'{name}' has {len(classes)} labels, and {CLASS_NAMES} has {len(names)} lines.")
+            raise ValueError(f"'{name}' has {len(classes)} labels, but {CLASS_NAMES} has {len(names)} lines.")
         values = [classes.index(str(value)) for value in values]
     if names is None:
         raise ValueError(
-            f"Column '{label}' of '{name}' holds numbers without names: write {CLASS_NAMES} next to the data, with a "
-            "line for each class from 0."
+            f"Column '{label}' of '{name}' has numbers without names: add {CLASS_NAMES} next to the data, with one "
+            "line per class, starting at 0."
         )
     numbers, images = [int(value) for value in values], undecoded(rows.select_columns([image]))
 
@@ -95,13 +95,13 @@ def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lin
 
 
 def _texts(names: list[str], lines: Lines) -> Lines:
-    """The names of classes and the templates, or the default one."""
+    """Return a function that gives the class names and the templates, or the default template."""
     templates = _lines_of((TEMPLATES, "templates.txt"), lines) or [DEFAULT_TEMPLATE]
     return {CLASS_NAMES: [name.replace("_", " ") for name in names], TEMPLATES: templates}.__getitem__
 
 
 def _lines_of(files: tuple[str, ...], lines: Lines) -> list[str]:
-    """The lines, without empty ones, of the first of these files that exists."""
+    """Return the non-empty lines of the first of these files that exists."""
     for file in files:
         try:
             return [line for line in lines(file) if line.strip()]
@@ -111,7 +111,7 @@ def _lines_of(files: tuple[str, ...], lines: Lines) -> list[str]:
 
 
 def class_folders(path: Path, split: str) -> list[Path]:
-    """The folders of a folder, or of its folder of a split, one per class; of some there may be no images."""
+    """Return the class folders in a folder or in its split's folder. Some of them may have no images."""
     top = path / split if (path / split).is_dir() else path
     folders = subfolders(top) if top.is_dir() else []
     return folders if sum(bool(_images_in(folder)) for folder in folders) > 1 else []
@@ -131,10 +131,10 @@ def _holds_classes(path: Path) -> bool:
 
 def class_rows(path: Path, split: str, lines: Lines) -> tuple[str, Callable, Lines]:
     """
-    Images in class folders. Lines of classnames.txt, if there is one, name the folders in alphabetical order.
+    Read images in class folders. If there is a classnames.txt, its lines name the folders in alphabetical order.
 
     Raises:
-        ValueError: classnames.txt has another number of lines.
+        ValueError: the number of lines in classnames.txt differs from the number of folders.
     """
     folders = class_folders(path, split)
     names = _lines_of((CLASS_NAMES,), lines) or [folder.name for folder in folders]

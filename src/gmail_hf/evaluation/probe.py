@@ -20,21 +20,21 @@ TRAIN, VALIDATION = "train", ("validation", "val", "valid")
 
 def evaluate_probe(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
     """
-    Accuracy of a linear classifier that is fitted on embeddings of training images.
+    Fit a linear classifier on embeddings of training images and evaluate its accuracy.
 
     Args:
         model ([`GmailModel`] or its base), processor: in evaluation mode, on its device. It needs no text.
-        source: of the layout `classes`, with `train`, see [`open_training`].
+        source: data with the layout `classes` and with `train`, see [`open_training`].
         settings: see [`Settings`]. Images of the test split go through `modality`, those of the training and
             validation splits through `train_modality`.
 
     Returns:
         `top1` and `mean_per_class`. The classifier is [`metrics.tuned_probe`], SynCLR's protocol, or
-        [`metrics.sgd_probe`]; its hyperparameter is chosen by the one of the two that `source.per_class` says.
+        [`metrics.sgd_probe`]. `source.per_class` selects which of the two scores chooses its hyperparameter.
 
     Raises:
-        ValueError: a label is not the number of a class, or a class has no training image; an image is unreadable or
-            its embedding is not finite.
+        ValueError: a label is not the number of a class, a class has no training image, or an image is unreadable or
+            has an embedding that is not finite.
     """
     count, trained = len(source.lines(CLASS_NAMES)), settings.train_modality or settings.modality
 
@@ -72,37 +72,37 @@ def open_training(benchmark: Benchmark, source: Source, dataset: str | None = No
     Add the training and validation images of a probe to a benchmark's data.
 
     Args:
-        benchmark: of the layout `classes`.
+        benchmark: a benchmark with the layout `classes`.
         source: its test split.
-        dataset: where the training images are, such as generated ones; as for [`open_source`]. By default the split
+        dataset: data set of the training images, such as generated ones, as in [`open_source`]. Defaults to the split
             `train` of the test split's data set.
 
     Returns:
-        `source` with `train` and, where there is a split `validation`, `val` or `valid`, with `validation`.
+        `source` with `train`, and with `validation` if there is a split `validation`, `val` or `valid`.
 
     Raises:
-        ValueError: there are no training images apart from the test split, or their classes are others.
+        ValueError: there are no training images separate from the test split, or their classes differ.
         FileNotFoundError, ConnectionError: as [`open_source`].
     """
     place = dataset or source.name
     other = place != source.name
     try:
         train = open_source(replace(benchmark, split=TRAIN), place, any_split=other)
-        if not other:  # two splits that are there under these names share no image
+        if not other:  # splits with these names share no images
             open_source(benchmark, place, any_split=False)
     except ValueError as error:
         if other:
             raise
         raise ValueError(
-            f"A probe needs training images apart from the images that are scored: {error} Give them by "
-            f"--train_dataset {benchmark.name}=PLACE."
+            f"A probe needs training images that are separate from the scored images: {error} Pass them with "
+            f"--train_dataset {benchmark.name}=DATASET."
         ) from error
     names, there = source.lines(CLASS_NAMES), train.lines(CLASS_NAMES)
     if names != there:
         differing = sorted(set(names) ^ set(there)) or names
         raise ValueError(
-            f"The training images in '{place}' have other classes than '{source.name}', or another order of them: "
-            f"{differing[:5]}. Use the same class names for both."
+            f"The training images in '{place}' and '{source.name}' have different classes, or a different order of "
+            f"classes: {differing[:5]}. Use the same class names for both."
         )
     return replace(source, train=train, validation=_validation(benchmark, place))
 

@@ -1,4 +1,4 @@
-"""The benchmarks by name, as data."""
+"""Definitions of the benchmarks by name."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from ..metrics.answers import MMMU_COLUMNS, POPE_COLUMNS, SCIENCEQA_COLUMNS
 
 RETRIEVAL, ZERO_SHOT, CAPTIONING, VQA, ALIGNMENT = "retrieval", "zero_shot", "captioning", "vqa", "alignment"
 PROBE = "probe"
-# One of these columns must hold the image: webdatasets name it by the extension of the files.
+# One of these columns must hold the image. Webdatasets name the column after the file extension.
 IMAGE_COLUMNS = ("webp", "jpg", "jpeg", "png", "image")
 
 
 @dataclass(frozen=True)
 class ZeroShotQuestions:
     """
-    Questions with the same answers to choose from for every image.
+    Questions with the same possible answers for every image.
 
     Args:
-        column (`str`): the column of the right answers: the number of a class, or a list with one for each question.
-        prompts (`list[list[list[str]]]`): texts by question and class; each class of a question has equally many.
+        column (`str`): column of the correct answers: the number of a class, or a list with one number per question.
+        prompts (`list[list[list[str]]]`): texts by question and class, equally many per class.
     """
 
     column: str
@@ -29,22 +29,23 @@ class ZeroShotQuestions:
 @dataclass(frozen=True)
 class Benchmark:
     """
-    A data set and what is measured on it.
+    A data set and the tasks measured on it.
 
     Args:
-        name (`str`): its name on the command line.
-        title (`str`): its name in a report.
+        name (`str`): name on the command line.
+        title (`str`): name in a report.
         tasks (`tuple[str, ...]`): the evaluators that can run on it.
         layout (`str`): the columns of its rows, a key of `LAYOUTS`.
-        dataset (`str` or None): its id on the Hub, or with `rows` its name in results; None if it is not on the Hub as
-            a whole.
-        split (`str`): the split that is scored.
-        paper (`str` or None): where the paper reports on it.
-        source (`str`): who made it.
-        rows (`Callable`, *optional*): for a benchmark bundled with a package: `rows(limit)` iterates over its first
-            `limit` rows, all for None, with images undecoded.
-        questions ([`ZeroShotQuestions`], *optional*): of zero-shot classification, for a layout other than `classes`.
-        per_class (`bool`): its usual score is the mean accuracy per class; a probe is tuned by it.
+        dataset (`str` or None): id on the Hub, or with `rows` the name in results. None if the complete data set is not
+            on the Hub.
+        split (`str`): the scored split.
+        paper (`str` or None): tables of the paper with results on it.
+        source (`str`): citation of the data set.
+        rows (`Callable`, *optional*): for a benchmark bundled with a package: `rows(limit)` iterates over the first
+            `limit` rows, or all for None, with images undecoded.
+        questions ([`ZeroShotQuestions`], *optional*): for zero-shot classification with a layout other than `classes`.
+        per_class (`bool`): the usual score is the mean accuracy per class, which also chooses a probe's
+            hyperparameter.
     """
 
     name: str
@@ -66,10 +67,10 @@ class Layout:
     Columns of a data set.
 
     Args:
-        columns (`tuple[str, ...]`): all of them must be there.
-        images (`tuple[str, ...]`): one of them must be there.
-        files (`tuple[str, ...]`): text files of its repository that are read too.
-        description (`str`): for users who provide their own data.
+        columns (`tuple[str, ...]`): all of them are required.
+        images (`tuple[str, ...]`): one of them is required.
+        files (`tuple[str, ...]`): required text files of the repository.
+        description (`str`): description for users who provide their own data.
     """
 
     columns: tuple[str, ...]
@@ -187,11 +188,11 @@ BENCHMARKS = {
 
 def get_benchmark(name: str, benchmarks: Mapping[str, Benchmark] = BENCHMARKS) -> Benchmark:
     """
-    A benchmark by name.
+    Return a benchmark by name.
 
     Raises:
-        ValueError: `benchmarks` has none of that name; the message lists them.
+        ValueError: unknown name. The message lists the known ones.
     """
     if name not in benchmarks:
-        raise ValueError(f"Unknown benchmark '{name}'; there are {', '.join(benchmarks)}.")
+        raise ValueError(f"Unknown benchmark '{name}'; choose from {', '.join(benchmarks)}.")
     return benchmarks[name]

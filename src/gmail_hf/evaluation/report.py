@@ -1,4 +1,4 @@
-"""Results for people: one self-contained HTML file, and lines of provenance."""
+"""Reports of results: a self-contained HTML file, and provenance in Markdown."""
 
 import base64
 import os
@@ -14,13 +14,13 @@ from ..metrics.scores import TASKS, counted, label, number
 from ..publishing.provenance import without_paths
 from ..training.data import decode_image
 
-THUMBNAIL = 320  # pixels of the longer side of an example
-SMALL = 64  # pixels of the longer side, up to which an image is shown as pixels
+THUMBNAIL = 320  # longer side of an example, in pixels
+SMALL = 64  # images with a longer side of at most 64 pixels are shown pixelated
 NOTES = {
-    "captioning": "What the model wrote; in grey, where it differs, a reference.",
-    "vqa": "What the model wrote; in grey, the question and the right answer.",
+    "captioning": "The model's captions, with a reference in grey if it differs.",
+    "vqa": "The model's answers, with the question and the correct answer in grey.",
 }
-# Scores are tabulated by these parts of their names: the rest names the row.
+# These suffixes of score names become columns. The rest of a name becomes the row.
 COLUMNS = {
     "retrieval": {"_R@1": "R@1", "_R@5": "R@5", "_R@10": "R@10", "_median_rank": "median rank"},
     "alignment": {"_before": "before", "_after": "after"},
@@ -28,11 +28,11 @@ COLUMNS = {
 
 
 def provenance(result: dict[str, Any]) -> list[str]:
-    """Lines of a Markdown list: machine, software, commit and date of a result with `environment` and `seconds`."""
+    """Write machine, software, commit and date of a result with `environment` and `seconds` as a Markdown list."""
     where = result["environment"]
     packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
     return [
-        f"- machine: {where['machine']}; {result['seconds']} s in all",
+        f"- machine: {where['machine']}; {result['seconds']} s in total",
         f"- software: Python {where['python']}, {packages}",
         f"- git commit: {where['git_commit']}" + (" with uncommitted changes" * where["uncommitted_changes"]),
         f"- date: {where['date']}",
@@ -41,19 +41,18 @@ def provenance(result: dict[str, Any]) -> list[str]:
 
 def to_html(results: Sequence[dict[str, Any]], output_dir: str | os.PathLike) -> str:
     """
-    A page with the scores, their intervals, examples and figures, all of it inline.
+    Write a self-contained page with scores, intervals, examples and figures.
 
     Args:
         results: contents of result files, see `results_in`.
-        output_dir: the folder that these files are in, and the pictures that they name.
+        output_dir: folder of these files and their pictures.
     """
-
     folder = Path(output_dir).resolve()
 
     def picture(file: str) -> Path:
         path = folder.joinpath(file).resolve()
-        if not path.is_relative_to(folder):  # a result file from elsewhere could name any
-            raise ValueError(f"A result file in '{folder}' names '{file}', which is outside that folder.")
+        if not path.is_relative_to(folder):  # result files may come from elsewhere
+            raise ValueError(f"A result file in '{folder}' refers to '{file}', which is outside that folder.")
         return path
 
     def inline(file: str) -> str:
@@ -80,7 +79,7 @@ def to_html(results: Sequence[dict[str, Any]], output_dir: str | os.PathLike) ->
 
 
 def render(template: str, filters: Mapping[str, Callable] | None = None, **values: Any) -> str:
-    """A page from a template in this folder."""
+    """Render a template of this folder."""
     page = Environment(
         loader=PackageLoader("gmail_hf", "evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -89,7 +88,7 @@ def render(template: str, filters: Mapping[str, Callable] | None = None, **value
 
 
 def thumbnail(cell: Any) -> dict[str, Any]:
-    """An image (see `decode_image`) as `src` of an HTML image, and whether it is `small`, to be shown as pixels."""
+    """Return an image cell as `src` of an HTML image, and whether it is `small` and shown pixelated."""
     image, content = decode_image(cell), BytesIO()
     small = max(image.size) <= SMALL
     image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -98,15 +97,15 @@ def thumbnail(cell: Any) -> dict[str, Any]:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """An image of this kind, such as `png`, as the address of an HTML image."""
+    """Return an image of this kind, such as `png`, as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def tabulate(task: str, measured: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
     """
-    Scores of a task as a table: titles of the columns, and rows of a label and cells.
+    Arrange the scores of a task as a table: column titles, and rows with a label and cells.
 
-    A cell is None or has `value`, `low`, `high` (texts) and `bar`, the three as parts of 100 where they are shares.
+    A cell is None or has `value`, `low` and `high` as text, and `bar` with the three as percentages.
     """
     suffixes = COLUMNS.get(task, {})
     rows: dict[str, dict[str, Any]] = {}

@@ -9,37 +9,29 @@ from ..models.base import text_options
 from ..training.data import caption_ids
 from .embedding import count_truncated, image_embeds, text_embeds
 from .measure import Measured, Settings, recall_intervals
-from .sources import Source, captions_of
+from .sources import Source, captioned_images
 
 
 def evaluate_retrieval(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
     """
-    Recall of captions by images and of images by captions.
+    Evaluate image-to-text and text-to-image retrieval.
 
-    Where each image has one caption, images whose captions are equal to the model are right answers for each other.
+    If each image has one caption, images whose captions are equal to the model are correct answers for each other.
 
     Args:
         model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device.
-        source: of captions or pairs; rows of one `image_id` are one image.
+        source: captions or pairs. Rows with the same `image_id` are the same image.
         settings: see [`Settings`].
 
     Returns:
         The scores of [`metrics.image_text_retrieval`].
 
     Raises:
-        ValueError: an image without a caption, unreadable or with an embedding that is not finite.
+        ValueError: an image has no caption, is unreadable or has an embedding that is not finite.
     """
-    captions: dict[Any, dict[str, None]] = {}  # of each image, without repetitions, in order
-
-    def new_images():
-        for row in source.read():
-            image_id, written = captions_of(row, source)
-            if image_id not in captions:
-                captions[image_id] = {}
-                yield row[source.image_column]
-            captions[image_id].update(dict.fromkeys(written))
-
-    images = image_embeds(model, processor, new_images(), settings.modality, settings, source.name)
+    captions: dict[Any, dict[str, None]] = {}
+    cells = (cell for _, cell in captioned_images(source, captions))
+    images = image_embeds(model, processor, cells, settings.modality, settings, source.name)
     texts = [caption for written in captions.values() for caption in written]
     counts = [len(written) for written in captions.values()]
     embeds = text_embeds(model, processor, texts, settings, "Captions")

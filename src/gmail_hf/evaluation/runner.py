@@ -1,4 +1,4 @@
-"""One benchmark after the other: what can be measured, results that are kept, and going on after an interruption."""
+"""Plans and runs benchmarks, saves their results and resumes an interrupted evaluation."""
 
 import json
 import os
@@ -38,7 +38,7 @@ SELF_SCORED = "its vision tower is the one that the captioner sees through, whic
 
 @dataclass(frozen=True)
 class Plan:
-    """A benchmark, its data and, in order, the tasks that are measured with the model of each."""
+    """A benchmark, its data, and its tasks in order, each with the model to measure."""
 
     benchmark: Benchmark
     source: Source
@@ -54,18 +54,18 @@ def plan(
     train_dataset: str | None = None,
 ) -> Plan:
     """
-    What can be measured with these models, checked before anything is computed.
+    Choose the tasks that can be measured with these models, and check their requirements before any computation.
 
     Args:
         benchmark, source: see `get_benchmark` and `open_source`.
         model: a CLIP, a vision-only model, or an image-text-to-text model.
         captioner: an image-text-to-text model, used together with a CLIP.
         settings: see [`Settings`].
-        train_dataset: where the training images of a probe are, see [`open_training`].
+        train_dataset: data set with the training images of a probe, see [`open_training`].
 
     Raises:
-        ValueError: nothing can be measured; the model for a task has no branch `settings.modality`, or cannot chat;
-            a probe has no training images; the data's limit leaves too few pairs.
+        ValueError: no task can be measured; the model for a task has no branch `settings.modality` or no chat
+            template; a probe has no training images; or the limit leaves too few pairs.
         ImportError: the packages of `gmail-hf[evaluation]` are missing.
     """
     writer = captioner or model
@@ -76,7 +76,7 @@ def plan(
             tasks[task] = chosen
     if not tasks:
         kind = "an image-text-to-text model" if set(benchmark.tasks) <= set(WRITTEN) else "a CLIP"
-        raise ValueError(f"{benchmark.name} needs {kind}, which '{model.name}' is not.")
+        raise ValueError(f"{benchmark.name} needs {kind}, but '{model.name}' is not one.")
     for task, chosen in tasks.items():
         if task != ALIGNMENT:
             chosen.check_modality(settings.modality)
@@ -84,26 +84,26 @@ def plan(
         tasks[PROBE].check_modality(settings.train_modality or settings.modality)
         source = open_training(benchmark, source, train_dataset)
     elif train_dataset is not None:
-        raise ValueError(f"{benchmark.name} is not probed, so it takes no training images: add --probe logistic.")
+        raise ValueError(f"{benchmark.name} has training images, but no probe: add --probe logistic.")
     if VQA in tasks and not chats(writer.processor):
-        raise ValueError(f"{benchmark.name} asks questions, and '{writer.name}' has no chat template to put them in.")
+        raise ValueError(f"{benchmark.name} needs a model with a chat template, but '{writer.name}' has none.")
     for package in ("scipy", "sklearn", "matplotlib"):  # intervals, separability, the figure
         optional_import(package)
     if ALIGNMENT in tasks:
         if source.limit is not None and source.limit < MIN_PAIRS:
-            raise ValueError(f"{benchmark.name} measures alignment, which takes a --limit of {MIN_PAIRS} or more.")
+            raise ValueError(f"{benchmark.name} measures alignment, which needs a --limit of {MIN_PAIRS} or more.")
     return Plan(benchmark, source, tasks)
 
 
 def _suits(task: str, model: LoadedModel, settings: Settings) -> bool:
-    """Whether a model has the text that a task needs; a probe is for models without, or where it is asked for."""
+    """Whether a model suits a task. A probe runs on request, and for models that do not embed text."""
     if task == PROBE:
         return settings.probe is not None or not model.reads_text
     return model.reads_text or task not in (RETRIEVAL, ZERO_SHOT)
 
 
 def identity(planned: Plan, settings: Settings) -> dict[str, Any]:
-    """All that decides a result: models, data, settings. Batch size and device change it by rounding only."""
+    """Return what determines a result: models, data and settings. Batch size and device only affect rounding."""
     source = planned.source
     models = {
         "clip" if chosen.embeds else "image-text-to-text": _identity_of(chosen) for chosen in planned.tasks.values()
@@ -140,12 +140,12 @@ def _identity_of(model: LoadedModel) -> dict[str, Any]:
 
 def finished(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dict[str, Any] | None:
     """
-    The result of an earlier run with the same models, data and settings; None if there is none, or if it lacks a
-    score that can be computed by now.
+    Return the result of an earlier run with the same models, data and settings. Return None if there is none, or if it
+    lacks a score that can be computed now.
 
     Raises:
-        FileExistsError: there is a result of other models, data or settings, if only of another benchmark: one report
-            must not mix them. The message names the difference.
+        FileExistsError: the folder has a result with other models, data or settings, possibly of another benchmark. A
+            report must not mix them. The message lists the differences.
     """
     known, wanted = None, identity(planned, settings)
     for result in results_in(output_dir):
@@ -159,7 +159,7 @@ def finished(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -
             path = Path(output_dir, f"{result['benchmark']}.json")
             raise FileExistsError(
                 f"'{path}' is the result of another run (there -> here: {'; '.join(changed)}). Choose another "
-                "--output_dir, or remove that file."
+                "--output_dir, or delete that file."
             )
     if known is None:
         return None
@@ -174,9 +174,9 @@ def finished(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -
 
 def run(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dict[str, Any]:
     """
-    Measure one benchmark, write `NAME.json` and what belongs to it into a folder `NAME`, and return the content.
+    Run one benchmark, write `NAME.json` and its pictures and predictions in the folder `NAME`, and return the content.
 
-    The JSON is written last and at once: where it is, the benchmark is finished.
+    The JSON is written last and atomically, so a benchmark with a JSON file is finished.
     """
     start, benchmark = time.perf_counter(), planned.benchmark
     tasks = {}
@@ -201,7 +201,7 @@ def run(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dic
 
 
 def _kept(measured: Measured, task: str, benchmark: Benchmark, output_dir: Path) -> dict[str, Any]:
-    """What the JSON holds of a measurement; pictures and predictions are in files next to it."""
+    """Save the pictures and predictions of a measurement as files, and return its entry in the JSON."""
     folder = output_dir / benchmark.name
     folder.mkdir(parents=True, exist_ok=True)
     kept = {

@@ -1,4 +1,4 @@
-"""The data of a benchmark: streamed from the Hub, read from a local folder of the same layout, or bundled."""
+"""The data of benchmarks: streamed from the Hub, read from a local folder with the same layout, or bundled."""
 
 import glob
 import hashlib
@@ -30,21 +30,21 @@ SHAREGPT4V_FILE, SHAREGPT4V_ROWS = "share-captioner_coco_lcs_sam_1246k_1107.json
 @dataclass(frozen=True)
 class Source:
     """
-    The data of a benchmark, found and with the right columns.
+    The data of a benchmark, with checked columns.
 
     Args:
-        name (`str`): a Hub id, a folder, a parquet file, or the name of bundled data.
-        revision (`str`): the commit on the Hub; of local data a hash of the files' names, sizes and times; of bundled
-            data the version of gmail-hf.
+        name (`str`): Hub id, folder, parquet file, or name of bundled data.
+        revision (`str`): commit on the Hub. For local data, a hash of the files' names, sizes and times. For bundled
+            data, the version of gmail-hf.
         split (`str`): the split.
         layout (`str`): a key of `LAYOUTS`.
-        limit (`int` or None): number of rows that are read, the first ones; all for None.
-        columns (`tuple[str, ...]`): those of the first row.
-        read (`Callable`): `read()` iterates over these rows, with images undecoded.
-        lines (`Callable`): `lines(file)` returns the lines of a text file of the data set, without empty ones.
-        questions ([`ZeroShotQuestions`], *optional*): the benchmark's.
-        per_class (`bool`): the benchmark's.
-        train, validation ([`Source`], *optional*): what a probe is fitted on and tuned on, see [`open_training`].
+        limit (`int` or None): number of rows to read from the start, or None for all.
+        columns (`tuple[str, ...]`): columns of the first row.
+        read (`Callable`): `read()` iterates over the rows, with images undecoded.
+        lines (`Callable`): `lines(file)` returns the non-empty lines of a text file of the data set.
+        questions ([`ZeroShotQuestions`], *optional*): questions of the benchmark.
+        per_class (`bool`): as in the benchmark.
+        train, validation ([`Source`], *optional*): data to fit and tune a probe, see [`open_training`].
     """
 
     name: str
@@ -73,25 +73,25 @@ def open_source(
     benchmark: Benchmark, dataset: str | None = None, limit: int | None = None, any_split: bool = True
 ) -> Source:
     """
-    Find the data of a benchmark and read one row, before anything is computed.
+    Find the data of a benchmark and check its first row.
 
     Args:
         benchmark: see `get_benchmark`.
-        dataset: a folder, a file or a Hub id to use in place of the benchmark's own data. For a benchmark with
-            captions it may be whatever [`load_pairs`] reads; for one of classes, a folder of class folders.
-        limit: number of rows to read, the first ones; all by default.
-        any_split: take the only split of a data set whatever its name.
+        dataset: a folder, a file or a Hub id to use instead of the benchmark's own data. A benchmark with captions
+            accepts everything that [`load_pairs`] reads; one with classes also accepts a folder of class folders.
+        limit: number of rows to read from the start. Defaults to all.
+        any_split: accept the only split of a data set under any name.
 
     Raises:
         FileNotFoundError: `dataset` looks like a path that does not exist.
         ConnectionError: the data cannot be read from the Hub.
-        ValueError: the data are empty or lack the split or columns; the benchmark is not on the Hub and needs
+        ValueError: the data are empty or lack the split or columns, or the benchmark is not on the Hub and needs
             `dataset`.
     """
     name = dataset or benchmark.dataset
-    wanted = f"{benchmark.name} takes {LAYOUTS[benchmark.layout].description}"
+    wanted = f"{benchmark.name} needs {LAYOUTS[benchmark.layout].description}"
     if name is None:
-        raise ValueError(f"Give the data by --dataset {benchmark.name}=FOLDER: {wanted}.")
+        raise ValueError(f"Pass the data with --dataset {benchmark.name}=FOLDER: {wanted}.")
     if benchmark.rows is not None and dataset is None:
         split, revision, read, lines = benchmark.split, f"gmail-hf {version('gmail-hf')}", benchmark.rows, _no_lines
     elif path := local_path(name, "data set"):
@@ -131,7 +131,7 @@ def open_source(
 
 
 def tasks_of(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
-    """The benchmark's tasks that these data have the columns for."""
+    """Return the benchmark's tasks for which the data have the columns."""
     absent = set() if source.has_pairs else {ALIGNMENT}
     if source.questions is not None and source.questions.column not in source.columns:
         absent.add(ZERO_SHOT)
@@ -140,7 +140,7 @@ def tasks_of(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
 
 def captions_of(row: dict[str, Any], source: Source) -> tuple[Any, list[str]]:
     """
-    An image's id and its captions, from a row of the layouts `captions`, `sharegpt4v` and `pairs`.
+    Return an image's id and captions from a row of the layouts `captions`, `sharegpt4v` and `pairs`.
 
     Raises:
         ValueError: there is no caption.
@@ -160,12 +160,22 @@ def captions_of(row: dict[str, Any], source: Source) -> tuple[Any, list[str]]:
     return image_id, captions
 
 
+def captioned_images(source: Source, captions: dict[Any, dict[str, None]]) -> Iterator[tuple[Any, Any]]:
+    """Iterate over images, each once, as id and undecoded cell, and collect their unique captions in `captions`."""
+    for row in source.read():
+        image_id, written = captions_of(row, source)
+        if image_id not in captions:
+            captions[image_id] = {}
+            yield image_id, row[source.image_column]
+        captions[image_id].update(dict.fromkeys(written))
+
+
 def read_image(cell: Any, where: str) -> PILImage.Image:
     """
-    An RGB image from a cell of an image column, see `decode_image`.
+    Read an RGB image from a cell of an image column, see `decode_image`.
 
     Raises:
-        ValueError: it cannot be read; the message begins with `where`.
+        ValueError: the image cannot be read. The message begins with `where`.
     """
     try:
         return decode_image(cell)
@@ -175,8 +185,8 @@ def read_image(cell: Any, where: str) -> PILImage.Image:
 
 def fingerprint(path: str | os.PathLike) -> str:
     """
-    A hash of the names, sizes and times of the files at a path, for local data and models, which have no commit. The
-    card is left out: it may change when scores are added.
+    Hash the names, sizes and times of the files at a path, to identify local data and models without a commit. The
+    card is ignored, because it changes when scores are added.
     """
     digest = hashlib.blake2b(digest_size=8)
     files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if file.is_file())
@@ -233,7 +243,7 @@ def _table_rows(
     any_split: bool,
     revision: str | None = None,
 ) -> tuple[str, Callable, Callable]:
-    """Images with labels or captions, from whatever `load_rows` reads."""
+    """Read images with labels or captions in any format of `load_rows`."""
     rows = load_rows(name, benchmark.split, revision=revision, any_split=any_split)
     split = str(rows.split or benchmark.split)
     if benchmark.layout == "classes":
@@ -249,7 +259,7 @@ def _hub_rows(name: str, benchmark: Benchmark, any_split: bool) -> tuple[str, st
     except Exception as error:  # the HTTP client and its errors differ between versions of huggingface_hub
         raise ConnectionError(
             f"'{name}' cannot be reached on the Hub ({type(error).__name__}: {str(error).splitlines()[0]}). Check the "
-            f"name, your connection and `hf auth login`, or bring the data: --dataset {benchmark.name}=FOLDER."
+            f"name, your connection and `hf auth login`, or pass local data: --dataset {benchmark.name}=FOLDER."
         ) from error
     files, revision = {sibling.rfilename for sibling in about.siblings}, about.sha
 
@@ -324,7 +334,7 @@ def _urban1k_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_items(path: Path) -> Iterator[Any]:
-    """Items of a JSON file that holds one long list, without reading it whole: ShareGPT4V's has 1.5 GB."""
+    """Iterate over the items of a JSON file with one list without loading all of it: ShareGPT4V's has 1.5 GB."""
     decoder, buffer = json.JSONDecoder(), ""
     with open(path, encoding="utf-8") as file:
         file.read(1)  # the opening bracket
@@ -335,7 +345,7 @@ def _json_items(path: Path) -> Iterator[Any]:
                 chunk = file.read(2**20)
                 if not chunk:
                     if buffer.strip() not in ("", "]"):
-                        raise ValueError(f"'{path}' is no list of JSON objects, or ends within one.") from None
+                        raise ValueError(f"'{path}' is not a list of JSON objects, or is truncated.") from None
                     return
                 buffer = (buffer + chunk).lstrip(" \n\r\t,")
                 continue

@@ -16,20 +16,19 @@ CLASS = "{c}"  # in a template
 
 def evaluate_zero_shot(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
     """
-    Accuracy of classifying images by the nearest class, each class an ensemble of prompts.
+    Classify images by the nearest class, where each class is an ensemble of prompts.
 
     Args:
         model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device.
-        source: with `questions`, or of the layout `classes`, which asks one question by the class names and templates
-            of the data set.
+        source: data with `questions`, or with the layout `classes`, whose class names and templates make one question.
         settings: see [`Settings`].
 
     Returns:
-        `top1` and `mean_per_class`, each the mean over the questions.
+        `top1` and `mean_per_class`, each averaged over the questions.
 
     Raises:
-        ValueError: there are no classes; a template has no {c} for the class; a label is not the number of a class; an
-            image is unreadable or its embedding is not finite.
+        ValueError: there are no classes, a template has no {c} for the class, a label is not the number of a class, or
+            an image is unreadable or has an embedding that is not finite.
     """
     asked = source.questions or class_question(source)
     labels: list[np.ndarray] = []  # for each image, (questions,)
@@ -49,33 +48,33 @@ def evaluate_zero_shot(model: Any, processor: Any, source: Source, settings: Set
     return Measured(
         scores={name: float(np.mean([score[name] for score in scores])) for name in scores[0]},
         intervals={"top1": interval(np.mean(hits, axis=0), settings)},
-        counts={"images": len(embeds), "classes": len(questions[0]), "prompts a class": len(asked.prompts[0][0])},
+        counts={"images": len(embeds), "classes": len(questions[0]), "prompts per class": len(asked.prompts[0][0])},
     )
 
 
 def check_classes(labels: np.ndarray, count: int, source: Source) -> None:
     """
     Raises:
-        ValueError: one of `(images,)` labels is not the number of one of `count` classes.
+        ValueError: one of the `(images,)` labels is not in 0..count - 1.
     """
     wrong = np.flatnonzero((labels < 0) | (labels >= count))
     if len(wrong):
         raise ValueError(
-            f"Image {wrong[0]} of '{source.name}' is of class {labels[wrong[0]]}, but there are {count} classes."
+            f"Image {wrong[0]} of '{source.name}' has class {labels[wrong[0]]}, but there are {count} classes."
         )
 
 
 def class_question(source: Source) -> ZeroShotQuestions:
-    """The one question of a benchmark of classes."""
+    """Return the question of a benchmark with the layout `classes`."""
     names, templates = source.lines("classnames.txt"), source.lines("zeroshot_classification_templates.txt")
     without = [template for template in templates if CLASS not in template]
     if without:
-        raise ValueError(f"'{source.name}' has templates without {CLASS} for the class: {without}.")
+        raise ValueError(f"'{source.name}' has templates without {CLASS}, the place of the class: {without}.")
     return ZeroShotQuestions("cls", [[[template.replace(CLASS, name) for template in templates] for name in names]])
 
 
 def _class_embeds(model: Any, processor: Any, prompts: list[list[str]], settings: Settings) -> np.ndarray:
-    """One embedding per class, `(classes, dim)`; a batch holds as many whole classes as fit."""
+    """Compute one embedding per class, `(classes, dim)`. A batch has as many complete classes as fit."""
     count = max(1, settings.batch_size // len(prompts[0]))
     embeds = []
     starts = range(0, len(prompts), count)
