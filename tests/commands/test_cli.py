@@ -47,7 +47,7 @@ def failed(capsys, *argv) -> str:
         (["demo", "--max_steps", "three"], "argument --max_steps/--max-steps: invalid int value: 'three'"),
         (["demo", "--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
         (["evaluate", "--model", "m"], "the following arguments are required: --benchmarks"),
-        (["push", "folder-of-nobody", "org/pairs"], "'folder-of-nobody' holds no manifest.json"),
+        (["push", "folder-of-nobody", "org/pairs"], "'folder-of-nobody' has no manifest.json"),
         (["train", "--dataset", "nowhere/at/all", "--model", "digits"], "nowhere/at/all"),
     ],
 )

@@ -161,7 +161,9 @@ def test_images_that_are_scored_are_never_trained_on(tmp_path, kind, reason):
     benchmark = get_benchmark("dtd")
     source = open_source(benchmark, str(place))
     for dataset in (None, str(place)):
-        with pytest.raises(ValueError, match=f"separate from .* {reason}.* Pass them with --train_dataset dtd=DATASET"):
+        with pytest.raises(
+            ValueError, match=f"separate from .* {reason}.* Pass them with --train_dataset dtd=DATASET"
+        ):
             open_training(benchmark, source, dataset)
 
 

@@ -70,7 +70,7 @@ def test_a_shard_that_was_changed_is_named_and_can_be_restored(pairs_file, tmp_p
 
     shard.unlink()
     cli.main([*generate, "--verify"])
-    assert "1 finished shards are as they were written." in caplog.text and shard.read_bytes() == content
+    assert "1 finished shards are unchanged." in caplog.text and shard.read_bytes() == content
 
 
 @pytest.mark.parametrize("size", [0, 100, -20, None])

@@ -93,10 +93,10 @@ def test_first_captions_are_a_prefix(make_args):
         ({"caption_column": "text"}, r"no column 'text' but .*`caption_column`"),
         ({"image_id_column": "nr"}, r"no column 'nr' but .*`image_id_column`"),
         ({"real_image_column": "photo"}, r"no column 'photo' but .*`real_image_column`"),
-        ({"real_image_column": "caption_id"}, "neither images nor their paths"),
+        ({"real_image_column": "caption_id"}, "must have images or their paths"),
         ({"caption_column": "caption_id"}, "holds int, not text"),
-        ({"caption_column": "nothing"}, "holds no caption"),
-        ({"real_images": "reference"}, "holds bytes without a path"),
+        ({"caption_column": "nothing"}, "has no captions"),
+        ({"real_images": "reference"}, "has bytes without paths"),
     ],
 )
 def test_mistakes(changes, message, make_args):

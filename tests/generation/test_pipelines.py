@@ -45,13 +45,13 @@ def test_default_steps_are_the_papers(index_of):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("WuerstchenDecoderPipeline", {}, "makes no images from text alone"),
-        ("StableDiffusionImg2ImgPipeline", {}, "makes no images from text alone"),
-        ("NoSuchPipeline", {}, "this diffusers does not have"),
+        ("WuerstchenDecoderPipeline", {}, "is not a text-to-image pipeline"),
+        ("StableDiffusionImg2ImgPipeline", {}, "is not a text-to-image pipeline"),
+        ("NoSuchPipeline", {}, "installed diffusers does not support"),
         ("FluxPipeline", {"scheduler": "NoScheduler"}, "no scheduler 'NoScheduler'"),
         ("FluxPipeline", {"scheduler": "FluxPipeline"}, "no scheduler 'FluxPipeline'"),
-        ("StableDiffusionPipeline", {"scheduler": "FlowMatchEulerDiscreteScheduler"}, "cannot be exchanged"),
-        ("LDMTextToImagePipeline", {"negative_prompt": "blur"}, r"does not take \['negative_prompt'\]"),
+        ("StableDiffusionPipeline", {"scheduler": "FlowMatchEulerDiscreteScheduler"}, "cannot be replaced"),
+        ("LDMTextToImagePipeline", {"negative_prompt": "blur"}, r"does not accept \['negative_prompt'\]"),
     ],
 )
 def test_refused_before_loading(index_of, name, changes, message):
@@ -92,12 +92,12 @@ def test_other_weights_are_another_revision(make_args, pipeline_folder, tmp_path
         ({"shard_size": 0}, "`shard_size` must be at least 1"),
         ({"ray_workers": 0}, "`ray_workers` must be at least 1"),
         ({"image_size": 500}, "`image_size` must be a multiple of 8"),
-        ({"dtype": "int8"}, "`dtype` is one of"),
-        ({"real_images": "copy"}, "`real_images` is one of"),
-        ({"image_format": "gif"}, "`image_format` is one of"),
-        ({"safety_policy": "blur"}, "`safety_policy` is one of"),
-        ({"shard_range": "3"}, "`shard_range` is 'a:b'"),
-        ({"shard_range": "3:3"}, "`shard_range` is 'a:b'"),
+        ({"dtype": "int8"}, "`dtype` must be one of"),
+        ({"real_images": "copy"}, "`real_images` must be one of"),
+        ({"image_format": "gif"}, "`image_format` must be one of"),
+        ({"safety_policy": "blur"}, "`safety_policy` must be one of"),
+        ({"shard_range": "3"}, "`shard_range` must be 'a:b'"),
+        ({"shard_range": "3:3"}, "`shard_range` must be 'a:b'"),
     ],
 )
 def test_arguments_out_of_range(make_args, changes, message):

@@ -82,7 +82,7 @@ def test_an_error_leaves_nothing(source, processor, tmp_path, monkeypatch):
 
 def test_refusals(processor, tmp_path, monkeypatch):
     (tmp_path / "prepared").mkdir()
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         prepare_pairs(make_pairs(2), processor, tmp_path / "prepared")
     monkeypatch.setattr("gmail_hf.training.loading.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(OSError, match="GB are needed"):

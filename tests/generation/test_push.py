@@ -206,5 +206,5 @@ def test_paths_of_images_are_not_pushed(options, tmp_path):
 
 
 def test_nothing_to_push(tmp_path, make_args, pipeline_folder):
-    with pytest.raises(FileNotFoundError, match="holds no manifest.json"):
+    with pytest.raises(FileNotFoundError, match="has no manifest.json"):
         push_dataset(tmp_path, "org/pairs")

@@ -93,13 +93,13 @@ def test_batches_follow_from_the_shard(captions):
 def test_long_captions_are_marked_and_counted(captions, caplog):
     rows = shard(Painter(), captions)
     assert {row["caption"] for row in rows if row["truncated"]} == {"six words are one too many"}
-    assert "1 captions are longer than 5 tokens and are cut: ['2-0']" in caplog.text
+    assert "1 captions are longer than 5 tokens and are truncated: ['2-0']" in caplog.text
 
 
 def test_caption_that_breaks_the_tokenizer_is_left_out(captions, caplog):
     rows = shard(Painter(), captions)
     assert len(rows) == 10 and "bad\0bytes" not in {row["caption"] for row in rows}
-    assert "1 captions are left out, the tokenizer fails on them: ['4-0'] (cannot encode)" in caplog.text
+    assert "1 captions are left out, because the tokenizer failed: ['4-0'] (cannot encode)" in caplog.text
 
 
 def test_out_of_memory_halves_the_batch(captions, caplog):

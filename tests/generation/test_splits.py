@@ -85,7 +85,7 @@ def test_an_interrupted_split_is_resumed_alone(both, make_args):
 
 def test_splits_of_other_columns_are_refused(both, make_args):
     synthesize(both[0])
-    with pytest.raises(FileExistsError, match="splits need the same columns: give --real_images keep"):
+    with pytest.raises(FileExistsError, match="splits need the same columns: pass --real_images keep"):
         synthesize(make_args(num_captions=24, split="validation", real_images="drop"))
 
 
@@ -116,5 +116,5 @@ def test_slices_and_files_without_splits(make_args, tmp_path):
     assert make_args(split="train[:1000]").split_name == "train"
     assert make_args(split="train.clean[10%:20%]").split_name == "train.clean"
     for wrong in ("train+test", "train-2014", "", "[:10]"):
-        with pytest.raises(ValueError, match="`split` is the name of one split"):
+        with pytest.raises(ValueError, match="`split` must be the name of one split"):
             make_args(split=wrong)

@@ -307,7 +307,7 @@ def test_exact_match():
         ([], [], "predictions are empty"),
         (["a"], [["a"], ["b"]], "1 predictions, but references of 2 images"),
         (["a", "b"], [["a"], []], "image 1 has no references"),
-        (["a"], [["a", " "]], "image 0 has no references, or an empty one"),
+        (["a"], [["a", " "]], "image 0 has no references or an empty one"),
     ],
 )
 def test_mistakes_are_named(predictions, references, message):

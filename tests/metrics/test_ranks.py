@@ -178,7 +178,7 @@ def test_memory_does_not_grow_with_the_captions(monkeypatch):
         (lambda: retrieval_ranks(np.ones((2, 3)), np.ones((2, 4))), "have dimensions"),
         (lambda: retrieval_ranks(np.ones((0, 3)), np.ones((2, 3))), "queries is empty"),
         (lambda: retrieval_ranks(np.array([[1.0, 2.0], [np.nan, 0.0]]), np.ones((2, 2))), "first in row 1"),
-        (lambda: retrieval_ranks(np.array([[1.0, 2.0], [0.0, 0.0]]), np.ones((2, 2))), "first in row 1"),
+        (lambda: retrieval_ranks(np.array([[1.0, 2.0], [0.0, 0.0]]), np.ones((2, 2))), "first row 1"),
         (lambda: retrieval_ranks(np.ones((2, 2)), np.ones((2, 2)), np.arange(2)), "or neither"),
         (lambda: retrieval_ranks(np.ones((2, 2)), np.ones((2, 2)), np.arange(3), np.arange(2)), "query_ids must"),
         (lambda: retrieval_ranks(np.ones((2, 2)), np.ones((2, 2)), np.arange(2), np.arange(2) + 1), "query 0 has no"),

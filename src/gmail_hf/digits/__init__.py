@@ -1,4 +1,4 @@
-"""The embedded default: real digits scenes, a small CLIP, diffusion generator and language model, none downloaded."""
+"""The bundled data and models: real digits scenes, a small CLIP, a diffusion generator and a language model."""
 
 from .generate import generate_pairs, load_pairs
 from .paths import clip_path, generator_path, llama_path

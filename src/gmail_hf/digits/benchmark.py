@@ -14,7 +14,7 @@ def _test_pairs(limit: int | None) -> Iterator[dict[str, Any]]:
 
 
 def digit_prompts() -> list[list[list[str]]]:
-    """Prompts of each digit on the left, and of each on the right: captions with all colors and neighbours."""
+    """Return prompts per left digit, and per right digit: captions with all colors and all other digits."""
     colors = [[left, right] for left in COLOR_NAMES for right in COLOR_NAMES if left != right]
     digits = range(len(DIGIT_NAMES))
     left = [[caption_of([digit, other], pair) for other in digits for pair in colors] for digit in digits]
@@ -30,7 +30,7 @@ BENCHMARK = Benchmark(
     dataset="digits",
     split="test",
     paper=None,
-    source="comes with gmail-hf",
+    source="bundled with gmail-hf",
     rows=_test_pairs,
     questions=ZeroShotQuestions("digits", digit_prompts()),
 )

@@ -1,4 +1,4 @@
-"""Synthetic partners of the digits scenes: one generated image for every caption of a data set."""
+"""Generates one image per caption of the digits scenes."""
 
 import hashlib
 from pathlib import Path
@@ -12,16 +12,16 @@ from ..files import new_folder
 from .paths import generator_path
 from .scenes import load_digits
 
-# The guidance that Stable Diffusion pipelines default to, and few steps, as one does for speed: digits stay legible,
-# colours and grounds drift, and a gap to real scenes opens as between a large model's images and photographs. At the
-# generator's best, 20 steps and guidance 2 (its card has the scores), there is next to none.
+# Stable Diffusion's default guidance and few steps, as is usual for speed. Digits remain legible, but colours and
+# backgrounds drift, which opens a gap to real scenes like that between a large model's images and photographs. With
+# the generator's best settings, 20 steps and guidance 2 (see its card), there is almost no gap.
 NUM_INFERENCE_STEPS = 7
 GUIDANCE_SCALE = 7.5
 NUM_PAIRS = {"train": 2000, "validation": 400, "test": 400}
 
 
 def row_generator(seed: int, image_id: str) -> torch.Generator:
-    """A random stream for one row, independent of the row's position and of other rows."""
+    """Return a random generator for one row, independent of the row's position and of other rows."""
     digest = hashlib.sha256(f"{seed}/{image_id}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -35,28 +35,31 @@ def generate_pairs(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Dataset:
-    """Adds a generated partner of the same caption to every row.
+    """Add an image generated from the row's caption to each row.
 
-    An image is a function of its caption, its `image_id`, `seed` and the settings; another batch composition changes
-    it by rounding error only.
+    An image is determined by its caption, its `image_id`, `seed` and the settings. A different batch only changes it
+    by rounding errors.
 
     Args:
-        dataset: with columns `caption` and `image_id`, such as [`load_digits`] returns.
-        pipeline: any text-to-image pipeline of diffusers; by default the shipped generator, on the GPU if there is
-            one. Its progress bar is switched off.
-        num_inference_steps: denoising steps an image.
-        guidance_scale: weight of the caption against no caption; 1 or less switches guidance off.
-        seed: another seed gives other images of the same captions.
+        dataset: data set with columns `caption` and `image_id`, such as [`load_digits`] returns.
+        pipeline: any text-to-image pipeline of diffusers. Defaults to the bundled generator, on the GPU if there is
+            one. Its progress bar is disabled.
+        num_inference_steps: denoising steps per image.
+        guidance_scale: weight of the caption against no caption. Values up to 1 disable guidance.
+        seed: seed of the images.
         batch_size: images per call of the pipeline.
 
     Returns:
-        `dataset` with a new column `generated_image` (PIL, RGB; 32x32 from the shipped generator).
+        `dataset` with a new column `generated_image` (PIL, RGB; 32x32 from the bundled generator).
 
     Raises:
-        ImportError: if `pipeline` is None and diffusers is not installed.
+        ImportError: `pipeline` is None and diffusers is not installed.
     """
     if pipeline is None:
-        pipeline = _load_generator()
+        from diffusers import StableDiffusionPipeline
+
+        pipeline = StableDiffusionPipeline.from_pretrained(generator_path())
+        pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     prompts = dataset.select_columns(["caption", "image_id"])
     images = []
@@ -74,17 +77,17 @@ def generate_pairs(
 
 def load_pairs(split: str = "train", max_samples: int | None = None, seed: int = 0) -> Dataset:
     """
-    Scenes of [`load_digits`] with the generated partners of [`generate_pairs`].
+    Load scenes of [`load_digits`] with images of [`generate_pairs`].
 
-    The images are generated on first use and then kept in the cache folder of `datasets`.
+    The images are generated on first use and then cached in the cache folder of `datasets`.
 
     Args:
         split: "train", "validation" or "test".
-        max_samples: number of pairs; by default 2,000, 400 and 400.
-        seed: of scenes and generated images.
+        max_samples: number of pairs. Defaults to 2,000 for "train" and 400 for the other splits.
+        seed: seed of scenes and generated images.
 
     Raises:
-        ValueError: `split` is none of the three.
+        ValueError: unknown split.
         ImportError: mlxtend or diffusers is not installed.
     """
     num_pairs = max_samples or NUM_PAIRS.get(split)
@@ -100,15 +103,8 @@ def load_pairs(split: str = "train", max_samples: int | None = None, seed: int =
             with new_folder(folder, wait=True) as partial:
                 generate_pairs(scenes, seed=seed).save_to_disk(partial)
         except FileExistsError:
-            pass  # another process was first, with the same images
+            pass  # another process wrote the same images first
     pairs = load_from_disk(folder)
-    # The name is for the model card, as that of a data set from the Hub is.
+    # The name appears in model cards, like the name of a Hub data set.
     info = DatasetInfo(features=pairs.features, dataset_name="digits")
     return Dataset(pairs.data, info=info, split=NamedSplit(split), fingerprint=pairs._fingerprint)
-
-
-def _load_generator():
-    from diffusers import StableDiffusionPipeline
-
-    pipeline = StableDiffusionPipeline.from_pretrained(generator_path())
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")

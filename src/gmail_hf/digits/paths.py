@@ -1,18 +1,18 @@
-"""Where the bundled checkpoints are."""
+"""Paths of the bundled checkpoints."""
 
 from pathlib import Path
 
 
 def clip_path() -> str:
-    """The folder of the base CLIP (`CLIPModel` with its `CLIPProcessor`), trained on real train scenes only."""
+    """Folder of the base CLIP (`CLIPModel` with its `CLIPProcessor`), trained only on real train scenes."""
     return str(Path(__file__).with_name("clip"))
 
 
 def generator_path() -> str:
-    """The folder of the generator, a `diffusers.StableDiffusionPipeline` trained on real train scenes only."""
+    """Folder of the generator, a `diffusers.StableDiffusionPipeline` trained only on real train scenes."""
     return str(Path(__file__).with_name("generator"))
 
 
 def llama_path() -> str:
-    """The folder of the language model (`LlamaForCausalLM` with its tokenizer), trained on text only."""
+    """Folder of the language model (`LlamaForCausalLM` with its tokenizer), trained only on text."""
     return str(Path(__file__).with_name("llama"))

@@ -1,4 +1,4 @@
-"""Questions about a digits scene and their answers, as messages of a chat."""
+"""Questions and answers about a digits scene, as chat messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +16,11 @@ QUESTIONS = {
 
 def scene_answers(row: Mapping[str, Any]) -> dict[str, str]:
     """
-    The answer to each of `QUESTIONS`.
+    Return the answer to each of `QUESTIONS`.
 
     Args:
-        row: of a data set of digits scenes, with `digits` (two ints) and `colors` (two strings), left one first.
+        row: row of a data set of digits scenes, with `digits` (two ints) and `colors` (two strings), the left one
+            first.
 
     Returns:
         For "a red three and a green seven": `three`, `seven`, `red`, `green` and that caption.
@@ -36,14 +37,15 @@ def scene_answers(row: Mapping[str, Any]) -> dict[str, str]:
 
 def scene_messages(row: Mapping[str, Any], questions: Sequence[str] = tuple(QUESTIONS)) -> list[dict[str, Any]]:
     """
-    A conversation about the scene in the format of transformers' chat templates, the image in the first user turn.
+    Return a conversation about the scene in the format of transformers' chat templates, with the image in the first
+    user turn.
 
     Args:
         row: as in [`scene_answers`].
-        questions: keys of `QUESTIONS`, in the order in which they are asked.
+        questions: keys of `QUESTIONS` in the order to ask.
 
     Returns:
-        User and assistant turns by turns; the content of each is a list of items `{"type": "image"}` and
+        Alternating user and assistant turns. The content of each is a list of items `{"type": "image"}` and
         `{"type": "text", "text": ...}`.
     """
     answers = scene_answers(row)

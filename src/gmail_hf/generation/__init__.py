@@ -1,4 +1,4 @@
-"""Synthetic pairs: captions and any text-to-image pipeline of diffusers to shards of a data set."""
+"""Generates data sets of synthetic pairs from captions with any text-to-image pipeline of diffusers."""
 
 from .arguments import SynthesisArguments
 from .curation import curate

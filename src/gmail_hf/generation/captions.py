@@ -1,4 +1,4 @@
-"""Captions from any source, one row each, with stable ids."""
+"""Captions from any source, one per row, with stable ids."""
 
 import hashlib
 import os
@@ -23,17 +23,18 @@ logger = logging.get_logger(__name__)
 
 class Captions:
     """
-    The captions of a data set, flattened: row i is a caption, its image's id, and its own id.
+    The captions of a data set, one per row, with the image's id and the caption's id.
 
-    An image with several captions, whether as a list in one row or in several rows, gives a caption each; the id of
-    its k-th is `<image_id>-<k>`, so adding images to a data set renames no caption.
+    An image may have several captions, as a list in one row or in several rows. The id of its k-th caption is
+    `<image_id>-<k>`, so ids of captions do not change when images are added to the data set.
 
     Args:
-        dataset (`datasets.Dataset`): rows with a caption, or a list of captions, each.
-        args ([`SynthesisArguments`]): names of the columns, how many captions, what happens to the real images.
+        dataset (`datasets.Dataset`): rows with a caption or a list of captions.
+        args ([`SynthesisArguments`]): column names, number of captions, and use of the real images.
 
     Raises:
-        ValueError: a column that is not there or of another type; no captions; real images that cannot be referenced.
+        ValueError: a column is missing or has the wrong type, there are no captions, or real images cannot be
+            referenced.
     """
 
     def __init__(self, dataset: Dataset, args: SynthesisArguments):
@@ -45,16 +46,16 @@ class Captions:
         image_column = find_column(dataset, "real_image", args.real_image_column)
         caption_column = find_column(dataset, "caption", args.caption_column)
         if caption_column is None:
-            raise ValueError(f"There is no column 'caption' but {columns}: name yours by `caption_column`.")
+            raise ValueError(f"There is no column 'caption', only {columns}: set `caption_column`.")
         self.real_images = args.real_images or ("keep" if image_column else "drop")
         if self.real_images != "drop" and image_column is None:
             raise ValueError(
-                f"`real_images='{self.real_images}'` needs a column of images; there are {columns}: name it by "
+                f"`real_images='{self.real_images}'` needs a column of images, but the columns are {columns}: set "
                 "`real_image_column`."
             )
         if image_column and self.real_images != "drop" and not isinstance(dataset.features[image_column], Image):
             raise ValueError(
-                f"Column '{image_column}' is {dataset.features[image_column]}, neither images nor their paths."
+                f"Column '{image_column}' must have images or their paths, got {dataset.features[image_column]}."
             )
         ids = text_ids(dataset, id_column, args.dataset) if id_column else map(str, range(len(dataset)))
         count: Counter = Counter()
@@ -62,7 +63,7 @@ class Captions:
         for row, (image_id, cell) in enumerate(zip(ids, dataset[caption_column][:], strict=True)):
             for caption in texts_of(cell):
                 if caption is not None and not isinstance(caption, str):
-                    raise ValueError(f"Column '{caption_column}' holds {type(caption).__name__}, not text.")
+                    raise ValueError(f"Column '{caption_column}' must have text, got {type(caption).__name__}.")
                 name = f"{image_id}-{count[image_id]}"
                 count[image_id] += 1
                 if not caption or not caption.strip():
@@ -77,34 +78,36 @@ class Captions:
         if empty:
             logger.warning(f"{empty} empty captions are left out.")
         if not captions:
-            raise ValueError(f"'{args.dataset}' holds no caption in column '{caption_column}'.")
+            raise ValueError(f"'{args.dataset}' has no captions in column '{caption_column}'.")
         keep = slice(args.num_captions)
         self.rows = np.array(rows[keep])
         self.captions, self.image_ids, self.caption_ids = captions[keep], image_ids[keep], caption_ids[keep]
         self.image_column = image_column
         self.images = None if self.real_images == "drop" else dataset[image_column]
         if self.real_images == "reference" and self.images[int(self.rows[0])]["path"] is None:
-            raise ValueError(f"Column '{image_column}' holds bytes without a path: they can be kept, not referenced.")
+            raise ValueError(
+                f"Column '{image_column}' has bytes without paths, so images cannot be referenced: keep or drop them."
+            )
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def fingerprint(self) -> str:
-        """A hash of all captions and their ids."""
+        """Hash all captions and their ids."""
         digest = hashlib.blake2b(digest_size=16)
         for caption_id, caption in zip(self.caption_ids, self.captions, strict=True):
             digest.update(f"{caption_id}\0{caption}\0".encode())
         return digest.hexdigest()
 
     def real_image(self, index: int) -> dict | None:
-        """The cell of the real image of caption `index`: `{"bytes", "path"}`; None if it is no image."""
+        """Return the real image of caption `index` as `{"bytes", "path"}`, or None if it is not an image."""
         cell = self.images[int(self.rows[index])]
         if cell is None:
             return None
         if self.real_images == "reference":
             return {"bytes": None, "path": cell["path"] if "://" in cell["path"] else os.path.abspath(cell["path"])}
         try:
-            decode_image(cell)  # other files do not get into shards, which are pushed
+            decode_image(cell)  # shards are pushed, so they must not contain other files
             cell = {"bytes": image_content(cell), "path": cell["path"]}
         except (BadImageError, OSError) as error:
             logger.warning(
@@ -116,13 +119,13 @@ class Captions:
 
 def _check_inside(rows: Dataset, column: str, name: str) -> None:
     """
-    Refuse images outside the data set's own folder: whoever wrote the data set could name any file of this machine.
+    Refuse images outside the data set's own folder, because a data set could refer to any file on this machine.
 
     Raises:
-        ValueError: the message names the first one.
+        ValueError: an image is outside the folder. The message gives the first one.
     """
     path = local_path(name, "data set")
-    if path is None:  # of the Hub: files that datasets has downloaded
+    if path is None:  # a Hub data set: files downloaded by datasets
         folders = [Path(folder) for folder in (HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)]
     elif path.is_dir():
         folders = [path]
@@ -133,14 +136,14 @@ def _check_inside(rows: Dataset, column: str, name: str) -> None:
         file = (image or "").rpartition("::")[2]
         if file and ("://" in file or not any(Path(file).resolve().is_relative_to(folder) for folder in folders)):
             raise ValueError(
-                f"Row {row} of '{name}' names the image '{image}', which is not below '{folders[0]}'. Images "
+                f"Row {row} of '{name}' refers to the image '{image}', which is outside '{folders[0]}'. Images "
                 "are copied into the shards: if you trust the data set, add --allow_paths_outside."
             )
 
 
 def load_captions(args: SynthesisArguments) -> Captions:
     """
-    The captions of `args.dataset`.
+    Load the captions of `args.dataset`.
 
     Raises:
         FileNotFoundError, ConnectionError, ValueError: see [`load_rows`] and [`Captions`].
@@ -150,7 +153,7 @@ def load_captions(args: SynthesisArguments) -> Captions:
         args.split,
         args.dataset_config,
         args.dataset_revision,
-        any_split=Path(args.dataset).is_file(),  # which has none
+        any_split=Path(args.dataset).is_file(),  # a file has no splits
         images=args.real_images != "drop",
     )
     captions = Captions(rows, args)

@@ -1,4 +1,4 @@
-"""Runs that make all shards: one process, many under accelerate or torchrun, Slurm arrays, Ray."""
+"""Generates all shards in one process, under accelerate or torchrun, in Slurm arrays, or on Ray."""
 
 import os
 import time
@@ -21,9 +21,9 @@ from .shards import ShardFolder
 from .sheet import write_contact_sheet
 
 CONTACT_SHEET = "samples.png"
-# Seconds between two looks at what the other processes have finished.
+# Seconds between checks for shards that other processes have finished.
 POLL_SECONDS = 2.0
-# Of the raw pixels: what a PNG of a natural image takes at most, measured generously.
+# Upper estimates of the size of an encoded natural image, as shares of its raw pixels.
 PNG_SHARE, JPEG_SHARE = 0.8, 0.3
 
 logger = logging.get_logger(__name__)
@@ -31,11 +31,11 @@ logger = logging.get_logger(__name__)
 
 class ShardWorker:
     """
-    Makes the shards of a job in one process; the pipeline is loaded once.
+    Generates the shards of a job in one process. The pipeline is loaded once.
 
     Args:
-        job ([`Job`]): what to make, in a folder that is open.
-        pipeline: the pipeline of the job's generator, if it is loaded already.
+        job ([`Job`]): the job, whose folder is open.
+        pipeline: the pipeline of the job's generator, if it is already loaded.
     """
 
     def __init__(self, job: Job, pipeline: Any = None):
@@ -44,14 +44,14 @@ class ShardWorker:
 
     @property
     def pipeline(self) -> Any:
-        """Loaded when the first shard is made: a run with nothing to do loads nothing."""
+        """The pipeline, loaded on first use, so that a run with nothing to do loads nothing."""
         if self._pipeline is None:
             self._pipeline = self.job.generator.load(device_of_process())
             self._check_disk()
         return self._pipeline
 
     def _check_disk(self) -> None:
-        """Refuse to start what would fill the disk, by an upper estimate."""
+        """Refuse to start a run that would fill the disk, by an upper estimate."""
         job = self.job
         size = job.settings["image_size"] or native_size(self._pipeline)
         share = PNG_SHARE if job.settings["image_format"] == "png" else JPEG_SHARE
@@ -63,7 +63,7 @@ class ShardWorker:
         check_free_disk(job.folder.path, int(rows * row_bytes))
 
     def __call__(self, shard: int, on_batch: Callable[[int], None] = lambda images: None) -> bool:
-        """Make a shard, unless it is finished or being made by another process; True if this process made it."""
+        """Generate a shard unless it is finished or locked by another process. Return whether this process did."""
         job = self.job
         lock = job.folder.lock(shard)
         if lock is None:
@@ -86,40 +86,41 @@ def synthesize(
     resolve: Callable[[SynthesisArguments], Job] = make_job,
 ) -> ShardFolder:
     """
-    Make the pairs that `args` describe, or what is missing of them.
+    Generate the pairs of `args` that do not exist yet.
 
     Any number of processes can run this on one folder: the ranks of `accelerate launch` and `torchrun`, the tasks of a
-    Slurm array, a process started by hand. Each takes shards that no other process is making until none is left. They
-    need a shared file system, but no network. The shard of a process that was killed is made by another one.
+    Slurm array, or a process started by hand. Each process generates shards that no other process has locked, until
+    all are finished. The processes need a shared file system, but no network. If a process is killed, another one
+    generates its shard.
 
     Args:
-        args ([`SynthesisArguments`]): the run.
-        pipeline: the pipeline of `args.generator`, if it is loaded already.
-        resolve: makes the job from `args`; Ray workers call it too, so it must be a function that can be pickled.
+        args ([`SynthesisArguments`]): settings of the run.
+        pipeline: the pipeline of `args.generator`, if it is already loaded.
+        resolve: creates the job from `args`. Ray workers also call it, so it must be a function that can be pickled.
 
     Returns:
-        [`ShardFolder`]: all shards of `args.shard_range` are finished.
+        [`ShardFolder`] in which all shards of `args.shard_range` are finished.
 
     Raises:
-        OSError, ValueError: see [`make_job`]; OSError also where the disk is too small, ValueError where finished
+        OSError, ValueError: see [`make_job`]. Also an OSError if the disk is too small, and a ValueError if finished
             shards were changed, see [`ShardFolder.check`].
-        FileExistsError: `args.output_dir` was made with other settings.
+        FileExistsError: `args.output_dir` was generated with other settings.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     job = resolve(args)
     job.open()
     folder, shards, pending = job.folder, job.shards, job.pending()
     if args.verify and rank == 0:
-        logger.warning(f"{folder.check(digests=True)} finished shards are as they were written.")
+        logger.warning(f"{folder.check(digests=True)} finished shards are unchanged.")
     if not pending:
         if rank == 0:
             logger.warning(f"Nothing to do: all {len(shards)} shards are in '{folder.path}'.")
             _write_sheet(folder)
         return folder
     if rank == 0 and len(pending) < len(shards):
-        logger.warning(f"{len(shards) - len(pending)} of {len(shards)} shards are finished; making the others.")
+        logger.warning(f"{len(shards) - len(pending)} of {len(shards)} shards are finished; generating the others.")
     if args.ray_workers:
-        args = replace(args, output_dir=os.path.abspath(args.output_dir))  # workers may have another current folder
+        args = replace(args, output_dir=os.path.abspath(args.output_dir))  # workers may run in another folder
         _run_on_ray(partial(resolve, args), job, args.ray_workers)
     else:
         _run_here(ShardWorker(job, pipeline), rank, world_size)
@@ -130,10 +131,10 @@ def synthesize(
 
 def _run_here(worker: ShardWorker, rank: int, world_size: int) -> None:
     job = worker.job
-    _ = worker.pipeline  # loaded before the bar starts to count seconds
+    _ = worker.pipeline  # load before the progress bar starts its timer
     with _Progress(job, disable=rank != 0) as progress:
         while pending := job.pending():
-            # Each rank begins with its own share, so that ranks seldom try for the same shard.
+            # Each rank starts with its own share, so that ranks rarely try the same shard.
             pending = pending[rank::world_size] + [s for i, s in enumerate(pending) if i % world_size != rank]
             made = False
             for shard in pending:
@@ -143,13 +144,13 @@ def _run_here(worker: ShardWorker, rank: int, world_size: int) -> None:
                     if shard == 0:
                         _write_sheet(job.folder)
             if not made:
-                # Others make what is left; if one of them dies, its lock is released and the shard is made here.
+                # Other processes have the remaining shards. If one dies, its lock is released: try its shard again.
                 time.sleep(POLL_SECONDS)
                 progress.refresh()
 
 
 def _run_on_ray(resolve: Callable[[], Job], job: Job, num_workers: int) -> None:
-    """Ray gives shards to free workers, and those of a lost node to another one."""
+    """Let Ray assign shards to free workers, and shards of a lost node to another node."""
     try:
         import ray.data
     except ImportError as error:
@@ -162,7 +163,7 @@ def _run_on_ray(resolve: Callable[[], Job], job: Job, num_workers: int) -> None:
     class RayWorker(ShardWorker):
         def __init__(self, resolve: Callable[[], Job]):
             super().__init__(resolve())
-            self.job.open()  # another node may have another generator under the same name, or other versions
+            self.job.open()  # another node may have a different generator with the same name
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             for shard in batch["item"].tolist():
@@ -182,11 +183,11 @@ def _run_on_ray(resolve: Callable[[], Job], job: Job, num_workers: int) -> None:
             progress.refresh()
     left = job.pending()
     if left:
-        raise RuntimeError(f"Shards {left[:5]} are being made by processes outside of this run.")
+        raise RuntimeError(f"Processes outside this run are generating shards {left[:5]}: wait for them to finish.")
 
 
 class _Progress:
-    """A bar over the images of all processes: own batches at once, others' shards when they are finished."""
+    """A progress bar for the images of all processes: own batches, and finished shards of other processes."""
 
     def __init__(self, job: Job, disable: bool = False):
         self.folder, self.shards = job.folder, job.shards
@@ -199,11 +200,11 @@ class _Progress:
         return sum(len(self.folder.rows(shard)) for shard in self.folder.finished() & set(self.shards))
 
     def add(self, images: int) -> None:
-        """Images of the shard that this process is making."""
+        """Count images of this process's current shard."""
         self.bar.update(images)
 
     def refresh(self) -> None:
-        """Count what is finished; between shards, where this process has nothing in flight."""
+        """Count the finished shards. Call it between shards only."""
         if not self.bar.disable:
             self.bar.update(self._finished() - self.bar.n)
 
@@ -219,7 +220,7 @@ def _write_sheet(folder: ShardFolder) -> None:
     if path.exists() or not folder.shard_path(0).exists():
         return
     lock = try_lock(folder.path / ".locks" / f"{path.name}.lock")
-    if lock is None:  # another process is drawing it
+    if lock is None:  # another process is writing it
         return
     try:
         write_contact_sheet(folder.shard_path(0), path)

@@ -1,4 +1,4 @@
-"""A run with everything resolved: the captions, the generator, the settings and the folder."""
+"""A run's resolved captions, generator, settings and folder."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,22 +11,22 @@ from .captions import Captions, load_captions
 from .pipelines import Generator, describe_generator
 from .shards import ShardFolder
 
-# Arguments that decide the bytes of the shards as they are. Others are resolved first, or only say where and how fast.
+# Arguments that determine the shards' bytes directly. The others are resolved first, or do not affect the bytes.
 OWN_SETTINGS = ("images_per_caption", "image_size", "compile", "batch_size", "seed", "shard_size", "image_format")
 
 
 @dataclass(frozen=True)
 class Job:
     """
-    What [`make_job`] resolved.
+    Result of [`make_job`].
 
     Args:
         captions ([`Captions`]): all captions of the split.
-        generator ([`Generator`]): the pipeline, not loaded yet.
-        settings (`dict`): all that decides the bytes of the shards; the manifest records it.
-        source (`dict`): the origin of the captions; the manifest records it too.
-        folder ([`ShardFolder`]): where the shards go.
-        shards (`range`): the shards that this run makes.
+        generator ([`Generator`]): the pipeline, not yet loaded.
+        settings (`dict`): everything that determines the shards' bytes, as recorded in the manifest.
+        source (`dict`): origin of the captions, also recorded in the manifest.
+        folder ([`ShardFolder`]): folder of the shards.
+        shards (`range`): the shards to generate in this run.
     """
 
     captions: Captions
@@ -37,11 +37,11 @@ class Job:
     shards: range
 
     def open(self) -> None:
-        """Make the folder, or check that it was made with the same settings; errors as of [`ShardFolder.open`]."""
+        """Create the folder, or check that it has the same settings. Raises the errors of [`ShardFolder.open`]."""
         self.folder.open(self.settings, source=self.source)
 
     def pending(self) -> list[int]:
-        """The shards of this run that are not finished."""
+        """Return the unfinished shards of this run."""
         return sorted(set(self.shards) - self.folder.finished())
 
 
@@ -50,9 +50,9 @@ def make_job(args: SynthesisArguments, rows: Dataset | None = None, generator_pa
     Read the captions and the index of the pipeline. Nothing is written, and no weights are loaded.
 
     Args:
-        args: of the run.
-        rows: the captions' data set, if `args.dataset` only names it.
-        generator_path: the pipeline's folder, if `args.generator` only names it.
+        args: settings of the run.
+        rows: data set of the captions, if `args.dataset` is only its name.
+        generator_path: folder of the pipeline, if `args.generator` is only its name.
 
     Raises:
         OSError, ValueError: see [`describe_generator`] and [`load_captions`].

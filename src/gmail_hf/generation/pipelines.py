@@ -1,4 +1,4 @@
-"""Any text-to-image pipeline of diffusers: its arguments are checked before its weights are loaded."""
+"""Text-to-image pipelines of diffusers. Their arguments are checked before weights are loaded."""
 
 import hashlib
 import inspect
@@ -18,17 +18,17 @@ PIECE = 1 << 20
 @dataclass(frozen=True)
 class Generator:
     """
-    A pipeline of diffusers as [`describe_generator`] found it, not loaded yet.
+    A diffusers pipeline that is not yet loaded, see [`describe_generator`].
 
     Attributes:
-        name: the id that the user gave.
-        path: what `from_pretrained` takes.
-        revision: the commit on the Hub, or a digest of a local folder's files.
-        pipeline_class: of diffusers.
-        scheduler: class name of the scheduler that will be used, in place of the pipeline's own if that is another.
-        dtype: of the weights, by name.
-        call: the keyword arguments of each call, without prompts and random generators.
-        guidance_scale: that call's, or the pipeline's default; None if it has none.
+        name: id given by the user.
+        path: Hub id or folder for `from_pretrained`.
+        revision: commit on the Hub, or a digest of a local folder's files.
+        pipeline_class: class of the pipeline.
+        scheduler: class name of the scheduler to use. It replaces the pipeline's own scheduler if it differs.
+        dtype: name of the weights' dtype.
+        call: keyword arguments of each call, without prompts and random generators.
+        guidance_scale: guidance scale of the call, or the pipeline's default. None if it has none.
         compile: whether to compile the denoiser.
     """
 
@@ -43,10 +43,10 @@ class Generator:
     compile: bool
 
     def load(self, device: torch.device) -> Any:
-        """The pipeline on its device, ready to be called."""
+        """Load the pipeline on a device."""
         import diffusers
 
-        # A convolution's algorithm must not depend on what else ran on the GPU, nor a sum on the number of threads.
+        # Reproducible images: fixed convolution algorithms on a GPU, and a fixed order of sums on a CPU.
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         if device.type == "cpu":
             torch.set_num_threads(1)
@@ -66,16 +66,16 @@ class Generator:
 
 def describe_generator(args: SynthesisArguments, path: str | None = None) -> Generator:
     """
-    Read the pipeline's `model_index.json` and check that it takes what `args` ask for. No weights are loaded.
+    Read the pipeline's `model_index.json` and check that it supports the options in `args`. No weights are loaded.
 
     Args:
-        args: of the run.
-        path: the pipeline's folder, if `args.generator` only names it.
+        args: settings of the run.
+        path: folder of the pipeline, if `args.generator` is only its name.
 
     Raises:
         OSError: the pipeline does not exist.
-        ValueError: it is not a text-to-image pipeline of diffusers; an option that it does not take; an unknown
-            scheduler, or one that its own cannot be exchanged for.
+        ValueError: the generator is not a text-to-image pipeline of diffusers, it does not support an option, or the
+            scheduler is unknown or incompatible.
     """
     import diffusers
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
@@ -83,20 +83,22 @@ def describe_generator(args: SynthesisArguments, path: str | None = None) -> Gen
     path = args.generator if path is None else path
     guidance_scale = args.guidance_scale
     if local_path(path, "pipeline of diffusers") and not os.path.exists(os.path.join(path, "model_index.json")):
-        raise OSError(f"'{path}' holds no pipeline of diffusers: it has no model_index.json.")
+        raise OSError(f"'{path}' is not a pipeline of diffusers: it has no model_index.json.")
     index, commit = diffusers.DiffusionPipeline.load_config(
         path, revision=args.generator_revision, return_commit_hash=True
     )
     pipeline_class = getattr(diffusers, index.get("_class_name", ""), None)
     if pipeline_class is None:
-        raise ValueError(f"'{args.generator}' is a {index.get('_class_name')}, which this diffusers does not have.")
+        raise ValueError(
+            f"'{args.generator}' is a {index.get('_class_name')}, which the installed diffusers does not support."
+        )
     takes = inspect.signature(pipeline_class.__call__).parameters
     needs = [name for name, value in takes.items() if value.default is value.empty and value.kind < value.VAR_KEYWORD]
     text_to_image = set(needs) <= {"self", "prompt"} <= set(takes) and (
         "image" not in takes or pipeline_class in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values()
     )
     if not text_to_image:
-        raise ValueError(f"'{args.generator}' is a {pipeline_class.__name__}, which makes no images from text alone.")
+        raise ValueError(f"'{args.generator}' is a {pipeline_class.__name__}, which is not a text-to-image pipeline.")
     call = {
         "num_inference_steps": args.num_inference_steps or DEFAULT_STEPS,
         "guidance_scale": guidance_scale,
@@ -107,7 +109,7 @@ def describe_generator(args: SynthesisArguments, path: str | None = None) -> Gen
     call = {name: value for name, value in call.items() if value is not None}
     refused = [name for name in call if name not in takes]
     if refused:
-        raise ValueError(f"{pipeline_class.__name__} of '{args.generator}' does not take {refused}.")
+        raise ValueError(f"{pipeline_class.__name__} of '{args.generator}' does not accept {refused}.")
     if guidance_scale is None and "guidance_scale" in takes:
         guidance_scale = takes["guidance_scale"].default
     own = index.get("scheduler", (None, None))[1]
@@ -130,14 +132,14 @@ def describe_generator(args: SynthesisArguments, path: str | None = None) -> Gen
 
 
 def device_of_process() -> torch.device:
-    """The device of this process: under accelerate launch and torchrun the GPU of its local rank."""
+    """Return the device of this process: a GPU by local rank, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cpu")
 
 
 def native_size(pipeline: Any) -> int:
-    """Default height and width, in pixels, of a pipeline's images; 512 if it has none."""
+    """Return the default height and width of a pipeline's images in pixels, or 512 if unknown."""
     unet = getattr(pipeline, "unet", None)
     latents = getattr(pipeline, "default_sample_size", None) or (unet.config.sample_size if unet is not None else None)
     return latents * pipeline.vae_scale_factor if isinstance(latents, int) else 512
@@ -154,11 +156,11 @@ def _check_scheduler(name: str, own: str | None) -> None:
     own_class = getattr(diffusers, own or "", None)
     compatible = [own, *getattr(own_class, "_compatibles", [])]
     if own_class is not None and name not in compatible:
-        raise ValueError(f"The pipeline's {own} cannot be exchanged for {name}; for {sorted(compatible)} it can.")
+        raise ValueError(f"The pipeline's {own} cannot be replaced by {name}. Choose from {sorted(compatible)}.")
 
 
 def _digest(folder: Path) -> str:
-    """A hash of the names, sizes and both ends of all files of a local pipeline, which reads megabytes at most."""
+    """Hash the names, sizes, beginnings and ends of a local pipeline's files, which reads at most a few megabytes."""
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(folder.rglob("*")):
         if path.suffix not in (".json", ".safetensors", ".txt", ".model"):

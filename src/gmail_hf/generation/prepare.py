@@ -1,4 +1,4 @@
-"""Pairs whose images need no decoding: raw pixels at the size the model takes, in memory-mapped Arrow files."""
+"""Decodes pairs in advance: raw pixels at the model's input size, in memory-mapped Arrow files."""
 
 import os
 from pathlib import Path
@@ -19,30 +19,30 @@ def prepare_pairs(
     pairs: Dataset, processor: Any, output_dir: str | os.PathLike, num_proc: int | None = None
 ) -> Dataset:
     """
-    Decode, resize and crop the images once, as the processor would do at every step.
+    Decode, resize and crop the images once instead of at every training step.
 
-    The result is a data set of pairs like any other, for [`load_pairs`], [`GmailTrainer`] and other readers of images.
-    Each cell holds the uint8 pixels behind a header of a few bytes (the PPM format): to decode it is to copy memory.
-    The processor finds nothing to resize or crop and gives the same tensors as for the original.
+    The result is an ordinary data set of pairs for [`load_pairs`], [`GmailTrainer`] and other readers of images. Each
+    cell has the uint8 pixels after a header of a few bytes (the PPM format), so decoding only copies memory. The
+    processor has nothing to resize or crop and returns the same tensors as for the original images.
 
     Args:
         pairs (`datasets.Dataset`): see [`check_pairs`].
         processor: a `CLIPProcessor` or an image processor.
-        output_dir: the folder to write, about `2 * 3 * height * width` bytes per pair; writing it takes twice as much.
-        num_proc (`int`, *optional*): processes that decode.
+        output_dir: new folder of about `2 * 3 * height * width` bytes per pair. Writing it needs twice the space.
+        num_proc (`int`, *optional*): number of processes for decoding.
 
     Returns:
-        The prepared pairs, memory-mapped. An image that cannot be read stays as it is, or becomes empty if its file is
-        missing, for the trainer to skip.
+        The prepared pairs, memory-mapped. An unreadable image is kept unchanged, or becomes empty if its file is
+        missing. The trainer skips such pairs.
 
     Raises:
-        FileExistsError: `output_dir` exists, or another process is making it.
-        OSError: the disk has too little room.
-        ValueError: a data set that [`check_pairs`] refuses; a processor that gives images of unequal sizes.
+        FileExistsError: `output_dir` exists, or another process is writing it.
+        OSError: there is too little disk space.
+        ValueError: [`check_pairs`] refuses the pairs, or the processor returns images of different sizes.
     """
     check_pairs(pairs, "pairs")
     if Path(output_dir).exists():
-        raise FileExistsError(f"'{output_dir}' exists already: choose another --output_dir.")
+        raise FileExistsError(f"'{output_dir}' already exists: choose another --output_dir.")
     image_processor = image_processor_of(processor)
     features, pairs = pairs.features, undecoded(pairs)
     sizes = {
@@ -50,14 +50,14 @@ def prepare_pairs(
         for row in pairs.select(range(min(4, len(pairs))))
     }
     if len(sizes) != 1:
-        raise ValueError("The processor gives images of unequal sizes: let it crop, or resize to a fixed size.")
-    # Twice: what `map` writes is saved once more.
+        raise ValueError("The processor returns images of different sizes: let it crop, or resize to a fixed size.")
+    # Twice, because the output of `map` is then saved again.
     check_free_disk(output_dir, 2 * (len(pairs) + 1) * len(IMAGE_COLUMNS) * sizes.pop())
 
     def prepare(batch: dict[str, list]) -> dict[str, list]:
         return {column: [_prepared(image_processor, cell) for cell in batch[column]] for column in IMAGE_COLUMNS}
 
-    # By default `map` writes into the source's folder, among the user's own results.
+    # By default, `map` writes to the folder of the source data set.
     with new_folder(output_dir) as folder:
         pairs.map(
             prepare,
@@ -72,7 +72,7 @@ def prepare_pairs(
 
 
 def _resized(image_processor: Any, image: Any) -> np.ndarray:
-    """uint8 `(height, width, 3)`: the processor's geometry without its arithmetic."""
+    """Resize and crop with the processor, without rescaling and normalisation: uint8 `(height, width, 3)`."""
     inputs = image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="np")
     return np.ascontiguousarray(inputs["pixel_values"][0].astype(np.uint8).transpose(1, 2, 0))
 
@@ -82,6 +82,8 @@ def _prepared(image_processor: Any, cell: dict | None) -> dict | None:
         pixels = _resized(image_processor, decode_image(cell))
     except BadImageError:
         missing = cell and cell["bytes"] is None and not os.path.exists(cell["path"])
-        return {"bytes": b"", "path": cell["path"]} if missing else cell  # what has no bytes, `save_to_disk` reads
+        return (
+            {"bytes": b"", "path": cell["path"]} if missing else cell
+        )  # without bytes, `save_to_disk` opens the path
     height, width, _ = pixels.shape
     return {"bytes": f"P6 {width} {height} 255\n".encode() + pixels.tobytes(), "path": None}

@@ -1,4 +1,4 @@
-"""The images of one shard: a function of its rows and the settings alone."""
+"""Generates the images of one shard. They only depend on its rows and the settings."""
 
 import hashlib
 import io
@@ -22,17 +22,17 @@ logger = logging.get_logger(__name__)
 
 
 def row_seed(seed: int, caption_id: str, index: int) -> int:
-    """63 bits from the run's seed, a caption's id and the number of its image: the same wherever the row is made."""
+    """Derive a 63-bit seed from the run's seed, a caption's id and the number of its image."""
     digest = hashlib.blake2b(f"{seed}/{caption_id}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def shard_features(with_real: bool) -> Features:
     """
-    Columns of a shard: those of a pair, see [`data.PAIR_COLUMNS`], and where each generated image comes from.
+    Return the columns of a shard: those of a pair, see [`data.PAIR_COLUMNS`], and the origin of each generated image.
 
-    `index` numbers the images of a caption; `batch_size` is that of the batch which made the row; `truncated` says
-    that the pipeline's tokenizer cut the caption; `nsfw` is the safety checker's verdict, None without one.
+    `index` numbers the images of a caption. `batch_size` is the size of the row's batch. `truncated` is whether the
+    pipeline's tokenizer cut the caption. `nsfw` is the result of the safety checker, or None without one.
     """
     features = {"real_image": Image()} if with_real else {}
     text, number = Value("string"), Value("int32")
@@ -53,25 +53,26 @@ def generate_shard(
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> pa.Table:
     """
-    Make the images of one shard.
+    Generate the images of one shard.
 
-    Each image has its own random generator, seeded by [`row_seed`], and batches depend on `rows` alone, so the result
-    does not depend on which process makes the shard, when, or what it made before. If a batch does not fit into
-    memory, the rest of the shard is made in batches of half the size; the column `batch_size` records it.
+    Each image has its own random generator, seeded by [`row_seed`], and batches only depend on `rows`. The result
+    therefore does not depend on the process or on earlier shards. If a batch does not fit into memory, the rest of the
+    shard is generated in batches of half the size, as recorded in the column `batch_size`.
 
     Args:
         pipeline: a text-to-image pipeline of diffusers.
         captions ([`Captions`]): all captions.
-        rows (`range`): the shard's rows; row r is image `r % images_per_caption` of caption `r // images_per_caption`.
+        rows (`range`): rows of the shard. Row r is image `r % images_per_caption` of caption
+            `r // images_per_caption`.
         settings (`dict`): as in the manifest, see [`Job`].
         call (`dict`): keyword arguments of the pipeline's call.
-        on_batch (`Callable`): called after every batch with the number of its images.
+        on_batch (`Callable`): called after each batch with its number of images.
 
     Returns:
-        `pyarrow.Table` of [`shard_features`].
+        `pyarrow.Table` with the columns of [`shard_features`].
 
     Raises:
-        torch.OutOfMemoryError: one image alone does not fit.
+        torch.OutOfMemoryError: a single image does not fit into memory.
     """
     per_caption = settings["images_per_caption"]
     features = shard_features(captions.images is not None)
@@ -95,13 +96,13 @@ def generate_shard(
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
-                output = None  # what the failed call holds is freed only once this block is left
+                output = None  # retry after this block, which still holds memory of the failed call
             if output is None:
                 batch_size = len(batch) // 2
                 torch.cuda.empty_cache()
                 logger.warning(
-                    f"Out of memory: the rest of this shard is made in batches of {batch_size} instead of "
-                    f"{settings['batch_size']}. Other batches change images by rounding error."
+                    f"Out of memory: the rest of this shard is generated in batches of {batch_size} instead of "
+                    f"{settings['batch_size']}. This changes images by rounding errors."
                 )
                 continue
             verdicts = getattr(output, "nsfw_content_detected", None) or [None] * len(batch)
@@ -133,17 +134,17 @@ def generate_shard(
 
 
 def _repeated(call: dict[str, Any], count: int) -> dict[str, Any]:
-    """Pipelines want a negative prompt for every prompt."""
+    """Repeat the negative prompt for each prompt, as pipelines expect."""
     return {name: [value] * count if name == "negative_prompt" else value for name, value in call.items()}
 
 
 def _usable(pipeline: Any, captions: Captions, rows: range, per_caption: int) -> tuple[list[int], set[int]]:
-    """Rows whose caption the tokenizers take, and the captions, by index, that none of them takes in full."""
+    """Return the rows whose captions can be tokenized, and the indices of captions that all tokenizers truncate."""
     tokenizers = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
     tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
     bad, truncated = set(), set()
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers warns of each long caption once a process; we count them
+    logging.set_verbosity_error()  # silence transformers' warning about long captions, which are counted here
     try:
         for index in dict.fromkeys(row // per_caption for row in rows):
             try:
@@ -151,7 +152,7 @@ def _usable(pipeline: Any, captions: Captions, rows: range, per_caption: int) ->
                     len(tokenizer(captions.captions[index]).input_ids) > tokenizer.model_max_length
                     for tokenizer in tokenizers
                 ]
-            except Exception as error:  # whatever a tokenizer raises must not end a run of days
+            except Exception as error:  # no tokenizer error may end a run of days
                 bad.add(index)
                 reason = error
             else:
@@ -161,11 +162,11 @@ def _usable(pipeline: Any, captions: Captions, rows: range, per_caption: int) ->
         logging.set_verbosity(level)
     if bad:
         names = [captions.caption_ids[index] for index in sorted(bad)]
-        logger.warning(f"{len(bad)} captions are left out, the tokenizer fails on them: {names[:5]} ({reason}).")
+        logger.warning(f"{len(bad)} captions are left out, because the tokenizer failed: {names[:5]} ({reason}).")
     if truncated:
         longest = max(tokenizer.model_max_length for tokenizer in tokenizers)
         names = [captions.caption_ids[index] for index in sorted(truncated)]
-        logger.warning(f"{len(truncated)} captions are longer than {longest} tokens and are cut: {names[:5]}.")
+        logger.warning(f"{len(truncated)} captions are longer than {longest} tokens and are truncated: {names[:5]}.")
     return [row for row in rows if row // per_caption not in bad], truncated
 
 

@@ -1,4 +1,4 @@
-"""A folder of shards: finished shards, locks, and the settings that all shards were made with."""
+"""A folder of shards with their locks and the settings that they share."""
 
 import hashlib
 import json
@@ -17,12 +17,12 @@ from ..files import try_lock, write_file
 from .arguments import SPLIT_NAME
 
 MANIFEST = "manifest.json"
-# Small row groups let readers such as the Hub's viewer fetch a few images only.
+# With small row groups, readers such as the Hub's viewer can fetch only a few images.
 ROW_GROUP_SIZE = 100
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """One line for each setting that differs: `name: theirs -> ours`."""
+    """List the settings that differ, one line each: `name: theirs -> ours`."""
     names = dict.fromkeys([*theirs, *ours])
     return [
         f"{name}: {theirs.get(name)!r} -> {ours.get(name)!r}" for name in names if theirs.get(name) != ours.get(name)
@@ -30,13 +30,13 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 
 def file_of(name: str, split: str) -> str:
-    """The file of a split: `manifest.json` for `train`, `manifest-test.json` for `test`."""
+    """Return the file name for a split: `manifest.json` for `train`, `manifest-test.json` for `test`."""
     stem, suffix = os.path.splitext(name)
     return name if split == "train" else f"{stem}-{split}{suffix}"
 
 
 def splits_of(names: Iterable[str]) -> list[str]:
-    """The splits whose manifests are among names of files, `train` first."""
+    """Return the splits whose manifests are among the file names, `train` first."""
     stem, suffix = os.path.splitext(MANIFEST)
     matches = [re.fullmatch(rf"{stem}(?:-({SPLIT_NAME}))?{re.escape(suffix)}", name) for name in names]
     return sorted((match[1] or "train" for match in matches if match), key=lambda split: (split != "train", split))
@@ -47,15 +47,15 @@ class ShardFolder:
     """
     The shards `data/train-00000-of-00006.parquet` of one split of a folder, and its `manifest.json`.
 
-    The folder may hold several splits, each with its own manifest, see [`file_of`].
+    The folder may have several splits, each with its own manifest, see [`file_of`].
 
-    A shard is written to a temporary file and renamed, so a shard that exists was written to its end; its size and
-    digest are in the manifest. The process that makes a shard holds a lock on it, see [`files.try_lock`].
+    Shards are written to a temporary file and then renamed, so an existing shard is complete. Its size and digest are
+    in the manifest. The process that generates a shard holds a lock on it, see [`files.try_lock`].
 
     Args:
         path: the folder.
-        num_rows: rows of all shards.
-        shard_size: rows of a shard.
+        num_rows: number of rows in all shards.
+        shard_size: number of rows per shard.
         split: the split.
     """
 
@@ -75,11 +75,11 @@ class ShardFolder:
         return self.path / "data" / f"{self.split}-{shard:05d}-of-{self.num_shards:05d}.parquet"
 
     def file(self, name: str) -> Path:
-        """The path of this split's `manifest.json` or another file by name."""
+        """Return the path of this split's `manifest.json` or another file."""
         return self.path / file_of(name, self.split)
 
     def finished(self) -> set[int]:
-        """The finished shards, from one listing of the folder."""
+        """List the finished shards."""
         names = set(os.listdir(self.path / "data")) if (self.path / "data").is_dir() else set()
         return {shard for shard in range(self.num_shards) if self.shard_path(shard).name in names}
 
@@ -106,7 +106,7 @@ class ShardFolder:
                     lines = "\n  ".join(differences(theirs, settings))
                     raise FileExistsError(
                         f"'{self.split}' in '{self.path}' was made with other settings (there -> now):\n  {lines}\n"
-                        "Repeat the earlier settings to resume it, or choose another --output_dir."
+                        "Use the earlier settings to resume it, or choose another --output_dir."
                     )
                 self.check()
                 return
@@ -126,13 +126,13 @@ class ShardFolder:
         Compare the finished shards with the manifest.
 
         Args:
-            digests: compare digests too, which reads all shards; by default sizes alone.
+            digests: compare digests as well as sizes, which reads all shards.
 
         Returns:
-            How many shards agree. Those of the first releases are not in the manifest.
+            Number of matching shards. Shards of the first releases are not in the manifest and not counted.
 
         Raises:
-            ValueError: shards were changed after they were written; the message names them.
+            ValueError: shards were changed after they were written. The message lists them.
         """
         known = read_manifest(self.path, self.split).get("shards", {})
         paths = [path for path in map(self.shard_path, sorted(self.finished())) if path.name in known]
@@ -151,21 +151,21 @@ class ShardFolder:
         return len(paths)
 
     def _check_others(self, settings: dict[str, Any]) -> None:
-        """Refuse a folder with files of no split, or with a split of other columns: they could not be loaded."""
+        """Refuse a folder that could not be loaded: with files of no split, or with a split of other columns."""
         others = splits_of(os.listdir(self.path))
         names = [name for name in os.listdir(self.path / "data") if not name.startswith(".")]
         if any(name.partition("-")[0] not in others for name in names):
-            raise FileExistsError(f"'{self.path}/data' holds files without a {MANIFEST}: choose another --output_dir.")
+            raise FileExistsError(f"'{self.path}/data' has files without a {MANIFEST}: choose another --output_dir.")
         for split in others:
             theirs, ours = read_manifest(self.path, split)["settings"].get("real_images"), settings.get("real_images")
             if (theirs == "drop") != (ours == "drop"):
                 raise FileExistsError(
-                    f"'{self.path}' holds '{split}' with real_images '{theirs}', '{self.split}' would have '{ours}', "
-                    f"and splits need the same columns: give --real_images {theirs}, or choose another --output_dir."
+                    f"'{self.path}' has '{split}' with real_images '{theirs}', '{self.split}' would have '{ours}'. "
+                    f"All splits need the same columns: pass --real_images {theirs}, or choose another --output_dir."
                 )
 
     def lock(self, shard: int) -> FileLock | None:
-        """The lock of an unfinished shard, held until released; None if another process is making the shard."""
+        """Acquire the lock of an unfinished shard. Return None if another process is generating the shard."""
         return try_lock(self.path / ".locks" / f"{self.split}-{shard:05d}.lock")
 
     def write(self, shard: int, table: pa.Table) -> None:
@@ -173,13 +173,13 @@ class ShardFolder:
         Write a shard atomically.
 
         Raises:
-            OSError: it cannot be written, because the disk is full for instance. Finished shards are as before.
+            OSError: the shard cannot be written, for example on a full disk. Finished shards are unaffected.
         """
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, row_group_size=ROW_GROUP_SIZE)
         content = buffer.getvalue()
         try:
-            with self._manifest_lock():  # before the shard, so that each finished shard is in the manifest
+            with self._manifest_lock():  # the manifest first, so that it lists each finished shard
                 manifest = read_manifest(self.path, self.split)
                 written = {"size": len(content), "blake2b": digest(content)}
                 manifest.setdefault("shards", {})[self.shard_path(shard).name] = written
@@ -188,30 +188,30 @@ class ShardFolder:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{error.strerror}. The finished shards are complete: free some space and run the same command again",
+                f"{error.strerror}. The finished shards are complete: free disk space and run the same command again",
             ) from error
 
 
 def digest(content: bytes | pa.Buffer) -> str:
-    """BLAKE2b of 16 bytes, in hexadecimal digits."""
+    """Return the 16-byte BLAKE2b digest in hexadecimal."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def read_manifest(folder: str | os.PathLike, split: str = "train") -> dict[str, Any]:
     """
-    The manifest of a split in a folder of shards.
+    Read the manifest of a split.
 
     Raises:
-        FileNotFoundError: the folder has none.
+        FileNotFoundError: the folder has no manifest of the split.
     """
     path = Path(folder, file_of(MANIFEST, split))
     if not path.exists():
-        raise FileNotFoundError(f"'{folder}' holds no {path.name}: it was not made by gmail-hf generate.")
+        raise FileNotFoundError(f"'{folder}' has no {path.name}: it was not written by gmail-hf generate.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def open_folder(folder: str | os.PathLike) -> list[tuple[ShardFolder, dict[str, Any]]]:
-    """The splits of an existing folder, each with its manifest; errors as in [`read_manifest`]."""
+    """Open the splits of an existing folder, each with its manifest. Raises the errors of [`read_manifest`]."""
     opened = []
     for split in splits_of(path.name for path in Path(folder).glob("*")) or ["train"]:
         manifest = read_manifest(folder, split)

@@ -1,4 +1,4 @@
-"""A contact sheet: real images and up to five images generated from the captions of each (Figures 2, 4-9)."""
+"""A contact sheet of real images, each with up to five generated images of its captions (Figures 2, 4-9)."""
 
 import os
 import textwrap
@@ -15,12 +15,12 @@ REAL_COLOR, GENERATED_COLOR, INK = "#2a6fbb", "#d9662b", "#202020"
 
 def write_contact_sheet(shard: str | os.PathLike, path: str | os.PathLike) -> None:
     """
-    Draw the first images of a shard as PNG: one line per image id, with the real image framed blue and generated ones
-    orange.
+    Draw the first images of a shard as PNG: one line per image id, with a blue frame around the real image and orange
+    frames around generated ones.
 
     Args:
         shard: a parquet shard.
-        path: the PNG file to write.
+        path: PNG file to write.
     """
     file = pq.ParquetFile(shard)
     groups: dict[str, list[dict]] = {}
@@ -57,6 +57,6 @@ def write_contact_sheet(shard: str | os.PathLike, path: str | os.PathLike) -> No
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    """Square, `SIDE` pixels; small images keep their pixels visible."""
+    """Resize an image to a square of `SIDE` pixels. Small images are shown pixelated."""
     resample = Image.Resampling.NEAREST if max(image.size) < SIDE else Image.Resampling.BICUBIC
     return image.resize((SIDE, SIDE), resample)
