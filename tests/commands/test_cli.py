@@ -42,7 +42,7 @@ def failed(capsys, *argv) -> str:
     [
         (["tran"], "unknown command 'tran'; did you mean train?"),
         (["xyz"], "unknown command 'xyz'; see gmail-hf --help"),
-        (["demo", "--num_heldout", "11", "--num_test", "10"], "--num_heldout are the first of the --num_test scenes"),
+        (["demo", "--num_heldout", "11", "--num_test", "10"], "--num_heldout must not be larger than --num_test"),
         (["demo", "--max_step", "3"], "unknown option --max_step; did you mean --max_steps?"),
         (["demo", "--max_steps", "three"], "argument --max_steps/--max-steps: invalid int value: 'three'"),
         (["demo", "--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),

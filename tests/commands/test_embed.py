@@ -195,7 +195,7 @@ def test_unreadable_images_are_named(trained, processor, folder, tmp_path, caplo
 
 def test_no_readable_image(trained, tmp_path):
     (tmp_path / "images").mkdir()
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="has no images"):
         run(trained, tmp_path / "out.parquet", "--images", tmp_path / "images")
     (tmp_path / "images" / "a.png").write_bytes(b"")
     with pytest.raises(ValueError, match="None of the 1 images can be read"):
@@ -209,12 +209,12 @@ def test_no_readable_image(trained, tmp_path):
         ("out.parquet", [], ValueError, "either --images or --dataset"),
         ("out.parquet", ["--images", "a", "--dataset", "b"], ValueError, "either --images or --dataset"),
         ("out.parquet", ["--images", "nowhere"], FileNotFoundError, "no folder 'nowhere'"),
-        ("out.npy", ["--images", "a"], ValueError, "ends in .parquet or .safetensors, got '.*out.npy'"),
+        ("out.npy", ["--images", "a"], ValueError, "must end in .parquet or .safetensors, got '.*out.npy'"),
         ("out.parquet", ["--images", "a", "--on_bad_image", "ignore"], ValueError, "invalid choice: 'ignore'"),
         ("out.parquet", ["--images", "a", "--batch_size", "0"], ValueError, "at least 1"),
         ("out.parquet", ["--images", "a", "--dtype", "int8"], ValueError, "--dtype: invalid choice: 'int8'"),
         ("out.parquet", ["--dataset", "{pairs}"], ValueError, r"\['real_image', 'generated_image'\]"),
-        ("out.parquet", ["--dataset", "{pairs}", "--column", "caption"], ValueError, "Give --column"),
+        ("out.parquet", ["--dataset", "{pairs}", "--column", "caption"], ValueError, "Pass the column of"),
         ("out.parquet", ["--images", "{folder}", "--modality", "fake"], ValueError, "no branch 'fake'"),
     ],
 )

@@ -64,7 +64,7 @@ def test_the_command_line_wins(tmp_path):
         ("model: m\nnumber: 7.5\n", "invalid int value: '7.5'"),
         ("model: m\nswitch: perhaps\n", "Truthy value expected"),
         ("model: m\nconfig: other.yaml\n", "has the unknown option 'config'"),
-        ("- model\n", "holds no 'option: value' lines"),
+        ("- model\n", "has no 'option: value' lines"),
         ("number: 7\n", "required: --model"),
     ],
 )

@@ -171,8 +171,8 @@ def test_images_that_are_scored_are_never_trained_on(tmp_path, kind, reason):
     ("options", "message"),
     [
         (["--train_dataset", "dtd={wds}"], "dtd has training images, but no probe: add --probe logistic"),
-        (["--train_modality", "gen"], "--train_modality: no probe is fitted"),
-        (["--train_dataset", "cars={wds}"], r"--train_dataset takes NAME=PLACE, NAME out of \['dtd'\]"),
+        (["--train_modality", "gen"], "--train_modality needs a probe"),
+        (["--train_dataset", "cars={wds}"], r"--train_dataset must be NAME=DATASET with NAME from \['dtd'\]"),
         (["--probe", "logistic", "--train_modality", "fake"], "has no branch 'fake'"),
         (["--probe", "knn"], "invalid choice: 'knn'"),
     ],

@@ -137,7 +137,7 @@ def test_image_marks_become_images_in_place():
     rendered, _ = render_jinja_template([messages], chat_template=with_images(LLAMA3_CHAT_TEMPLATE), bos_token="")
     assert rendered[0].count("<image>") == 5
     for number in (0, 2):
-        with pytest.raises(ValueError, match=rf"marks <image {number}>, and there are 1 images"):
+        with pytest.raises(ValueError, match=rf"has the mark <image {number}>, but there are only 1 images"):
             multiple_choice_messages(f"<image {number}>?", ["x", "y"])
 
 
@@ -264,17 +264,17 @@ def test_rows_of_a_data_set_with_undecoded_images():
     ("to_item", "row", "message"),
     [
         (scienceqa_item, {"question": "?"}, r"ScienceQA lacks the column\(s\) \['image', 'choices'.*it has \['quest"),
-        (scienceqa_item, scienceqa_row(answer=2), "the answer is none of the 2 choices"),
+        (scienceqa_item, scienceqa_row(answer=2), "the answer is not one of the 2 choices"),
         (scienceqa_item, scienceqa_row(choices=["a cat"]), "list of 2 to 26 texts"),
         (mmmu_item, {"id": "x"}, r"MMMU lacks the column\(s\) \['question', 'options'"),
-        (mmmu_item, mmmu_row(id="validation_Alchemy_1"), "validation_Alchemy_1 is of no subject"),
-        (mmmu_item, mmmu_row(answer="?"), "question validation_Art_Theory_12: the answer is none of .* published"),
-        (mmmu_item, mmmu_row(answer=""), "the answer is none of"),
-        (mmmu_item, mmmu_row(answer="D"), "the answer is none of"),
+        (mmmu_item, mmmu_row(id="validation_Alchemy_1"), "validation_Alchemy_1 has no subject"),
+        (mmmu_item, mmmu_row(answer="?"), "question validation_Art_Theory_12: the answer is not one of .* published"),
+        (mmmu_item, mmmu_row(answer=""), "the answer is not one of"),
+        (mmmu_item, mmmu_row(answer="D"), "the answer is not one of"),
         (mmmu_item, mmmu_row(options="['a', "), "question validation_Art_Theory_12: "),
         (mmmu_item, mmmu_row(options=None), "question validation_Art_Theory_12: "),
-        (mmmu_item, mmmu_row(image_3=None), "marks <image 3>, and there are 2 images"),
-        (mmmu_item, mmmu_row(image_2=None), "marks <image 2>, and there are 1 images"),
+        (mmmu_item, mmmu_row(image_3=None), "has the mark <image 3>, but there are only 2 images"),
+        (mmmu_item, mmmu_row(image_2=None), "has the mark <image 2>, but there are only 1 images"),
     ],
 )
 def test_unfit_rows_are_named(to_item, row, message):

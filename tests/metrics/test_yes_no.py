@@ -52,11 +52,11 @@ def test_scores_by_hand():
 @pytest.mark.parametrize(
     ("predictions", "answers", "message"),
     [
-        ([], [], "0 predictions for 0 answers"),
-        ([YES], [YES, NO], "1 predictions for 2 answers"),
-        (["yes"], [YES], "predictions are 0 for yes and 1 for no, got 'yes'"),
-        ([YES], [2], "answers are 0 for yes and 1 for no, got 2"),
-        ([None], [YES], "predictions are 0 .* got None"),
+        ([], [], "0 predictions and 0 answers"),
+        ([YES], [YES, NO], "1 predictions and 2 answers"),
+        (["yes"], [YES], "predictions must be 0 for yes or 1 for no, got 'yes'"),
+        ([YES], [2], "answers must be 0 for yes or 1 for no, got 2"),
+        ([None], [YES], "predictions must be 0 .* got None"),
     ],
 )
 def test_mistakes_are_named(predictions, answers, message):
@@ -73,7 +73,7 @@ def test_rows():
     assert item.messages == [{"role": "user", "content": [{"type": "image"}, text]}]
     assert item.group == {"category": "popular"}
     assert pope_item({**row, "answer": "Yes"}).answer == YES
-    with pytest.raises(ValueError, match="the answer is 'yes' or 'no', not 'maybe'"):
+    with pytest.raises(ValueError, match="the answer must be 'yes' or 'no', got 'maybe'"):
         pope_item({**row, "answer": "maybe"})
     with pytest.raises(ValueError, match=r"a row of POPE lacks the column\(s\) \['category'\]"):
         pope_item({name: value for name, value in row.items() if name != "category"})

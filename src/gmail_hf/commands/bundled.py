@@ -1,8 +1,8 @@
 """
-The name `digits` on the command line: pairs, captions, models, generator and benchmark bundled with the package.
+Resolves the name `digits` on the command line to the bundled pairs, captions, models, generator and benchmark.
 
-Each function takes a name as a user gives it. `digits` becomes what [`gmail_hf.digits`] holds; any other name passes
-through unchanged.
+Each function takes a name from the command line. `digits` selects the contents of [`gmail_hf.digits`]; other names
+are used unchanged.
 """
 
 from collections.abc import Callable
@@ -40,11 +40,11 @@ def load_pairs(
     seed: int = 0,
 ) -> Dataset:
     """
-    Pairs by name, see [`training.loading.load_pairs`]; `digits` are those of [`digits.load_pairs`].
+    Load pairs by name, see [`training.loading.load_pairs`]. `digits` loads [`digits.load_pairs`].
 
     Args:
-        name, split, config_name, revision, columns, max_samples: as there.
-        seed: of the digits scenes and their generated images.
+        name, split, config_name, revision, columns, max_samples: as in [`training.loading.load_pairs`].
+        seed: seed of the digits scenes and their generated images.
     """
     if name == DIGITS:
         return loading.rename_columns(digits.load_pairs(split, max_samples, seed), columns or {}, name)
@@ -52,12 +52,12 @@ def load_pairs(
 
 
 def model_path(name: str) -> str:
-    """What `from_pretrained` takes for a CLIP or GMAIL model of this name."""
+    """Return the name or path of a CLIP or GMAIL model for `from_pretrained`."""
     return digits.clip_path() if name == DIGITS else name
 
 
 def text_model_path(name: str) -> str:
-    """What `from_pretrained` takes for a language model of this name."""
+    """Return the name or path of a language model for `from_pretrained`."""
     return digits.llama_path() if name == DIGITS else name
 
 
@@ -79,7 +79,7 @@ def entity_finder(name: str) -> Callable[[str], list[str]]:
 
 
 def get_benchmark(name: str, place: str | None = None) -> registry.Benchmark:
-    """As [`evaluation.get_benchmark`], of `BENCHMARKS`; another name means the user's own data at `place`."""
+    """As [`evaluation.get_benchmark`], from `BENCHMARKS`. Other names refer to the user's own data at `place`."""
     if name not in BENCHMARKS and place is not None:
         return own_benchmark(name, place)
     return registry.get_benchmark(name, BENCHMARKS)
@@ -103,8 +103,8 @@ def synthesize(args: SynthesisArguments, pipeline: Any = None) -> ShardFolder:
 
 def conversations(rows: Dataset, image_column: str, name: str, **options: Any) -> Conversations:
     """
-    A [`vlm.Conversations`] of a data set. Digits scenes, which have the columns `digits` and `colors`, are asked each
-    of [`digits.questions.QUESTIONS`], unless they have a column of conversations.
+    Create a [`vlm.Conversations`] of a data set. For digits scenes, which have the columns `digits` and `colors`, it
+    asks all of [`digits.questions.QUESTIONS`], unless they have a column of conversations.
     """
     ask = {kind: partial(scene_messages, questions=[kind]) for kind in QUESTIONS}
     scenes = {"digits", "colors"} <= set(rows.column_names)

@@ -1,4 +1,4 @@
-"""`gmail-hf COMMAND ...`: finds the command, and turns a user's mistake into one line."""
+"""`gmail-hf COMMAND ...`: runs a command and prints a user's mistake as one line."""
 
 import difflib
 import importlib
@@ -13,17 +13,17 @@ COMMANDS = {
     "generate": "generate an image for each caption of a data set, in shards",
     "curate": "select generated images: no broken, copied or wrongly captioned ones",
     "push": "upload generated shards and their card to the Hub",
-    "diagnose": "measure the gap of generated images before training, and what to do",
-    "prepare": "store pairs as pixels, so that training decodes no image",
+    "diagnose": "measure the gap of generated images before training, and recommend what to do",
+    "prepare": "decode pairs in advance, so that training does not have to",
     "train": "align the gen branch (stage 1), adapt the text encoder (stage 2)",
     "caption": "train a ClipCap or IFCap captioner through gen, caption real images",
     "vlm": "train LLaVA or a projector to an LLM through gen, ask about real images",
     "evaluate": "score a model on benchmarks by name",
-    "embed": "embed a folder of images or a data set column by one branch",
+    "embed": "embed a folder of images or a data set column with one branch",
     "demo": "generate, align and measure on the bundled digits, in minutes",
 }
 LISTED = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
-# Commands that keep what they have finished.
+# Commands that continue an interrupted run.
 RESUMED = ("generate", "push", "evaluate", "embed")
 USAGE = f"""usage: gmail-hf COMMAND [--OPTION VALUE ...]
 
@@ -33,21 +33,21 @@ commands:
 {LISTED}
 
 options:
-  --help     this text; gmail-hf COMMAND --help lists a command's options
-  --version  the version
+  --help     show this text; gmail-hf COMMAND --help lists a command's options
+  --version  show the version
   --debug    with a command: show the traceback of an error
 
 On several GPUs: accelerate launch -m gmail_hf.commands.COMMAND [--OPTION VALUE ...]"""
-# Libraries whose errors are about what the user gave them: files, Hub ids, configurations.
+# Libraries whose errors usually concern the user's input: files, Hub ids, configurations.
 READERS = ("datasets", "huggingface_hub", "pyarrow", "PIL", "safetensors", "safetensors_rust", "yaml")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """
-    The entry point `gmail-hf`; a command is imported once it is chosen.
+    The entry point `gmail-hf`. Only the chosen command is imported.
 
     Raises:
-        SystemExit: with 2 after a user's mistake, with 130 after Ctrl-C.
+        SystemExit: code 2 after a user's mistake, 130 after Ctrl-C.
     """
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
@@ -63,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(command: str | Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
     """
-    Run a command; what the scripts in examples/ call.
+    Run a command. The scripts in examples/ call this function.
 
     Args:
         command: a key of `COMMANDS`, or a function of a command line.
-        argv: its command line; by default that of this process.
+        argv: the command line. Defaults to that of this process.
 
     Raises:
         SystemExit: see [`main`].
@@ -92,7 +92,7 @@ def run(command: str | Callable[[list[str]], Any], argv: Sequence[str] | None = 
 
 
 def _is_mistake(error: Exception) -> bool:
-    """Whether an error is about what the user gave, rather than a bug."""
+    """Whether an error concerns the user's input rather than a bug."""
     kinds = (ValueError, OSError, ImportError)
     return isinstance(error, kinds) or type(error).__module__.partition(".")[0] in READERS
 

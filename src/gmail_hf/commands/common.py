@@ -1,4 +1,4 @@
-"""What the commands that train share: their pairs, their model, checks before hours of work, and the run itself."""
+"""Code shared by the training commands: loading pairs and models, early checks, and the training run."""
 
 import logging
 import math
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 ATTENTION = "Attention implementation: sdpa, eager or flash_attention_2."
 PAIRS = (
-    "Pairs: a Hub id; a CSV, JSON, JSONL, parquet, Arrow or tar file, or a folder of them; folders of images; or "
-    "digits, bundled and generated on first use."
+    "Data set of pairs: a Hub id; a CSV, JSON, JSONL, parquet, Arrow or tar file, or a folder of them; folders of "
+    "images; or digits, the bundled data, which is generated on first use."
 )
 DTYPES = ("float32", "bfloat16", "float16")
 REVISION = "Revision of --model on the Hub."
@@ -26,7 +26,7 @@ logger = logging.getLogger("gmail_hf")
 
 @dataclass
 class PairArguments:
-    """The pairs that a command reads."""
+    """Options for the pairs of a command."""
 
     _argument_group_name = "data"
 
@@ -35,9 +35,9 @@ class PairArguments:
     dataset_revision: str | None = option("Revision of --dataset on the Hub.")
     split: str = option("Split to train on.", "train")
     eval_split: str | None = option("Split to evaluate on.")
-    max_train_samples: int | None = option("Train on this many rows, the first ones.")
-    max_eval_samples: int | None = option("Evaluate on this many rows.")
-    curated: str | None = option("A mask.parquet of gmail-hf curate: train on the rows that it keeps.")
+    max_train_samples: int | None = option("Train only on the first rows, up to this number.")
+    max_eval_samples: int | None = option("Evaluate only on the first rows, up to this number.")
+    curated: str | None = option("Train only on the rows that a mask.parquet of gmail-hf curate keeps.")
     real_image_column: str = option("Column with the real images.", "real_image")
     caption_column: str = option("Column with the captions.", "caption")
 
@@ -48,15 +48,15 @@ class PairArguments:
         generated_column: str = "generated_image",
     ) -> "tuple[Dataset, Dataset | None]":
         """
-        The pairs to train and to evaluate on, prepared by the main process first; see [`bundled.load_pairs`].
+        Load the training and evaluation pairs, first in the main process; see [`bundled.load_pairs`].
 
         Args:
-            args: of the run.
-            columns: see there.
-            generated_column: the images that a mask is for.
+            args: arguments of the run.
+            columns: see [`bundled.load_pairs`].
+            generated_column: column of the images to which the mask applies.
 
         Raises:
-            FileNotFoundError, ValueError: see there and [`generation.apply_mask`].
+            FileNotFoundError, ValueError: see [`bundled.load_pairs`] and [`generation.apply_mask`].
         """
         from ..generation.masks import apply_mask
         from .bundled import load_pairs
@@ -71,13 +71,13 @@ class PairArguments:
             return train, load_pairs(self.dataset, self.eval_split, max_samples=self.max_eval_samples, **source)
 
     def found(self, *columns: str) -> dict[str, str]:
-        """The real images' column and others, as far as they have usual names for the loader to find."""
+        """Return those of the real images' column and other columns whose usual names the loader can find."""
         from ..training.data import PAIR_COLUMNS
 
         return {name: name for name in (self.real_image_column, *columns) if name in PAIR_COLUMNS}
 
     def title(self, split: str) -> str:
-        """What error messages call a split."""
+        """Return the name of a split for error messages."""
         return f"Split '{split}' of '{self.dataset}'"
 
 
@@ -86,19 +86,19 @@ def hold_output_dir(args: Any) -> None:
     Lock `args.output_dir` as long as `args` is in use.
 
     Raises:
-        FileExistsError: another process writes the folder.
+        FileExistsError: another process is writing to the folder.
     """
     weakref.finalize(args, unlock_folder, lock_folder(args.output_dir))
 
 
 def start(args: "TrainingArguments") -> str | None:
     """
-    Log in the main process alone, apart from images that cannot be read, seed, lock the output folder as long as
-    `args` is in use, and return the checkpoint to continue from, if any.
+    Set up logging and the seed, lock the output folder as long as `args` is in use, and return the checkpoint to
+    resume from, if any. Only the main process logs, except warnings about unreadable images.
 
     Raises:
-        FileExistsError: another process writes the folder; or see [`training.resuming.check_output_dir`].
-        FileNotFoundError: see there.
+        FileExistsError: another process is writing to the folder; see also [`training.resuming.check_output_dir`].
+        FileNotFoundError: see [`training.resuming.check_output_dir`].
     """
     from transformers import set_seed
 
@@ -115,10 +115,10 @@ def start(args: "TrainingArguments") -> str | None:
 
 def check_trained(name: str) -> None:
     """
-    Refuse a [`GmailCLIPModel`] that is neither a folder nor a Hub id.
+    Check that the name of a [`GmailCLIPModel`] is an existing folder or a Hub id.
 
     Raises:
-        FileNotFoundError: the message names the command that trains one.
+        FileNotFoundError: it is neither. The message gives the command that trains a model.
     """
     from ..publishing.provenance import local_path
 
@@ -132,14 +132,14 @@ def load_two_branches(
     name: str, revision: str | None = None, adapters: dict[str, Any] | None = None, **options: Any
 ) -> tuple[Any, Any]:
     """
-    A model with branches and its processor.
+    Load a model with branches and its processor.
 
     Args:
-        name: a trained model, whole or adapters alone; a base, which gets fresh branches; a vision-language model,
-            for branches on its tower, without its language model; or `digits`.
-        revision: on the Hub.
+        name: a trained model, complete or only adapters; a base, which gets fresh branches; a vision-language model,
+            whose vision tower gets branches and is returned without the language model; or `digits`.
+        revision: revision on the Hub.
         adapters: fields of [`GmailConfig`] for fresh branches.
-        options: of `from_pretrained`.
+        options: keywords of `from_pretrained`.
 
     Raises:
         OSError, ValueError: see [`GmailCLIPModel.from_pretrained`] and [`from_base`].
@@ -154,21 +154,24 @@ def load_two_branches(
     path, hub = model_path(name), {"revision": revision} if revision else {}
     kind = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type", "")
     if kind.startswith("gmail_attached_"):
-        raise ValueError(f"'{name}' holds branches of a tower without a class: put them on their model by `from_vlm`.")
+        raise ValueError(
+            f"'{name}' has only the branches of a vision tower: load them with their vision-language model by "
+            "`from_vlm`."
+        )
     kind = AutoConfig.from_pretrained(path, **hub).model_type
     trained = {model.config_class.model_type: model for model in MODELS}
     if kind in trained:
         model = trained[kind].from_pretrained(path, **hub, **options)
     elif kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         model = attached_tower(from_vlm(path, **hub, **(adapters or {}), **options))
-        return model, AutoImageProcessor.from_pretrained(path, **hub)  # others of Qwen-VL need torchvision
+        return model, AutoImageProcessor.from_pretrained(path, **hub)  # Qwen-VL's processor needs torchvision
     else:
         model = from_base(path, **hub, **(adapters or {}), **options)
     return model, load_processor(path, revision)
 
 
 def load_processor(name: str, revision: str | None = None) -> Any:
-    """The processor of a model; adapters that were saved without one have that of their base."""
+    """Load the processor of a model, or of its base for adapters that were saved without a processor."""
     from transformers import AutoConfig, AutoProcessor
 
     hub = {"revision": revision} if revision else {}
@@ -184,11 +187,11 @@ def load_processor(name: str, revision: str | None = None) -> Any:
 
 def bytes_of_checkpoints(model: Any, args: "TrainingArguments", num_examples: int = 1) -> int:
     """
-    Size of the model with two float32 moments of each trained weight, for each checkpoint that a run keeps.
+    Estimate the size of all checkpoints that a run keeps: the model, and two float32 moments per trained weight.
 
     Args:
-        model, args: of the run.
-        num_examples: rows of an epoch; without it an epoch counts as one step.
+        model, args: model and arguments of the run.
+        num_examples: rows per epoch. By default, an epoch counts as one step.
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     size = model.num_parameters() * model.dtype.itemsize + 2 * trained * 4
@@ -209,10 +212,10 @@ def _num_saves(args: "TrainingArguments", num_examples: int) -> int:
 
 def fit(trainer: Any, checkpoint: str | None) -> dict[str, float]:
     """
-    Train, leave the trainer's state in the output folder, and return the metrics of training.
+    Train, save the trainer's state in the output folder, and return the training metrics.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the message says how to continue.
+        KeyboardInterrupt: Ctrl-C. The message explains how to continue.
     """
     try:
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
@@ -230,6 +233,6 @@ def fit(trainer: Any, checkpoint: str | None) -> dict[str, float]:
 
 
 def report(trainer: Any, split: str, metrics: dict[str, float]) -> None:
-    """Print metrics and write them to `{split}_results.json` in the output folder."""
+    """Log metrics and save them as `{split}_results.json` in the output folder."""
     trainer.log_metrics(split, metrics)
     trainer.save_metrics(split, metrics)

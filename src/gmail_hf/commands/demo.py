@@ -1,24 +1,23 @@
 """
-GMAIL in minutes on two CPU cores: real handwriting, a real diffusion model's images, a table on held-out scenes.
+Run GMAIL in minutes on two CPU cores, with real handwriting, images of a small diffusion model and held-out scenes.
 
     gmail-hf demo
     gmail-hf demo --output_dir demo-near --guidance_scale 2 --num_inference_steps 20
 
-It needs pip install "gmail-hf[digits]" and downloads nothing. A tiny latent diffusion model draws one image for the
-caption of each real scene of two handwritten digits. GMAIL then trains the gen branch of a tiny CLIP to put the drawn
-image where the frozen real branch puts the real one, once by the paper's recipe (Eq. 1) and once by recipe robust.
-Probes for the two digits are trained on generated images, those of the training and others that GMAIL never saw, and
-tested on real scenes, whose handwriting neither the CLIP, the diffusion model nor GMAIL ever saw.
+It needs pip install "gmail-hf[digits]" and downloads nothing. A tiny latent diffusion model generates one image from
+the caption of each real scene of two handwritten digits. GMAIL then trains the gen branch of a tiny CLIP to match the
+frozen real branch's embeddings of the real scenes, once with the paper's recipe (Eq. 1) and once with recipe robust.
+Probes for the two digits are trained on generated images, both those of the training and others that GMAIL never saw.
+They are tested on real scenes whose handwriting the CLIP, the diffusion model and GMAIL never saw.
 
-The output folder gets results.json, results.md, embeddings.png, pairs.png and, in model/, the CLIP trained by recipe
-robust with its adapters.
+The output folder gets results.json, results.md, embeddings.png, pairs.png, and in model/ the CLIP trained with recipe
+robust and its adapters.
 
-Settings are the paper's except for size and length: its learning rate is meant for 50,000 steps, so a run this short
-needs a larger one. The generator runs at diffusers' default guidance of 7.5 and with few steps, as one does for speed,
-and its images then differ from real scenes as a large model's do from photographs. At its best settings (the second
-command) it comes so near to the real scenes that hardly a gap is left to close. Learning rate and sampling
-were chosen on validation scenes (see benchmarks/README.md), never on the test split shown; the number of steps is such
-that both recipes take minutes.
+Settings are the paper's except for size and length: its learning rate is meant for 50,000 steps, and this short run
+needs a larger one. The generator uses diffusers' default guidance of 7.5 and few steps, as is usual for speed. Its
+images then differ from real scenes like a large model's images from photographs. With its best settings (the second
+command), there is almost no gap left to close. Learning rate and sampling were chosen on validation scenes (see
+benchmarks/README.md), never on the test split shown. The number of steps keeps both recipes to minutes.
 """
 
 import json
@@ -33,9 +32,9 @@ from .options import option, parse
 
 RESULTS = """# GMAIL on the digits scenes
 
-Probes for the two digits, trained on the row's embeddings and tested on f_r(held-out real scenes): the mean of the two
-accuracies. Gap closed = (row − generated taken for real) / (real − generated taken for real). Unseen: probes of other
-generated images, which alignment never saw. The last four columns compare held-out pairs.
+The scores are mean accuracies of two probes, one per digit, trained on the row's embeddings and tested on f_r(held-out
+real scenes). Gap closed = (row − generated taken for real) / (real − generated taken for real). Unseen probes are
+trained on other generated images, which alignment never saw. The last four columns compare held-out pairs.
 
 {table}
 {gap}
@@ -51,12 +50,12 @@ RECIPES = {"GMAIL (Eq. 1)": "paper", "GMAIL, recipe robust": "robust"}
 class DemoArguments:
     _argument_group_name = "demo"
 
-    output_dir: str = option("Folder for everything that is written.", "demo")
+    output_dir: str = option("Folder for all output.", "demo")
     seed: int = option("Seed of scenes, generator noise, adapters and batches.", 0)
-    num_pairs: int = option("Training pairs to generate.", 2000)
-    num_unseen: int = option("Pairs to generate that train probes, but not GMAIL.", 500)
-    num_heldout: int = option("Test pairs to generate, to measure alignment on.", 400)
-    num_test: int = option("Real test scenes.", 2000)
+    num_pairs: int = option("Number of training pairs.", 2000)
+    num_unseen: int = option("Number of pairs that train probes, but not GMAIL.", 500)
+    num_heldout: int = option("Number of test pairs for measuring alignment.", 400)
+    num_test: int = option("Number of real test scenes.", 2000)
     guidance_scale: float = option("Guidance scale of the generator.", 7.5)
     num_inference_steps: int = option("Denoising steps of the generator.", 7)
     max_steps: int = option("Training steps of each recipe.", 150)
@@ -65,7 +64,7 @@ class DemoArguments:
 
     def __post_init__(self) -> None:
         if self.num_heldout > self.num_test:
-            raise ValueError("--num_heldout are the first of the --num_test scenes, so it cannot be larger.")
+            raise ValueError("--num_heldout must not be larger than --num_test: they are the first of these scenes.")
 
 
 def main(argv: Sequence[str]) -> dict:
@@ -93,7 +92,7 @@ def main(argv: Sequence[str]) -> dict:
     set_seed(args.seed)
     output_dir.mkdir(parents=True, exist_ok=True)
 
-    print("\n[1/6] Real scenes, and an image generated from the caption of each")
+    print("\n[1/6] Generating an image from the caption of each real scene")
     test = load_digits("test", args.num_test, seed=args.seed)
     sampling = {"guidance_scale": args.guidance_scale, "num_inference_steps": args.num_inference_steps}
     scenes = load_digits("train", args.num_pairs + args.num_unseen, seed=args.seed)
@@ -105,7 +104,7 @@ def main(argv: Sequence[str]) -> dict:
     sheet = heldout.select(range(min(12, len(heldout))))
     plot_pairs(output_dir / "pairs.png", sheet["real_image"], sheet["generated_image"], sheet["caption"])
 
-    print("\n[2/6] The gap, before anything is aligned")
+    print("\n[2/6] Measuring the gap before alignment")
     processor = CLIPProcessor.from_pretrained(clip_path())
     base = GmailCLIPModel.from_clip(clip_path())
 
@@ -123,7 +122,7 @@ def main(argv: Sequence[str]) -> dict:
     }
     print(describe(gap))
 
-    print("\n[3/6] Alignment: the gen branch learns from the pairs, the real branch stays the pretrained CLIP")
+    print("\n[3/6] Training the gen branch; the real branch remains the pretrained CLIP")
     sets = {"generated": pairs, "generated, unseen": unseen, "generated, held out": heldout}
     aligned: dict[str, dict] = {name: {} for name in sets}
     for title, recipe in RECIPES.items():
@@ -152,7 +151,7 @@ def main(argv: Sequence[str]) -> dict:
         for name, rows in sets.items():
             aligned[name][title] = embed(rows["generated_image"], "gen", f"f_g({name})", model)
 
-    print("\n[4/6] Train on generated, test on real")
+    print("\n[4/6] Training probes on generated images, testing them on real ones")
 
     def pair_embeddings(name):
         generated, real = (
@@ -174,7 +173,7 @@ def main(argv: Sequence[str]) -> dict:
     table = to_markdown(rows)
     print(table)
 
-    print("[5/6] Saving, and reloading through PEFT and through pipeline()")
+    print("[5/6] Saving, and reloading with PEFT and with pipeline()")
     model_dir = output_dir / "model"
     model.save_pretrained(model_dir)
     processor.save_pretrained(model_dir)
@@ -187,7 +186,7 @@ def main(argv: Sequence[str]) -> dict:
     through = "pipeline('zero-shot-image-classification', model=folder): same scores"
     print(f"  {through} (largest difference {reload['pipeline_max_difference']:.1e})")
 
-    print("\n[6/6] Drawing the embeddings")
+    print("\n[6/6] Plotting the embeddings")
     drawn = (heldout_real, heldout_generated, held[title])
     plot_embeddings(output_dir / "embeddings.png", *drawn, max_points=300, seed=args.seed)
     settings = {name: value for name, value in asdict(args).items() if name != "output_dir"}
@@ -197,37 +196,36 @@ def main(argv: Sequence[str]) -> dict:
     shown = ", ".join(f"{name} {value}" for name, value in settings.items())
     report = RESULTS.format(table=table, gap=describe(gap), settings=shown, seconds=seconds)
     write_file(output_dir / "results.md", report)
-    print(f"\nAll in {seconds:.0f} s. Look at {output_dir}/embeddings.png, pairs.png and results.md")
+    print(f"\nFinished in {seconds:.0f} s. See embeddings.png, pairs.png and results.md in {output_dir}.")
     return results
 
 
 def describe(gap: dict[str, float | None]) -> str:
-    """The gap before any alignment, in words."""
+    """Describe the gap before alignment in words."""
     real_real = gap["paired_cosine_real_real"]
     return (
-        "Mean cosine of two images of one caption in the pretrained CLIP: real and real "
+        "Mean cosine of two images with the same caption in the pretrained CLIP: real and real "
         + (f"{real_real:.3f}" if real_real is not None else "– (no caption occurs twice)")
-        + f", real and generated {gap['paired_cosine_real_generated']:.3f}. A line separates generated from real in "
-        f"{gap['separability']:.1%} of cases (chance: 50%)."
+        + f", real and generated {gap['paired_cosine_real_generated']:.3f}. A linear classifier separates generated "
+        f"from real images with an accuracy of {gap['separability']:.1%} (chance: 50%)."
     )
 
 
 def digit_labels(digits):
-    """(n, 2) digits as two ten-way tasks."""
+    """Turn (n, 2) digits into two ten-way tasks."""
     return {"left digit": digits[:, 0], "right digit": digits[:, 1]}
 
 
 def scenes_of_one_caption(captions: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Rows of the first two scenes of each caption that occurs twice."""
-    rows: dict[str, list[int]] = {}
-    for row, caption in enumerate(captions):
-        rows.setdefault(caption, []).append(row)
-    twice = [found for found in rows.values() if len(found) > 1]
-    return [found[0] for found in twice], [found[1] for found in twice]
+    """Return the rows of the first two scenes of each caption that occurs twice."""
+    from ..training.columns import rows_by_caption
+
+    twice = [rows for rows in rows_by_caption(captions).values() if len(rows) > 1]
+    return [rows[0] for rows in twice], [rows[1] for rows in twice]
 
 
 def difference_through_peft(folder, model, processor, images) -> float:
-    """Largest difference of f_g between our model and PEFT on a plain CLIP, over embeddings of length one."""
+    """Return the largest difference in normalised f_g between our model and PEFT on a plain CLIP."""
     import torch
     from peft import PeftModel
     from transformers import CLIPModel
@@ -244,7 +242,7 @@ def difference_through_peft(folder, model, processor, images) -> float:
 
 
 def difference_through_pipeline(folder, model, processor, scenes) -> float:
-    """Largest difference of zero-shot scores between our model in memory and a pipeline made from its folder."""
+    """Return the largest difference in zero-shot scores between our model and a pipeline loaded from its folder."""
     import torch
     from transformers import pipeline
 

@@ -1,15 +1,15 @@
 """
-Should I align at all? Measure the gap between generated and real images before any training.
+Measure the gap between generated and real images before training, to decide whether to align.
 
-The bundled digits, and pairs of your own in any layout that gmail-hf train reads:
+Diagnose the bundled digits, or your own pairs in any layout that gmail-hf train reads:
 
     gmail-hf diagnose --label_column digits
     gmail-hf diagnose --model openai/clip-vit-base-patch32 --dataset pairs.csv --label_column class
 
-The output folder gets diagnosis.json and report.html: how far apart the images are, what mean shift and CORAL give
-without training, with --label_column what training on generated images costs on real ones, a recommendation and the
-command to run. With a trained model as --model, its gen branch is a column of the same table; use a --split that
-training did not see.
+The output folder gets diagnosis.json and report.html with distances between the images, the effect of mean shift and
+CORAL without training, a recommendation and the command to run. With --label_column, they include what training on
+generated images costs on real ones. For a trained --model, the table has a column for its gen branch; use a --split
+that training did not see.
 """
 
 import json
@@ -29,7 +29,7 @@ from .options import option, parse
 class DiagnosisArguments:
     _argument_group_name = "diagnosis"
 
-    model: str | None = option("A base or a model with branches, by Hub id or folder; or digits.")
+    model: str | None = option("Hub id or folder of a base or of a model with branches, or digits.")
     model_revision: str | None = option(REVISION)
     dataset: str = option(PAIRS, "digits")
     dataset_config: str | None = option("Configuration of a data set on the Hub.")
@@ -39,22 +39,22 @@ class DiagnosisArguments:
     generated_image_column: str = option("Column with the generated images.", "generated_image")
     caption_column: str = option("Column with the captions.", "caption")
     image_id_column: str = option("Column with the ids of the real images.", "image_id")
-    label_column: str | None = option("Column with classes, to measure what the gap costs.")
+    label_column: str | None = option("Column with classes, to measure the cost of the gap.")
     output_dir: str = option("Folder for diagnosis.json and report.html.", "diagnosis")
-    max_samples: int = option("Pairs to embed, drawn at random.", 2000)
+    max_samples: int = option("Number of pairs to embed, drawn at random.", 2000)
     batch_size: int = option("Images per forward pass.", 64)
-    device: str | None = option("Device, by default the GPU if there is one.")
-    seed: int = option("Seed of the choice of pairs, of the halves and of folds.", 0)
+    device: str | None = option("Device. Defaults to the GPU if there is one.")
+    seed: int = option("Seed of the drawn pairs, the halves and the folds.", 0)
 
     def __post_init__(self) -> None:
         if self.model is None:
             if self.dataset != "digits":
-                raise ValueError(f"Name the base to diagnose '{self.dataset}' with: --model.")
+                raise ValueError(f"Pass the base for diagnosing '{self.dataset}' with --model.")
             self.model = "digits"
 
 
 def main(argv: Sequence[str]) -> dict:
-    """Measure, write the JSON and the report, and return the content of the JSON."""
+    """Diagnose the pairs, write the JSON and the report, and return the content of the JSON."""
     (args,) = parse(argv, "diagnose", __doc__, (DiagnosisArguments,))
 
     import torch
@@ -89,19 +89,19 @@ def main(argv: Sequence[str]) -> dict:
     print("\n".join([to_markdown(result["rows"]), *result["advice"]]))
     if result["command"]:
         print(f"\n    {shlex.join(result['command'])}")
-    logger.info(f"Open {folder / 'report.html'} for the pictures.")
+    logger.info(f"The report with pictures is {folder / 'report.html'}.")
     return result
 
 
 def _train_command(args: DiagnosisArguments, model: Any, rows: list[dict]) -> list[str]:
-    """The training of these pairs from the base of the model, without its recipe."""
+    """Return the command that trains the model's base on these pairs, without the recipe."""
     from ..evaluation.diagnosis import AFTER
     from .bundled import DIGITS, model_path
 
     base = model.config.base_model_name_or_path
     words = ["gmail-hf", "train", "--model", DIGITS if base == model_path(DIGITS) else base or args.model]
     sources = ["dataset", "dataset_config", "dataset_revision"]
-    if AFTER not in {row["row"] for row in rows}:  # a trained model is diagnosed on a split to test on
+    if AFTER not in {row["row"] for row in rows}:  # trained models are diagnosed on a split held out from training
         sources.append("split")
     for name in sources:
         words += [f"--{name}", getattr(args, name)] if getattr(args, name) not in (None, "train") else []

@@ -1,17 +1,17 @@
 """
-Embed images through one branch: a folder of images, or a column of a data set, to one file.
+Embed a folder of images or a column of a data set with one branch, and write the embeddings to one file.
 
     gmail-hf embed --model gmail-digits --images photos --output_file photos.parquet
     gmail-hf embed --model org/gmail-coco --dataset org/coco-sd2 --split train --column generated_image \\
         --modality gen --output_file generated.safetensors
 
-A .parquet file gets the columns file_name (relative to --images) or row (of the data set, from 0), and embedding, a
-list of float32 of length one. A .safetensors file gets the tensor embedding (images, dimension), and the names as JSON
-in the metadata file_name or the tensor row. --model is a trained GmailCLIPModel, whole or its adapters alone, or any
-CLIP, both of whose branches are that CLIP.
+A .parquet file has the columns file_name (relative to --images) or row (of the data set, from 0), and embedding, an
+L2-normalised list of float32. A .safetensors file has the tensor embedding (images, dimension), and the names as JSON
+in the metadata file_name or the rows in the tensor row. --model is a trained model, complete or only its adapters, or
+a base. Both branches of a base are equal to it.
 
-The same command continues an interrupted run. With another model, input or --modality it starts from the beginning,
-and a finished file is not overwritten.
+To continue an interrupted run, run the same command again. With a different model, input or --modality, it starts from
+the beginning. A finished file is not overwritten.
 """
 
 import glob
@@ -37,35 +37,34 @@ METADATA = "gmail_hf"
 class EmbeddingArguments:
     _argument_group_name = "embedding"
 
-    model: str = option(
-        "A model with branches or its base, by Hub id or folder, or digits, the bundled CLIP.",
-        REQUIRED,
-    )
+    model: str = option("Hub id or folder of a model with branches or a base, or digits, the bundled CLIP.", REQUIRED)
     output_file: str = option("File to write, .parquet or .safetensors.", REQUIRED)
     model_revision: str | None = option(REVISION)
-    images: str | None = option("Folder of images, searched with its subfolders.")
-    dataset: str | None = option("Or a data set: a Hub id, a folder saved by datasets, parquet files, or digits.")
+    images: str | None = option("Folder of images, including its subfolders.")
+    dataset: str | None = option(
+        "Data set instead of --images: a Hub id, a folder saved by datasets, parquet files, or digits."
+    )
     dataset_config: str | None = option("Configuration of a data set on the Hub.")
     dataset_revision: str | None = option("Revision of --dataset on the Hub.")
     split: str = option("Split of --dataset.", "train")
-    column: str | None = option("Column of --dataset with the images; by default the only such column.")
+    column: str | None = option("Column of --dataset with the images. Defaults to its only image column.")
     modality: str = option("Branch for the images: real or gen.", "real")
     batch_size: int = option("Images per forward pass.", 64)
     on_bad_image: str = option("Skip an unreadable image with a warning, or stop.", "skip", choices=("skip", "error"))
-    dtype: str = option("Type of the weights.", "float32", choices=DTYPES)
-    device: str | None = option("Device, by default the GPU if there is one.")
+    dtype: str = option("Data type of the weights.", "float32", choices=DTYPES)
+    device: str | None = option("Device. Defaults to the GPU if there is one.")
 
     def __post_init__(self) -> None:
         if (self.images is None) == (self.dataset is None):
-            raise ValueError("Give either --images or --dataset.")
+            raise ValueError("Pass either --images or --dataset.")
         if Path(self.output_file).suffix not in FORMATS:
-            raise ValueError(f"--output_file ends in .parquet or .safetensors, got '{self.output_file}'.")
+            raise ValueError(f"--output_file must end in .parquet or .safetensors, got '{self.output_file}'.")
         if self.batch_size < 1:
-            raise ValueError(f"--batch_size is at least 1, not {self.batch_size}.")
+            raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
 
 
 def main(argv: Sequence[str]) -> Path:
-    """Embed what is missing, write the file and return its path."""
+    """Embed the remaining images, write the file and return its path."""
     (args,) = parse(argv, "embed", __doc__, (EmbeddingArguments,))
 
     import torch
@@ -75,7 +74,9 @@ def main(argv: Sequence[str]) -> Path:
     names, images = _folder(Path(args.images)) if args.images else _column(args)
     output = Path(args.output_file)
     if output.suffix == ".safetensors" and names and len(json.dumps(names)) > HEADER_LIMIT:
-        raise ValueError("The file names do not fit into the header of a safetensors file: write a .parquet file.")
+        raise ValueError(
+            "There are too many file names for the header of a safetensors file: use a .parquet file as --output_file."
+        )
     model, processor = load_two_branches(args.model, args.model_revision, dtype=getattr(torch, args.dtype))
     if args.modality not in model.config.modalities:
         raise ValueError(f"'{args.model}' has no branch '{args.modality}'; it has {model.config.modalities}.")
@@ -88,7 +89,7 @@ def main(argv: Sequence[str]) -> Path:
         **source,
         **({} if args.images else {"split": args.split, "column": column}),
         "dtype": args.dtype,
-        "key": cache_key(images, column, model, processor, args.modality),  # of weights, image processor and images
+        "key": cache_key(images, column, model, processor, args.modality),  # hash of weights, processor and images
     }
     if output.exists():
         _check_finished(output, settings)
@@ -102,7 +103,7 @@ def main(argv: Sequence[str]) -> Path:
     try:
         _embed(args, model, processor, images, names, partial)
         kept = _write(output, partial, model.embed_dim, names, settings)
-        for path in output.parent.glob(f".{glob.escape(output.name)}.*.partial*"):  # of other settings too
+        for path in output.parent.glob(f".{glob.escape(output.name)}.*.partial*"):  # also those of other settings
             path.unlink()
     finally:
         lock.release()
@@ -111,17 +112,17 @@ def main(argv: Sequence[str]) -> Path:
 
 
 def _folder(folder: Path) -> tuple[list[str], Any]:
-    """File names relative to a folder, and a data set of these images."""
+    """Return the file names relative to a folder, and a data set of these images."""
     from datasets import Dataset, Features, Image
 
     from ..training.decoding import IMAGE_SUFFIXES
 
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder '{folder}'.")
+        raise FileNotFoundError(f"Folder '{folder}' does not exist.")
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     if not names:
-        raise ValueError(f"'{folder}' holds no images.")
+        raise ValueError(f"'{folder}' has no images.")
     cells = [{"bytes": None, "path": str((folder / name).resolve())} for name in names]
     return names, Dataset.from_dict({"image": cells}, features=Features({"image": Image(decode=False)}))
 
@@ -137,13 +138,13 @@ def _column(args: EmbeddingArguments) -> tuple[None, Any]:
     column = args.column or (images[0] if len(images) == 1 else None)
     if column not in images:
         raise ValueError(
-            f"Give --column, the column of '{args.dataset}' with the images; its image columns are {images}."
+            f"Pass the column of '{args.dataset}' with the images as --column; its image columns are {images}."
         )
     return None, undecoded(dataset.select_columns([column]))
 
 
 def _embed(args: EmbeddingArguments, model: Any, processor: Any, images: Any, names: Any, partial: Path) -> None:
-    """Append to `partial` the float32 embeddings of the images it lacks, row by row; NaN for an unreadable image."""
+    """Append the float32 embeddings of the remaining images to `partial`, row by row, with NaN for unreadable ones."""
     import numpy as np
     from tqdm.auto import tqdm
 
@@ -151,7 +152,7 @@ def _embed(args: EmbeddingArguments, model: Any, processor: Any, images: Any, na
 
     dim = model.embed_dim
     with open(partial, "ab") as file:
-        # Whole batches only: the next ones are then those of a run without interruption.
+        # Keep only complete batches, so that the next batches equal those of an uninterrupted run.
         done = file.tell() // (4 * dim * args.batch_size) * args.batch_size
         file.truncate(4 * dim * done)
         if done:
@@ -176,7 +177,7 @@ def _embed(args: EmbeddingArguments, model: Any, processor: Any, images: Any, na
 
 
 def _decoded(images: Any, start: int, size: int) -> Iterator[tuple[int, list[Any]]]:
-    """Batches from row `start` on, each image decoded or the error it gives; one batch is decoded ahead."""
+    """Iterate over batches from row `start`, with each image decoded or its error. Decodes one batch ahead."""
     from ..training.data import BadImageError, decode_image
 
     def decode(cell: Any) -> Any:
@@ -198,7 +199,7 @@ def _decoded(images: Any, start: int, size: int) -> Iterator[tuple[int, list[Any
 
 
 def _write(output: Path, partial: Path, dim: int, names: list[str] | None, settings: dict[str, str]) -> int:
-    """Write the file, whole or not at all, without the rows of unreadable images; returns how many rows it has."""
+    """Write the file atomically without the rows of unreadable images, and return its number of rows."""
     import numpy as np
 
     embeds = np.memmap(partial, np.float32, "r").reshape(-1, dim)
@@ -236,7 +237,7 @@ def _write_parquet(path: Path, labels: Sequence[Any], embeds: Any, kept: Any, se
 def _check_finished(output: Path, settings: dict[str, str]) -> None:
     """
     Raises:
-        FileExistsError: the file was not written with these settings; the message shows what differs.
+        FileExistsError: the file was written with other settings. The message lists the differences.
     """
     import pyarrow.parquet as pq
     from safetensors import safe_open

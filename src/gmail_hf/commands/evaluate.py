@@ -1,26 +1,26 @@
 """
 Score a model on the paper's benchmarks or on the bundled digits.
 
-The digits, in minutes and without a download (pip install "gmail-hf[digits,captioning]", and Java for the scores of
-captions), and benchmarks streamed from the Hub:
+The first command evaluates on the digits in minutes, without a download (pip install "gmail-hf[digits,captioning]",
+and Java for the scores of captions). The others stream benchmarks from the Hub:
 
     gmail-hf evaluate --model gmail-digits --captioner clipcap-digits --benchmarks digits --output_dir digits-scores
     gmail-hf evaluate --model org/gmail-coco --benchmarks coco,flickr30k,dtd,cars --output_dir coco-scores
     gmail-hf evaluate --model openai/clip-vit-base-patch32 --benchmarks dtd --limit 500 --output_dir clip-scores
 
-Captions and questions need an image-text-to-text model, such as a ClipCap or a LLaVA:
+Captions and questions need an image-text-to-text model, such as ClipCap or LLaVA:
 
     gmail-hf evaluate --model llava-coco --benchmarks scienceqa,mmmu,pope --output_dir llava-scores
 
---dataset NAME=PLACE reads the data of a benchmark from elsewhere: a folder, a file or another Hub id with the same
-layout, such as a clone of clip-benchmark/wds_vtab-dtd. For coco and flickr30k it may be pairs with generated images,
-on which alignment is measured too. Another NAME means data of your own: class folders (optionally with classnames.txt
-and templates.txt), or images with captions in any layout that gmail-hf train reads:
+--dataset NAME=DATASET replaces the data of a benchmark by a folder, a file or another Hub id with the same layout,
+such as a clone of clip-benchmark/wds_vtab-dtd. For coco and flickr30k, it may be pairs with generated images, which
+adds alignment scores. With any other NAME, you can evaluate on your own data: class folders (optionally with
+classnames.txt and templates.txt), or images with captions in any layout that gmail-hf train reads:
 
     gmail-hf evaluate --model org/gmail-coco --benchmarks mine --dataset mine=photos --output_dir mine-scores
 
---probe fits a linear classifier on the training split and scores it on the test split, on benchmarks of classes: it is
-what models without text (DINOv2, ViT, SynCLR) are measured by. Training images may be generated ones:
+--probe fits a linear classifier on the training split and scores it on the test split of benchmarks with classes. It
+is the default for models without text (DINOv2, ViT, SynCLR). The training images can be generated ones:
 
     gmail-hf evaluate --model facebook/dinov2-base --benchmarks dtd,pets --output_dir dino-scores
     gmail-hf evaluate --model org/gmail-dino --benchmarks pets --train_dataset pets=generated-pets \
@@ -28,9 +28,10 @@ what models without text (DINOv2, ViT, SynCLR) are measured by. Training images 
 
 The benchmarks are {benchmarks}.
 
-The output folder gets NAME.json for each benchmark, and report.md and report.html for all of them. A benchmark that is
-finished is not run again, so the same command continues an interrupted run. --card gmail-digits puts the scores into
-the model card of that folder, as text and as metadata. Options come from --config, then from the command line.
+The output folder gets NAME.json for each benchmark, and report.md and report.html for all of them. To continue an
+interrupted evaluation, run the same command again: finished benchmarks are not repeated. --card gmail-digits adds the
+scores to the model card in that folder, as text and as metadata. Options in the YAML file of --config are overridden
+by options on the command line.
 """
 
 from collections.abc import Sequence
@@ -47,37 +48,36 @@ from .options import REQUIRED, option, parse
 class EvaluationArguments:
     _argument_group_name = "evaluation"
 
-    model: str = option("A model with branches, its base or a model that writes text, by Hub id or folder.", REQUIRED)
+    model: str = option("Hub id or folder of a model with branches, a base, or an image-text-to-text model.", REQUIRED)
     benchmarks: str = option("Names of benchmarks, separated by commas.", REQUIRED)
     output_dir: str = option("Folder for results and report.", REQUIRED)
     model_revision: str | None = option(REVISION)
-    captioner: str | None = option("With a CLIP as --model: an image-text-to-text model for captions and questions.")
+    captioner: str | None = option("Image-text-to-text model for captions and questions, if --model is a CLIP.")
     captioner_revision: str | None = option("Revision of --captioner on the Hub.")
     modality: str = option("Branch for photographs: real or gen.", "real")
-    dataset: list[str] = option("NAME=PLACE for each benchmark with other data, see above.", [])
-    limit: int | None = option("Evaluate on this many rows, the first ones; a probe is trained on all.")
+    dataset: list[str] = option("NAME=DATASET for each benchmark with other data, see above.", [])
+    limit: int | None = option("Evaluate only on the first rows, up to this number. A probe is trained on all rows.")
     probe: str | None = option(
-        "Also fit a linear classifier: by SynCLR's protocol, or by SGD for large data. Models without text have "
-        "logistic by default.",
+        "Also fit a linear classifier: logistic follows SynCLR's protocol, sgd is for large data. Defaults to "
+        "logistic for models without text.",
         choices=("logistic", "sgd"),
     )
-    train_dataset: list[str] = option("NAME=PLACE for each benchmark whose probe has other training images.", [])
-    train_modality: str | None = option("Branch for the probe's training images; default --modality.")
+    train_dataset: list[str] = option("NAME=DATASET for each benchmark with other training images for the probe.", [])
+    train_modality: str | None = option("Branch for the probe's training images. Defaults to --modality.")
     batch_size: int = option("Images or texts per forward pass.", 64)
-    num_beams: int = option("Beams of the search for a caption.", 5)
-    word_vectors: str | None = option("For WMD of captions: a file in word2vec's format, such as GoogleNews'.")
+    num_beams: int = option("Number of beams for generating a caption.", 5)
+    word_vectors: str | None = option("File in word2vec's format, such as GoogleNews', for WMD of captions.")
     clip_score_model: str | None = option(
-        "A CLIP by whose embeddings captions get CLIPScore and RefCLIPScore; published figures use "
-        "openai/clip-vit-base-patch32."
+        "CLIP for CLIPScore and RefCLIPScore of captions; published figures use openai/clip-vit-base-patch32."
     )
-    dtype: str = option("Type of the weights.", "float32", choices=DTYPES)
-    device: str | None = option("Device, by default the GPU if there is one.")
-    card: str | None = option("A model card, or its folder, to add all scores in the output folder to.")
+    dtype: str = option("Data type of the weights.", "float32", choices=DTYPES)
+    device: str | None = option("Device. Defaults to the GPU if there is one.")
+    card: str | None = option("Model card, or its folder, to which all scores in the output folder are added.")
     seed: int = option("Seed of bootstrap intervals, folds and t-SNE.", 0)
 
 
 def main(argv: Sequence[str]) -> dict[str, dict]:
-    """Run the benchmarks that are not finished; return the content of each one's result file."""
+    """Run the unfinished benchmarks, and return the content of each benchmark's result file."""
     from .bundled import BENCHMARKS, get_benchmark
 
     (args,) = parse(argv, "evaluate", __doc__.replace("{benchmarks}", ", ".join(BENCHMARKS)), (EvaluationArguments,))
@@ -104,15 +104,15 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     benchmarks = [get_benchmark(name, places.get(name)) for name in names]
     for name in ("limit", "batch_size", "num_beams"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name} is at least 1, not {getattr(args, name)}.")
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}.")
     if args.card:
         folder = card_file(args.card).parent
         if Path(args.model).is_dir() and Path(folder, "config.json").exists() and not folder.samefile(args.model):
-            raise ValueError(f"--card is that of another model, '{folder}', than --model '{args.model}'.")
+            raise ValueError(f"--card belongs to the model in '{folder}', not to --model '{args.model}'.")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     scorer = load_model(args.clip_score_model, device=device) if args.clip_score_model else None
     if scorer and not (scorer.embeds and scorer.reads_text):
-        raise ValueError(f"--clip_score_model is a CLIP, which '{args.clip_score_model}' is not.")
+        raise ValueError(f"--clip_score_model must be a CLIP, but '{args.clip_score_model}' is not one.")
     settings = Settings(
         args.modality,
         args.batch_size,
@@ -129,16 +129,16 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     model = load_model(args.model, args.model_revision, args.dtype, device)
     captioner = load_model(args.captioner, args.captioner_revision, args.dtype, device) if args.captioner else None
     if captioner and (captioner.embeds or not model.embeds):
-        raise ValueError("--captioner is an image-text-to-text model, used with a CLIP as --model.")
+        raise ValueError("--captioner must be an image-text-to-text model, and --model must be a CLIP.")
     plans = [
         plan(benchmark, source, model, captioner, settings, train_places.get(benchmark.name))
         for benchmark, source in zip(benchmarks, sources, strict=True)
     ]
     for name in ("probe", "train_modality"):
         if getattr(args, name) and not any("probe" in planned.tasks for planned in plans):
-            raise ValueError(f"--{name}: no probe is fitted; it takes a benchmark of classes and --probe.")
+            raise ValueError(f"--{name} needs a probe: choose a benchmark with classes and add --probe.")
     if scorer and not any("captioning" in planned.tasks for planned in plans):
-        raise ValueError("--clip_score_model: nothing is captioned; it needs a model that writes, on captions.")
+        raise ValueError("--clip_score_model needs captions: choose a benchmark with captions and a captioner.")
     hold_output_dir(args)
     known = [finished(planned, settings, args.output_dir) for planned in plans]
     if any("captioning" in planned.tasks for planned in plans):
@@ -155,7 +155,7 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     logger.info(to_markdown(list(results.values())))
     if args.card:
         add_results(args.card, folder)
-    logger.info(f"The results are in {folder}; open report.html there.")
+    logger.info(f"The results are in {folder}, with a report in report.html.")
     return results
 
 
@@ -164,7 +164,7 @@ def _places(options: list[str], names: list[str], flag: str) -> dict[str, str]:
     for word in options:
         name, _, place = word.partition("=")
         if name not in names or not place:
-            raise ValueError(f"{flag} takes NAME=PLACE, NAME out of {names}, not '{word}'.")
+            raise ValueError(f"{flag} must be NAME=DATASET with NAME from {names}, got '{word}'.")
         places[name] = place
     return places
 

@@ -1,21 +1,21 @@
 """
-Make synthetic pairs: a generated image for each caption, with the real image if there is one.
+Generate an image for each caption of a data set, and store it with the caption and the real image, if there is one.
 
-The bundled digits, in seconds and without a download (pip install "gmail-hf[digits]"), and Stable Diffusion v2 as in
-the paper on 8 GPUs:
+The first command uses the bundled digits and takes seconds, without a download (pip install "gmail-hf[digits]"). The
+second one uses Stable Diffusion v2 on 8 GPUs, as in the paper:
 
     gmail-hf generate --dataset digits --generator digits --num_captions 96 --shard_size 16 --output_dir out
     accelerate launch --multi_gpu --num_processes 8 -m gmail_hf.commands.generate --dataset org/coco-captions \\
         --real_image_column image --output_dir coco-sd2 --push_to_hub --hub_dataset_id org/coco-sd2
 
-With --split validation, the second command adds that split to the folder and to the repository. In a Slurm array, with
-50 shards per task and one folder that all tasks share:
+With --split validation, the second command adds that split to the folder and to the repository. In a Slurm array with
+50 shards per task and a shared folder:
 
     first=$((SLURM_ARRAY_TASK_ID * 50))
     gmail-hf generate --config coco.yaml --shard_range $first:$((first + 50))
 
-The same command continues an interrupted run: it makes the missing shards only. Options come from --config, a YAML
-file, then from the command line, which wins.
+To continue an interrupted run, run the same command again: it only generates the missing shards. Options in the YAML
+file of --config are overridden by options on the command line.
 """
 
 import os
@@ -33,7 +33,7 @@ class HubArguments:
     _argument_group_name = "upload"
 
     push_to_hub: str = option("Upload the finished shards to --hub_dataset_id.", "false", nargs="?", const="true")
-    hub_dataset_id: str | None = option("Data set repository; by default the name of --output_dir.")
+    hub_dataset_id: str | None = option("Data set repository. Defaults to the name of --output_dir.")
     hub_private_repo: bool = option("Make a new repository private.", False)
 
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     is_main_process = int(os.environ.get("RANK", 0)) == 0
     if push:
         check_public(args.real_images)
-    if push and is_main_process:  # fails now rather than after days if the permission is missing
+    if push and is_main_process:  # without permission, this fails now rather than after days
         HfApi().create_repo(repo_id, repo_type="dataset", private=hub.hub_private_repo, exist_ok=True)
     folder = synthesize(args)
     if is_main_process:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _push_options(hub: HubArguments, output_dir: str) -> tuple[bool, str]:
-    """Whether to push and where; `--push_to_hub REPO` is the spelling of the first releases."""
+    """Return whether to push, and the repository. `--push_to_hub REPO` is the form of the first releases."""
     switch = {"true": True, "false": False}.get(hub.push_to_hub.lower())
     if switch is None:
         logger.warning(

@@ -1,4 +1,4 @@
-"""Options of a command: dataclass fields as flags, from a YAML file and the command line, in groups for `--help`."""
+"""Options of commands: dataclass fields as flags, read from a YAML file and the command line, in groups for --help."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 CONFIGS = Path(__file__).with_name("configs")
-# Flags of the first releases; they work for one more, with a warning.
+# Flags of the first releases. They work for one more release, with a warning.
 OLD_SPELLINGS = {
     "model_name_or_path": "model",
     "gmail_name_or_path": "model",
@@ -38,13 +38,13 @@ logger = logging.getLogger("gmail_hf")
 
 
 def option(help: str, default: Any = None, **more: Any) -> Any:
-    """A field of a dataclass of options: its `help`, its default or `REQUIRED`, keywords of `add_argument`."""
+    """Return a dataclass field with its `help`, its default or `REQUIRED`, and keywords of `add_argument`."""
     kind = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
     return dataclasses.field(**kind, metadata={"help": help, **more})
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as written, each option once, defaults that say something."""
+    """Keeps the description's layout, lists each option once, and omits defaults such as None and False."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32)
@@ -52,8 +52,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     def _get_help_string(self, action: argparse.Action) -> str:
         if action.required:
             return f"{action.help} (required)"
-        says_nothing = action.default is None or action.default is False or action.default in ("", [])
-        return action.help or "" if says_nothing else super()._get_help_string(action)
+        has_default = action.default is not None and action.default is not False and action.default not in ("", [])
+        return super()._get_help_string(action) if has_default else action.help or ""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         name = getattr(action.type, "__name__", "value")
@@ -69,12 +69,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 class OptionParser(HfArgumentParser):
     """
-    `HfArgumentParser` with a group for each dataclass, options of transformers last, and errors that are raised.
+    `HfArgumentParser` with one group per dataclass and options of transformers last. Errors are raised.
 
     Args:
-        command: the command's name.
-        description: printed by `--help`.
-        dataclass_types: their fields become options; a class attribute `_argument_group_name` names their group.
+        command: name of the command.
+        description: text for `--help`.
+        dataclass_types: dataclasses whose fields become options. Their attribute `_argument_group_name` is the title
+            of the group.
     """
 
     def __init__(self, command: str, description: str | None, dataclass_types: Sequence[type] = ()):
@@ -105,7 +106,7 @@ class OptionParser(HfArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         """
         Raises:
-            ValueError: an unknown option, with the nearest known one.
+            ValueError: an unknown option. The message suggests the most similar one.
         """
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
@@ -120,7 +121,7 @@ class OptionParser(HfArgumentParser):
         return f"did you mean --{near[0]}?" if near else f"see {self.prog} --help"
 
     def renamed(self, name: str) -> str:
-        """The option that an old spelling means, with a warning; any other name is returned unchanged."""
+        """Return the current name of an option. Old names cause a warning."""
         known = {action.dest for action in self._actions}
         new = OLD_SPELLINGS.get(name)
         if name in known or new not in known:
@@ -129,7 +130,7 @@ class OptionParser(HfArgumentParser):
         return new
 
     def renamed_words(self, argv: Sequence[str]) -> list[str]:
-        """A command line with today's options for old spellings, and underscores for dashes in them."""
+        """Replace old names of options in a command line, and dashes in names by underscores."""
         words = []
         for word in argv:
             flag, is_given, value = word.partition("=")
@@ -139,23 +140,23 @@ class OptionParser(HfArgumentParser):
 
     def words_of(self, config: str | os.PathLike) -> list[str]:
         """
-        The options of a YAML file as words of a command line.
+        Convert the options in a YAML file to words of a command line.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is not a mapping of known options.
+            ValueError: the file is not a mapping of known options.
         """
         with open(config_file(config), encoding="utf-8") as file:
             values = yaml.safe_load(file) or {}
         if not isinstance(values, dict):
-            self.error(f"{config} holds no 'option: value' lines")
+            self.error(f"{config} has no 'option: value' lines")
         known = {action.dest: action for action in self._actions if action.dest not in ("config", "help")}
         words = []
         for name, value in values.items():
             name = self.renamed(str(name))
             if name not in known:
                 self.error(f"{config} has the unknown option '{name}'; {self._nearest(name)}")
-            if isinstance(value, list) and known[name].nargs is None:  # one of its types is a list: report_to
+            if isinstance(value, list) and known[name].nargs is None:  # an option such as report_to: a text or a list
                 self.set_defaults(**{name: value})
             elif isinstance(value, list):
                 words += [f"--{name}", *map(str, value)] if value else []
@@ -165,7 +166,7 @@ class OptionParser(HfArgumentParser):
 
 
 def config_file(name: str | os.PathLike) -> Path:
-    """The YAML file of a `--config`: a path, or the name of one that is part of the package."""
+    """Return the YAML file of a `--config`, given its path or the name of a bundled configuration."""
     path = Path(name)
     if path.parent.parts[-2:] == ("examples", "configs") and path.stem in bundled_configs() and not path.exists():
         logger.warning(f"{path} is now part of the package: use --config {path.stem}.")
@@ -182,18 +183,18 @@ def parse(
     stages: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[Any, ...]:
     """
-    An instance of each dataclass: from `--config`, a YAML file of their fields, and from the command line, which wins.
+    Create an instance of each dataclass from the YAML file of `--config` and the command line, which takes precedence.
 
     Args:
         argv: the command line without the command's name.
         command, description, dataclass_types: see [`OptionParser`].
-        default_config: the `--config` where neither `--config` nor `--dataset` is given.
-        stages: for each value of the option `stage`, defaults of other options; file and command line win.
+        default_config: default for `--config` if neither `--config` nor `--dataset` is given.
+        stages: defaults of other options for each value of the option `stage`.
 
     Raises:
-        SystemExit: `--help`.
+        SystemExit: after `--help`.
         ValueError: an unknown option or stage, or a value of the wrong type.
-        OSError: there is no file `--config`.
+        OSError: the file of `--config` does not exist.
     """
     parser = OptionParser(command, description, dataclass_types)
     parser.add_argument("--config", help=f"YAML file of these options, or one of {', '.join(bundled_configs())}.")
@@ -206,14 +207,14 @@ def parse(
     if stages is not None:
         stage = given(words, "stage") or next(iter(stages))
         if stage not in stages:
-            parser.error(f"unknown stage '{stage}'; the stages are {list(stages)}")
+            parser.error(f"unknown stage '{stage}'; choose from {list(stages)}")
         parser.set_defaults(**stages[stage])
     *parsed, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     return tuple(parsed)
 
 
 def bundled_configs() -> list[str]:
-    """Names of the configurations that are part of the package."""
+    """Return the names of the bundled configurations."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
@@ -225,7 +226,7 @@ def given(words: Sequence[str], option: str) -> str | None:
 
 
 def _declared_by(dtype: type, field: str) -> type:
-    """The class that a dataclass inherits a field from."""
+    """Return the class from which a dataclass inherits a field."""
     return next(
         owner
         for owner in reversed(dtype.__mro__)

@@ -1,5 +1,5 @@
 """
-Store pairs as pixels at the size the model takes, so that training decodes no image.
+Decode pairs in advance and store them as pixels at the model's input size, so that training does not decode images.
 
     gmail-hf prepare --dataset out --model digits --output_dir prepared
     gmail-hf train --dataset prepared --model digits
@@ -18,10 +18,10 @@ class PrepareArguments:
     _argument_group_name = "preparation"
 
     dataset: str = option(PAIRS, REQUIRED)
-    model: str = option("Model whose image processor is used, by Hub id or folder, or digits.", REQUIRED)
-    output_dir: str = option("Folder to write.", REQUIRED)
+    model: str = option("Hub id or folder of the model whose image processor is used, or digits.", REQUIRED)
+    output_dir: str = option("New folder for the prepared pairs.", REQUIRED)
     split: str = option("Split of --dataset.", "train")
-    num_proc: int | None = option("Processes that decode.")
+    num_proc: int | None = option("Number of processes for decoding.")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,24 +1,24 @@
 """
-Train the branches of a GMAIL CLIP on pairs of generated and real images, or its text encoder on generated images.
+Train the branches of a model on pairs of generated and real images, or the text encoder of a CLIP on generated images.
 
-The bundled digits, in minutes and without a download (pip install "gmail-hf[digits]"), and COCO with the paper's
-settings on 8 GPUs, 32 pairs each:
+The first command trains on the bundled digits in minutes, without a download (pip install "gmail-hf[digits]"). The
+second one trains on COCO with the paper's settings on 8 GPUs, with 32 pairs per GPU:
 
     gmail-hf train
     accelerate launch --multi_gpu --num_processes 8 -m gmail_hf.commands.train \\
         --config coco.yaml --dataset org/coco-sd2 --output_dir gmail-coco
 
---stage chooses what is trained, by default weights of the losses that can also be given one by one:
+--stage selects what is trained. It sets defaults for the loss weights, which can also be set individually:
 
-    align   the gen branch, by Eq. 1 (the default)
-    text    a LoRA adapter on the text encoder, by image-text contrast on f_g(generated images). Both branches are
-            frozen, and photographs then meet the trained text encoder through the real branch. No real images are
-            needed for training.
-    joint   both at once: Eq. 1 and the image-text contrast
+    align   the gen branch, with Eq. 1 (the default)
+    text    a LoRA adapter on the text encoder, with an image-text contrastive loss on f_g(generated images). Both
+            branches are frozen. Photographs then use the real branch with the trained text encoder. Training needs
+            no real images.
+    joint   both: Eq. 1 and the image-text contrastive loss
 
-Options come from --config, then from the command line, which wins. Without --config and --dataset, --config is digits.
-All other defaults are the paper's; its batch of 256 is counted per device. To continue an interrupted run, add
---resume_from_checkpoint true.
+Options in the YAML file of --config are overridden by options on the command line. Without --config and --dataset, the
+default is --config digits. All other defaults are the paper's, except that its batch of 256 applies per device. To
+continue an interrupted run, add --resume_from_checkpoint true.
 """
 
 from collections.abc import Sequence
@@ -51,13 +51,15 @@ class ModelArguments:
     _argument_group_name = "model"
 
     stage: str = option("What to train: align, text or joint.", "align")
-    model: str | None = option("A base, vision-language model or model with branches, by Hub id or folder; or digits.")
+    model: str | None = option(
+        "Hub id or folder of a base, a vision-language model or a model with branches, or digits."
+    )
     model_revision: str | None = option(REVISION)
-    lora_rank: int | None = option("Rank of the LoRA updates; 4 by default.")
-    lora_alpha: float | None = option("Scale of the updates times their rank; 8 by default.")
-    lora_dropout: float | None = option("Dropout on the input of the updates; 0 by default.")
-    train_real: bool = option("Train the real branch too; the paper freezes it.", False)
-    text_lora: bool = option("Put a LoRA adapter on the text encoder.", False)
+    lora_rank: int | None = option("Rank of the LoRA updates. Defaults to 4.")
+    lora_alpha: float | None = option("Scale of the updates times their rank. Defaults to 8.")
+    lora_dropout: float | None = option("Dropout on the input of the updates. Defaults to 0.")
+    train_real: bool = option("Also train the real branch, which the paper freezes.", False)
+    text_lora: bool = option("Add a LoRA adapter to the text encoder.", False)
     attn_implementation: str | None = option(ATTENTION)
 
 
@@ -69,10 +71,10 @@ class DataArguments(PairArguments):
 
 def parse_args(argv: Sequence[str]):
     """
-    `(ModelArguments, DataArguments, GmailTrainingArguments)` of a command line.
+    Parse a command line into `(ModelArguments, DataArguments, GmailTrainingArguments)`.
 
     Raises:
-        ValueError: see [`options.parse`]; pairs of the user's own, and no model for them.
+        ValueError: see [`options.parse`]; also if `--dataset` is given without `--model`.
     """
     from ..training.arguments import GmailTrainingArguments
 
@@ -82,7 +84,7 @@ def parse_args(argv: Sequence[str]):
     if model.model is None:
         if data.dataset != "digits":
             raise ValueError(
-                f"Which CLIP should be trained on '{data.dataset}'? Name it with --model; the paper's is "
+                f"Pass the model to train on '{data.dataset}' with --model. The paper uses "
                 "openai/clip-vit-large-patch14."
             )
         model.model = "digits"
@@ -136,8 +138,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     for name, value in adapters.items():
         if getattr(model.config, name) != value:
             raise ValueError(
-                f"'{model_args.model}' has adapters with {name}={getattr(model.config, name)}, not {value}. Leave the "
-                "option out, or start from its CLIP."
+                f"'{model_args.model}' has adapters with {name}={getattr(model.config, name)}, not {value}. Leave out "
+                f"--{name}, or start from its base."
             )
     check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args))
     check_free_disk(datasets.config.HF_DATASETS_CACHE, len(train_dataset) * model.embed_dim * 4)
@@ -158,7 +160,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if metrics:
         report(trainer, "eval", metrics)
     if trainer.skipped_pairs:
-        logger.warning(f"{trainer.skipped_pairs} times a pair was skipped because an image could not be read.")
+        logger.warning(f"Pairs were skipped {trainer.skipped_pairs} times because an image could not be read.")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset=data_args.dataset)
     else:

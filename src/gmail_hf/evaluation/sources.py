@@ -285,11 +285,11 @@ def _webdataset(shards: str, split: str) -> datasets.IterableDataset:
 
 def _configured(name: str, benchmark: Benchmark, revision: str | None, any_split: bool) -> tuple[str, Callable]:
     """
-    Rows of all configurations of a data set that have the split, in turn; `config_name` of a row is its configuration.
+    Read the rows of all configurations of a data set that have the split. `config_name` is a row's configuration.
     """
     configs = datasets.get_dataset_config_names(name, revision=revision)
     splits = {config: datasets.load_dataset(name, config, revision=revision, streaming=True) for config in configs}
-    # POPE has its rows twice: in the split `test` of one configuration, and in three splits of another.
+    # POPE has all rows twice: in the split `test` of one configuration, and in three splits of another one.
     first = next((parts for parts in splits.values() if benchmark.split in parts), splits[configs[0]])
     split = _choose(first, benchmark, name, any_split)
 

@@ -1,4 +1,4 @@
-"""Questions about images with choices, or answered by yes or no (the paper's Tables 10 and 15; POPE)."""
+"""Multiple-choice and yes-or-no questions about images (the paper's Tables 10 and 15; POPE)."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from .answering import write
 from .measure import Example, Measured, Settings, interval
 from .sources import Source, read_image
 
-# Of each layout: how a row becomes a question, and the classes whose accuracies are reported.
+# By layout: the function that converts rows, and the groups whose scores are reported.
 ITEMS = {
     "scienceqa": (scienceqa_item, "subject"),
     "mmmu": (mmmu_item, "discipline"),
@@ -30,21 +30,20 @@ EXAMPLES = 12
 
 def evaluate_vqa(model: Any, processor: Any, source: Source, settings: Settings) -> Measured:
     """
-    Accuracy on questions with an image and choices, on POPE also its other scores; open questions and those without an
-    image are left out.
+    Evaluate answers to questions with an image and choices. Open questions and questions without an image are skipped.
 
     Args:
-        model: any of `AutoModelForImageTextToText` that chats, in evaluation mode, on its device; it answers greedily.
+        model: any chat model of `AutoModelForImageTextToText`, in evaluation mode, on its device. It decodes greedily.
         processor: its processor, with a chat template.
-        source: of ScienceQA, MMMU or POPE.
+        source: data of ScienceQA, MMMU or POPE.
         settings: see [`Settings`].
 
     Returns:
-        `accuracy`, that of each class of questions, and the share of answers that name no choice; on POPE
-        [`metrics.yes_no_scores`] of all questions and of each category. Each answer as a prediction.
+        `accuracy` of all questions and of each group, and the share of answers without a choice; for POPE
+        [`metrics.yes_no_scores`] of all questions and of each category. Each answer is also a prediction.
 
     Raises:
-        ValueError: no question with an image and choices, an image that cannot be read, a row that does not fit.
+        ValueError: no question has an image and choices, an image cannot be read, or a row cannot be converted.
     """
     to_item, kind = ITEMS[source.layout]
     items, skipped = multiple_choice_items(source.read(), to_item)

@@ -1,7 +1,7 @@
-"""Questions about images with choices, ScienceQA, MMMU and POPE: prompts, answers read from text, accuracy.
+"""Multiple-choice questions about images (ScienceQA, MMMU, POPE): prompts, parsing of answers, accuracy.
 
-Apart from any model: rows of the data sets become messages for any chat template, and what the model writes becomes
-the index of a choice by the rules of each benchmark's own evaluation.
+No function here loads a model. Rows of the data sets become messages for any chat template. A model's text becomes the
+index of a choice by the rules of each benchmark's evaluation script.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from .yes_no import CHOICES, parse_yes_no
 
 Rules = Literal["scienceqa", "mmmu", "pope"]
-# What both benchmarks' own prompts for LLaVA end with.
+# The end of LLaVA's prompts for ScienceQA and MMMU.
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 IMAGE_MARK = re.compile(r"<image (\d+)>")
 SCIENCEQA_COLUMNS = ("image", "question", "choices", "answer", "hint", "subject", "grade")
-# Letters that LLaVA looks for, however few choices there are.
+# LLaVA always searches for these first letters, even if there are fewer choices.
 SCIENCEQA_LETTERS = 5
 MMMU_COLUMNS = ("id", "question", "options", "answer", "question_type", "image_1")
 MMMU_IMAGES = 7
@@ -40,22 +40,22 @@ MMMU_DISCIPLINES = {
     "Materials Mechanical_Engineering",
 }
 POPE_COLUMNS = ("image", "question", "answer", "category")
-# What LLaVA's own prompt for POPE ends with.
+# The end of LLaVA's prompt for POPE.
 POPE_INSTRUCTION = "Answer the question using a single word or phrase."
 
 
 @dataclass(frozen=True)
 class MultipleChoiceItem:
-    """A question to a model.
+    """A multiple-choice question.
 
     Args:
-        images: as the row holds them, one for each image item of `messages`, in that order; empty for a question
-            without an image.
+        images: image cells of the row, one per image item of `messages`, in that order. Empty for a question without
+            an image.
         messages: one user turn, see `multiple_choice_messages`.
         choices: texts of the choices.
-        answer: index of the right one.
-        group: the class of the question by kind of class, such as {"discipline": "Business"}.
-        rules: of `parse_choice`.
+        answer: index of the correct choice.
+        group: groups of the question by kind, such as {"discipline": "Business"}.
+        rules: rules for `parse_choice`.
     """
 
     images: list[Any]
@@ -73,18 +73,19 @@ def multiple_choice_messages(
     num_images: int = 1,
     instruction: str = INSTRUCTION,
 ) -> list[dict[str, Any]]:
-    """A question with lettered choices, (A) to (Z), as one user turn in the format of transformers' chat templates.
+    """Format a question with lettered choices, (A) to (Z), as one user turn for transformers' chat templates.
 
     Args:
-        question: it and the choices may hold marks `<image 1>`, as MMMU's do, which become image items in place.
-        choices: two or more texts.
-        context: what precedes the question, if anything.
-        num_images: how many images there are. Those without a mark come first, so the images to pass are these and
-            then one for each mark, in the order of the text.
-        instruction: what follows the choices.
+        question: the question. Like the choices, it may contain marks such as `<image 1>` (as in MMMU), which are
+            replaced by image items.
+        choices: at least two texts.
+        context: text before the question, if any.
+        num_images: number of images. Images without a mark come first. Pass these images, followed by one image per
+            mark in the order of the text.
+        instruction: text after the choices.
 
     Raises:
-        ValueError: fewer than two choices or more than 26, or a mark of an image that is not there.
+        ValueError: fewer than two or more than 26 choices, or a mark without an image.
     """
     return _messages(_prompt(question, choices, context, instruction), num_images)
 
@@ -103,7 +104,7 @@ def _letters(choices: Sequence[str]) -> str:
 def _messages(prompt: str, num_images: int) -> list[dict[str, Any]]:
     first = len(_image_order(prompt, num_images)) - len(IMAGE_MARK.findall(prompt))
     content = [{"type": "image"} for _ in range(first)]
-    for index, part in enumerate(IMAGE_MARK.split(prompt)):  # texts and, between them, numbers of images
+    for index, part in enumerate(IMAGE_MARK.split(prompt)):  # texts alternate with numbers of images
         if index % 2:
             content.append({"type": "image"})
         elif part:
@@ -112,41 +113,40 @@ def _messages(prompt: str, num_images: int) -> list[dict[str, Any]]:
 
 
 def _image_order(prompt: str, num_images: int) -> list[int]:
-    """Numbers of the images, from 1 on, in the order in which the content of the message has them."""
+    """Return the numbers of the images, starting at 1, in their order in the message."""
     marked = [int(number) for number in IMAGE_MARK.findall(prompt)]
     absent = [number for number in marked if not 1 <= number <= num_images]
     if absent:
-        raise ValueError(f"the text marks <image {absent[0]}>, and there are {num_images} images")
+        raise ValueError(f"the text has the mark <image {absent[0]}>, but there are only {num_images} images")
     return [number for number in range(1, num_images + 1) if number not in marked] + marked
 
 
 def parse_choice(text: str, choices: Sequence[str], rules: Rules = "mmmu") -> int | None:
-    """The choice that an answer names, by the rules of the benchmark's own evaluation, in this order.
+    """Find the choice in an answer by the rules of the benchmark's evaluation script, applied in this order.
 
-    `scienceqa`, as LLaVA's `eval_science_qa` reads it: the answer is a letter alone; it begins with "B. " (or "B" and
-    a new line); it says "The answer is B." or else "The answer is B", the first such place counting. The rule takes
-    a letter even where it begins a word: "The answer is Bears" is B.
+    `scienceqa`, as in LLaVA's `eval_science_qa`: the answer is only a letter; it begins with "B. " (or "B" and a new
+    line); it contains "The answer is B.", or else "The answer is B". The first match counts. A letter at the start of
+    a word also matches: "The answer is Bears" is B.
 
-    `mmmu`, as MMMU's `eval_utils`: letters in brackets, "(B)"; letters between spaces, "B"; in an answer of more than
-    five words, the text of a choice in any case. Of several, the last one counts. Punctuation around the answer is
-    dropped.
+    `mmmu`, as in MMMU's `eval_utils`: letters in brackets, "(B)"; letters between spaces, "B"; in answers of more than
+    five words, the text of a choice in any case. The last match counts. Punctuation around the answer is removed.
 
-    Letters are upper case. Where MMMU's script guesses a choice at random, nothing was answered here, and None counts
-    as wrong: accuracy is lower than the script's by about the share of such answers over the number of choices, and
-    no luck is in it.
+    `pope`: see `parse_yes_no`. The choices are "yes" and "no".
 
-    `pope`: see `parse_yes_no`; the choices are "yes" and "no".
+    Letters must be upper case. If no choice is found, MMMU's script guesses one at random. Here the result is None,
+    which counts as wrong. Accuracy is therefore lower than the script's by about the share of such answers divided by
+    the number of choices, and has no random part.
 
     Args:
-        text: what the model wrote; white space around it does not count.
+        text: the model's text. Surrounding white space is ignored.
         choices: texts of the choices.
         rules: the benchmark.
 
     Returns:
-        The index of the choice, or None for an answer that names none, or a letter beyond the choices.
+        The index of the choice, or None if the answer has no choice or a letter that is not among the choices.
 
     Raises:
-        ValueError: unknown rules, or fewer than two choices or more than 26.
+        ValueError: unknown rules, or fewer than two or more than 26 choices.
     """
     letters = _letters(choices)
     if rules == "pope":
@@ -155,7 +155,7 @@ def parse_choice(text: str, choices: Sequence[str], rules: Rules = "mmmu") -> in
         letter = _scienceqa_letter(text.strip().replace("\n", ". "), len(choices))
         return letters.index(letter) if letter and letter in letters else None
     if rules != "mmmu":
-        raise ValueError(f"rules must be 'scienceqa', 'mmmu' or 'pope', not {rules!r}")
+        raise ValueError(f"rules must be 'scienceqa', 'mmmu' or 'pope', got {rules!r}")
     text = text.strip()
     for mark in ",.!?;:'":  # in this order, each once, so that "B.!" keeps its dot
         text = text.strip(mark)
@@ -182,25 +182,25 @@ def _scienceqa_letter(text: str, num_choices: int) -> str | None:
 def multiple_choice_accuracy(
     predictions: Sequence[int | None], answers: Sequence[int], groups: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Share of questions answered right; None counts as wrong.
+    """Share of correct answers. None counts as wrong.
 
     Args:
         predictions: (n,) indices of choices, see `parse_choice`.
-        answers: (n,) indices of the right ones.
-        groups: (n,) the class of each question, such as MMMU's disciplines.
+        answers: (n,) indices of the correct choices.
+        groups: (n,) group of each question, such as MMMU's disciplines.
 
     Returns:
-        {"accuracy", "unparsed": share of None}, each in 0..1, and where groups are given "groups", the accuracy of
-        each, and "macro", their mean. Benchmarks publish "accuracy", in which large groups weigh more.
+        {"accuracy", "unparsed": share of None}, each in 0..1. With groups, also "groups", the accuracy of each group,
+        and "macro", their mean. Benchmarks publish "accuracy", in which large groups weigh more.
 
     Raises:
-        ValueError: nothing to score, lists of unequal length, or something other than an index (the row is named).
+        ValueError: no answers, lists of different lengths, or a value that is not an index.
     """
     if not len(answers):
-        raise ValueError("no answers to score")
+        raise ValueError("answers are empty; pass at least one answer")
     for name, values in {"predictions": predictions, **({} if groups is None else {"groups": groups})}.items():
         if len(values) != len(answers):
-            raise ValueError(f"{len(values)} {name}, but {len(answers)} answers")
+            raise ValueError(f"got {len(values)} {name}, but {len(answers)} answers")
     for name, values in (("predictions", [p for p in predictions if p is not None]), ("answers", answers)):
         bad = [value for value in values if not isinstance(value, Integral) or isinstance(value, bool) or value < 0]
         if bad:
@@ -218,13 +218,14 @@ def multiple_choice_accuracy(
 
 
 def scienceqa_item(row: Mapping[str, Any]) -> MultipleChoiceItem:
-    """A row of `derek-thomas/ScienceQA` (Lu et al., 2022); the lecture is no part of the prompt, as in LLaVA's.
+    """Convert a row of `derek-thomas/ScienceQA` (Lu et al., 2022). As in LLaVA, the prompt omits the lecture.
 
-    Its groups are `subject` (natural, social or language science), `context` (text and image, image, text, none) and
-    `grade` (1-6, 7-12), the classes of the benchmark's tables, where TXT is all with text and IMG all with an image.
+    Its groups are those of the benchmark's tables: `subject` (natural, social or language science), `context` (text
+    and image, image, text, none) and `grade` (1-6, 7-12). The tables' TXT has all questions with text, IMG all with an
+    image.
 
     Raises:
-        ValueError: a column is missing, or the answer is none of the choices.
+        ValueError: a column is missing, or the answer is not one of the choices.
     """
     _check_columns(row, SCIENCEQA_COLUMNS, "ScienceQA")
     images = [row["image"]] if _is_image(row["image"]) else []
@@ -242,21 +243,21 @@ def scienceqa_item(row: Mapping[str, Any]) -> MultipleChoiceItem:
 
 
 def mmmu_item(row: Mapping[str, Any]) -> MultipleChoiceItem | None:
-    """A row of `MMMU/MMMU` (Yue et al., 2024), or None for an open question, which has no choices.
+    """Convert a row of `MMMU/MMMU` (Yue et al., 2024). Return None for an open question, which has no choices.
 
-    Its groups are `discipline` and `subject`, which the row's id names.
+    Its groups are `discipline` and `subject`, from the row's id.
 
     Raises:
-        ValueError: a column is missing; an answer that is withheld, as in the split `test`; a subject that MMMU has
-            not; images that do not fit the marks in the text.
+        ValueError: a column is missing, the answer is withheld (as in the split `test`), the subject is unknown, or
+            the images do not match the marks in the text.
     """
     _check_columns(row, MMMU_COLUMNS, "MMMU")
     if row["question_type"] == "open":
         return None
-    subject = "_".join(row["id"].split("_")[1:-1])  # of validation_Art_Theory_12
+    subject = "_".join(row["id"].split("_")[1:-1])  # Art_Theory for validation_Art_Theory_12
     discipline = next((name for name, subjects in MMMU_DISCIPLINES.items() if subject in subjects.split()), None)
     if discipline is None:
-        raise ValueError(f"question {row['id']} is of no subject of MMMU's; ids look like validation_Accounting_1")
+        raise ValueError(f"question {row['id']} has no subject of MMMU; ids must look like validation_Accounting_1")
     try:
         options = ast.literal_eval(row["options"]) if isinstance(row["options"], str) else row["options"]
         choices = [str(option) for option in options]
@@ -277,9 +278,9 @@ def mmmu_item(row: Mapping[str, Any]) -> MultipleChoiceItem | None:
 
 
 def pope_item(row: Mapping[str, Any]) -> MultipleChoiceItem:
-    """A row of `lmms-lab/POPE` (Li et al., 2023), a question such as "Is there a dog in the image?".
+    """Convert a row of `lmms-lab/POPE` (Li et al., 2023), a question such as "Is there a dog in the image?".
 
-    Its group is `category`, how the objects that are not in the image were chosen: random, popular or adversarial.
+    Its group is `category`, the way in which absent objects were chosen: random, popular or adversarial.
 
     Raises:
         ValueError: a column is missing, or the answer is neither yes nor no.
@@ -287,7 +288,7 @@ def pope_item(row: Mapping[str, Any]) -> MultipleChoiceItem:
     _check_columns(row, POPE_COLUMNS, "POPE")
     answer = str(row["answer"]).strip().lower()
     if answer not in CHOICES:
-        raise ValueError(f"the answer is 'yes' or 'no', not {row['answer']!r}")
+        raise ValueError(f"the answer must be 'yes' or 'no', got {row['answer']!r}")
     images = [row["image"]] if _is_image(row["image"]) else []
     return MultipleChoiceItem(
         images=images,
@@ -302,14 +303,14 @@ def pope_item(row: Mapping[str, Any]) -> MultipleChoiceItem:
 def multiple_choice_items(
     rows: Iterable[Mapping[str, Any]], to_item: Callable[[Mapping[str, Any]], MultipleChoiceItem | None]
 ) -> tuple[list[MultipleChoiceItem], dict[str, int]]:
-    """The questions with an image and choices, and how many rows were left out: {"open": n, "without image": n}.
+    """Return the questions with an image and choices, and the number of other rows: {"open": n, "without image": n}.
 
     Args:
-        rows: of the data set; images may be undecoded.
+        rows: rows of the data set. Images may be undecoded.
         to_item: `scienceqa_item`, `mmmu_item` or `pope_item`.
 
     Raises:
-        ValueError: a row does not fit; its number is named.
+        ValueError: a row cannot be converted. The message gives its number.
     """
     items, skipped = [], Counter({"open": 0, "without image": 0})
     for number, row in enumerate(rows):
@@ -331,11 +332,11 @@ def _check_columns(row: Mapping[str, Any], columns: Sequence[str], name: str) ->
 
 
 def _is_image(cell: Any) -> bool:
-    """Whether an image cell is filled; an undecoded one may be a dict of Nones."""
+    """Whether a cell has an image. An empty undecoded cell may be a dict of Nones."""
     return cell is not None and not (isinstance(cell, dict) and all(value is None for value in cell.values()))
 
 
 def _check_answer(answer: int, choices: Sequence[str]) -> int:
     if not 0 <= answer < len(choices):
-        raise ValueError(f"the answer is none of the {len(choices)} choices; take a split whose answers are published")
+        raise ValueError(f"the answer is not one of the {len(choices)} choices; use a split with published answers")
     return answer

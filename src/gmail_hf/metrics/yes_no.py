@@ -1,4 +1,4 @@
-"""Yes-or-no questions about objects in images, POPE: answers read from text, scores."""
+"""Yes-or-no questions about objects in images (POPE): parsing of answers, scores."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CHOICES = ("yes", "no")
 
 def parse_yes_no(text: str) -> int:
     """
-    What an answer says, by the rule of POPE's `evaluate.py`: of its first sentence, commas left out, any of the words
-    "No", "no" and "not" means no. Everything else means yes, an empty answer too, so a model that evades the question
-    has a high `yes_ratio`. Words are separated by any white space, where the script takes spaces alone.
+    Parse an answer by the rule of POPE's `evaluate.py`: it means no if its first sentence, without commas, contains
+    the word "No", "no" or "not". Any other answer means yes, even an empty one, so a model that evades questions has a
+    high `yes_ratio`. Words are separated by any white space, not only by spaces as in the script.
 
     Returns:
         The index in ("yes", "no").
@@ -26,7 +26,7 @@ def parse_yes_no(text: str) -> int:
 
 def yes_no_scores(predictions: Sequence[int], answers: Sequence[int]) -> dict[str, float]:
     """
-    Scores of POPE, in which "yes", the object is there, is the positive class.
+    Compute the scores of POPE. The positive class is "yes", the object is in the image.
 
     Source: Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023, Section 5.
 
@@ -34,18 +34,21 @@ def yes_no_scores(predictions: Sequence[int], answers: Sequence[int]) -> dict[st
         predictions, answers: (n,) indices of ("yes", "no"), see `parse_yes_no`.
 
     Returns:
-        {"accuracy", "precision", "recall", "F1", "yes_ratio": share of predictions that are yes}, each in 0..1; a
-        score without a denominator, such as the precision of a model that always says no, is 0.
+        {"accuracy", "precision", "recall", "F1", "yes_ratio": share of predictions that are yes}, each in 0..1. A
+        score whose denominator is 0, such as the precision of a model that always says no, is 0.
 
     Raises:
-        ValueError: nothing to score, lists of unequal length, or something other than 0 and 1.
+        ValueError: no answers, lists of different lengths, or values other than 0 and 1.
     """
     if not len(answers) or len(predictions) != len(answers):
-        raise ValueError(f"{len(predictions)} predictions for {len(answers)} answers: give one for each, and some.")
+        raise ValueError(
+            f"got {len(predictions)} predictions and {len(answers)} answers; pass one prediction per answer, and at "
+            "least one"
+        )
     for name, values in (("predictions", predictions), ("answers", answers)):
         bad = [value for value in values if not isinstance(value, Integral) or value not in (YES, NO)]
         if bad:
-            raise ValueError(f"{name} are 0 for yes and 1 for no, got {bad[0]!r}; see `parse_yes_no`")
+            raise ValueError(f"{name} must be 0 for yes or 1 for no, got {bad[0]!r}; see `parse_yes_no`")
     says, is_there = np.equal(predictions, YES), np.equal(answers, YES)
     right = int((says & is_there).sum())
     precision, recall = _share(right, says.sum()), _share(right, is_there.sum())

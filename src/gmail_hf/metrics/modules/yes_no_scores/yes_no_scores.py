@@ -10,8 +10,8 @@ def yes_no_scores(predictions, references):
     Accuracy, precision, recall and F1 of yes-or-no questions, with yes as the positive class, and the share of yes.
 
     Args:
-        predictions: (n,) 0 for yes and 1 for no; see `gmail_hf.metrics.parse_yes_no`.
-        references: (n,) the right answers.
+        predictions: (n,) 0 for yes and 1 for no, see `gmail_hf.metrics.parse_yes_no`.
+        references: (n,) the correct answers.
     Returns:
         {"accuracy", "precision", "recall", "F1", "yes_ratio"}, each in 0..1
     Examples:
