@@ -69,5 +69,5 @@ def test_captions_that_occur_twice():
 
 
 def test_more_heldout_pairs_than_test_scenes_is_refused():
-    with pytest.raises(ValueError, match="cannot be larger"):
+    with pytest.raises(ValueError, match="must not be larger"):
         demo.main(["--num_heldout", "11", "--num_test", "10"])

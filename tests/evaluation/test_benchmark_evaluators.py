@@ -136,7 +136,7 @@ def test_zero_shot_refuses_labels_and_templates_that_do_not_fit(loaded, source, 
     with pytest.raises(ValueError, match="Image 2 of .* has class 3, but there are 3 classes"):
         evaluate_zero_shot(gmail.model, gmail.processor, found, SETTINGS)
     (tmp_path / "zeroshot_classification_templates.txt").write_text("a photo of a {c}\na photo\n")
-    with pytest.raises(ValueError, match=r"templates without {c} for the class: \['a photo'\]"):
+    with pytest.raises(ValueError, match=r"templates without {c}, the place of the class: \['a photo'\]"):
         evaluate_zero_shot(gmail.model, gmail.processor, found, SETTINGS)
 
 

@@ -81,7 +81,7 @@ def test_models_that_do_not_fit_are_refused(planned, loaded, model_folders, tmp_
         planned("dtd", classes, "llava")
     with pytest.raises(ValueError, match=r"gmail' has no branch 'fake'; it has \['real', 'gen'\]"):
         planned("dtd", classes, settings=Settings("fake"))
-    with pytest.raises(ValueError, match="takes a --limit of 10 or more"):
+    with pytest.raises(ValueError, match="needs a --limit of 10 or more"):
         planned("digits", limit=5)
     loaded["gmail"].model.to_clip("real").save_pretrained(tmp_path / "clip")
     loaded["gmail"].processor.save_pretrained(tmp_path / "clip")

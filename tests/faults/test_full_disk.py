@@ -55,7 +55,7 @@ def test_generation(disk, pairs_file, tmp_path):
     sheet = (whole.path / "samples.png").stat().st_size
     filler = fill(disk, sheet + 3 * shard)  # and the manifest needs some room
     args = SynthesisArguments(output_dir=str(disk / "out"), **options)
-    full = "No space left on device.*finished shards are complete: free some space and run the same command"
+    full = "No space left on device.*finished shards are complete: free disk space and run the same command"
     with pytest.raises(OSError, match=full):
         synthesize(args)
     found, expected = files(disk / "out" / "data"), files(whole.path / "data")

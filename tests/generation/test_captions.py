@@ -94,7 +94,7 @@ def test_first_captions_are_a_prefix(make_args):
         ({"image_id_column": "nr"}, r"no column 'nr' but .*`image_id_column`"),
         ({"real_image_column": "photo"}, r"no column 'photo' but .*`real_image_column`"),
         ({"real_image_column": "caption_id"}, "must have images or their paths"),
-        ({"caption_column": "caption_id"}, "holds int, not text"),
+        ({"caption_column": "caption_id"}, "must have text, got int"),
         ({"caption_column": "nothing"}, "has no captions"),
         ({"real_images": "reference"}, "has bytes without paths"),
     ],

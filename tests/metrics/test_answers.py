@@ -164,7 +164,7 @@ def test_accuracy_by_hand():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], []), "no answers"),
+        (([], []), "answers are empty"),
         (([0], [0, 1]), "1 predictions, but 2 answers"),
         (([0, 1], [0, 1], ["x"]), "1 groups, but 2 answers"),
         ((["A"], [0]), "predictions must be indices of choices, got 'A'"),

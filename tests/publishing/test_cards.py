@@ -105,7 +105,7 @@ def test_without_results_there_are_no_numbers(tmp_path, clip_folder):
     make_model(clip_folder).save_pretrained(tmp_path / "model")
     text = (tmp_path / "model" / "README.md").read_text()
     assert NOT_RUN in text and "| cost |" not in text and "| score |" not in text and "model-index" not in text
-    assert "saved by itself" in text and "Trained on" not in text
+    assert "not saved by `GmailTrainer`" in text and "Trained on" not in text
     assert "base_model:" not in text and str(clip_folder) not in text  # a folder of this machine
     assert not TODO.search(text)
 
@@ -129,7 +129,7 @@ def test_results_are_added_and_replaced_and_the_rest_stays(tmp_path):
     assert card.data.license == "mit" and "top-1" in card.text
     with pytest.raises(FileNotFoundError, match="has no results"):
         add_results(tmp_path, CARDS / "gmail-coco")
-    with pytest.raises(FileNotFoundError, match="no card"):
+    with pytest.raises(FileNotFoundError, match="No card"):
         add_results(tmp_path / "nowhere", DIGITS)
 
 
@@ -180,7 +180,7 @@ def test_trainer_writes_the_card(trained):
     )
     told = table(card.text, "setting")
     assert told["`max_steps`"] == ["2"] and told["`learning_rate`"] == ["0.01"]
-    rows = table(card.text, "what")
+    rows = table(card.text, "kind")
     assert rows["training pairs, their captions"][2] == "8" and rows["evaluation pairs"][2] == "12"
     assert not TODO.search(card.text) and str(folder.parent) not in str(card)
 
@@ -407,7 +407,7 @@ def test_push_while_training_and_after(tmp_path, clip_folder):
     card = ModelCard(next(text for text in reversed(cards) if written_here(text)))
     assert card.data.base_model == "org/clip" and card.data.datasets == ["org/pairs"]
     assert card.data.license == "mit" and 'from_pretrained("org/gmail")' in card.text
-    rows = table(card.text, "what")
+    rows = table(card.text, "kind")
     assert rows["training pairs, their captions"] == ["`org/pairs`, split `train`", f"{1:040x}", "12", "cc-by-4.0"]
     assert rows["base model"][1] == f"{1:040x}"
     assert card.data.eval_results[0].dataset_revision == f"{1:040x}"
