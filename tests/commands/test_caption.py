@@ -251,7 +251,7 @@ def test_captions_are_cut_to_a_short_context(run, tmp_path, caplog):
     GPT2LMHeadModel(GPT2Config(bos_token_id=512, eos_token_id=513, **sizes)).save_pretrained(tmp_path / "text")
     make_tokenizer().save_pretrained(tmp_path / "text")
     metrics = run("out", "--text_model", str(tmp_path / "text"))
-    assert "Captions are cut after 9 tokens" in caplog.text and metrics["eval_loss"] > 0
+    assert "Captions are truncated to 9 tokens" in caplog.text and metrics["eval_loss"] > 0
 
 
 @pytest.mark.parametrize("option", ["--save_steps=3", "--save_strategy=epoch", "--save_total_limit=1"])
@@ -286,8 +286,8 @@ def test_frozen_text_model(run, folders, tmp_path):
         (["--model", "gmail-nowhere"], FileNotFoundError, "Train it first with gmail-hf train"),
         (["--model", clip_path()], ValueError, "not a GmailCLIPModel"),
         (["--mapping_type", "linear"], StrictDataclassError, "mapping_type"),
-        (["--architecture", "ifcp"], ValueError, "Unknown --architecture 'ifcp'; there are clipcap, ifcap"),
-        (["--text_only", "true", "--num_retrieved=3"], ValueError, "--text_only, --num_retrieved: only for"),
+        (["--architecture", "ifcp"], ValueError, "Unknown --architecture 'ifcp'; choose from clipcap, ifcap"),
+        (["--text_only", "true", "--num_retrieved=3"], ValueError, "--text_only, --num_retrieved can only be used"),
         ([*IFCAP, "--entities", "nowhere.txt"], FileNotFoundError, "'nowhere.txt' is no file"),
         ([*IFCAP, "--mapping_type", "mlp"], StrictDataclassError, "mapping_type"),
         ([*IFCAP, "--noise_variance=-1"], StrictDataclassError, "noise_variance"),

@@ -33,7 +33,7 @@ def test_registry_is_complete():
     assert max(Counter(filter(None, ids)).values()) == 1
     table_4 = [name for name, benchmark in BENCHMARKS.items() if benchmark.paper == "Table 4"]
     assert len(table_4) == 8 and all(BENCHMARKS[name].tasks == ("zero_shot", "probe") for name in table_4)
-    with pytest.raises(ValueError, match="Unknown benchmark 'mnist'; there are " + ", ".join(NAMES.split())):
+    with pytest.raises(ValueError, match="Unknown benchmark 'mnist'; choose from " + ", ".join(NAMES.split())):
         get_benchmark("mnist")
 
 
@@ -198,7 +198,7 @@ def test_bad_data_are_told_at_once(source, tmp_path):
     with pytest.raises(ValueError, match="--dataset sharegpt4v=FOLDER"):
         source("sharegpt4v")
     captions = write_captions(tmp_path / "captions", [["a"], ["b"]])
-    with pytest.raises(ValueError, match=r"lacks the column\(s\) \['cls'\]; it has .*'txt'.* dtd takes a webdataset"):
+    with pytest.raises(ValueError, match=r"lacks the column\(s\) \['cls'\]; it has .*'txt'.* dtd needs a webdataset"):
         source("dtd", captions)
     with pytest.raises(ValueError, match=r"lacks the column\(s\) \['txt'\]"):
         source("coco", write_classes(tmp_path / "classes"))

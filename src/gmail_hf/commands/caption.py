@@ -1,24 +1,24 @@
 """
 Train a ClipCap or IFCap captioner on generated images, then caption real ones: stages 2 and 3 of GMAIL.
 
-The bundled digits, in minutes and without a download (pip install "gmail-hf[digits,captioning]", and Java for the
-scores): stage 1 first, then a captioner on its gen branch.
+These commands align the gen branch on the bundled digits, then train a captioner on this branch. They take minutes,
+without a download (pip install "gmail-hf[digits,captioning]", and Java for the scores):
 
     gmail-hf train
     gmail-hf caption
 
-The baselines: generated images taken for real ones, and training on real images, the upper bound:
+Two baselines train on generated images through the real branch, and on real images (the upper bound):
 
     gmail-hf caption --modality real --output_dir clipcap-taken-for-real
     gmail-hf caption --modality real --image_column real_image --output_dir clipcap-real
 
-IFCap also retrieves captions of the training split, and names what many of them name:
+IFCap also retrieves captions of the training split, and adds entities that many of them mention to its prompt:
 
     gmail-hf caption --architecture ifcap
     gmail-hf caption --architecture ifcap --text_only true --output_dir ifcap-text-only
 
-Options come from --config, then from the command line, which wins. Without --config and --dataset, --config is
-clipcap_digits or ifcap_digits. To continue an interrupted run, add --resume_from_checkpoint true.
+Options in the YAML file of --config are overridden by options on the command line. Without --config and --dataset, the
+default is --config clipcap_digits or ifcap_digits. To continue an interrupted run, add --resume_from_checkpoint true.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,16 +38,16 @@ PRINTED, PICTURED = 5, 16  # captions shown after training
 class ModelArguments:
     _argument_group_name = "model"
 
-    model: str = option("A GmailCLIPModel from gmail-hf train, by Hub id or folder.", REQUIRED)
+    model: str = option("Hub id or folder of a GmailCLIPModel from gmail-hf train.", REQUIRED)
     model_revision: str | None = option(REVISION)
     architecture: str = option("The captioner: clipcap or ifcap.", "clipcap")
     text_model: str = option(
-        "A causal language model, by Hub id or folder, or digits, the bundled one.", "openai-community/gpt2"
+        "Hub id or folder of a causal language model, or digits, the bundled one.", "openai-community/gpt2"
     )
     text_model_revision: str | None = option("Revision of --text_model on the Hub.")
-    mapping_type: str | None = option("ClipCap's mapping network: mlp, which is the default, or transformer.")
-    prefix_length: int = option("Number of token embeddings that an image becomes.", 10)
-    freeze_text_model: bool = option("Train the mapping network alone.", False)
+    mapping_type: str | None = option("ClipCap's mapping network: mlp or transformer. Defaults to mlp.")
+    prefix_length: int = option("Number of token embeddings per image.", 10)
+    freeze_text_model: bool = option("Train only the mapping network.", False)
     attn_implementation: str | None = option(ATTENTION)
 
 
@@ -55,37 +55,45 @@ class ModelArguments:
 class IFCapArguments:
     _argument_group_name = "ifcap"
 
-    text_only: bool = option("Train on embeddings of captions with noise, in place of images.", False)
-    entities: str = option("What captions name: nltk, nouns by NLTK, or a file with a word per line.", "nltk")
-    num_retrieved: int = option("Captions that an image retrieves for its prefix.", 5)
-    num_entity_captions: int = option("Captions that it retrieves to count entities in; 7 for Flickr30k.", 9)
-    entity_threshold: int = option("Entities of more of these captions are named; 3 for Flickr30k.", 5)
-    noise_variance: float = option("Of the noise of --text_only, in each entry of a unit embedding.", 0.04)
+    text_only: bool = option("Train on embeddings of captions with noise instead of images.", False)
+    entities: str = option(
+        "Entities in captions: nltk, for nouns found by NLTK, or a file with one word per line.", "nltk"
+    )
+    num_retrieved: int = option("Number of captions to retrieve for an image's prefix.", 5)
+    num_entity_captions: int = option("Number of captions to retrieve for counting entities; 7 for Flickr30k.", 9)
+    entity_threshold: int = option(
+        "Entities in more than this number of retrieved captions are used; 3 for Flickr30k.", 5
+    )
+    noise_variance: float = option("Variance of the noise of --text_only, per entry of a unit embedding.", 0.04)
 
 
 @dataclass
 class DataArguments(PairArguments):
     eval_split: str = option("Split with the real images to caption.", "validation")
     image_column: str = option(
-        "Column with the images to train on. Embeddings in a column generated_embeds or real_embeds are used in place "
-        "of generated_image or real_image.",
+        "Column with the images to train on. A column of embeddings, generated_embeds or real_embeds, is used instead "
+        "of generated_image or real_image if it exists.",
         "generated_image",
     )
     modality: str = option("Branch for the images of --image_column: real or gen.", "gen")
-    image_id_column: str = option("Column with image ids; captions of one id are its references.", "image_id")
-    num_beams: int = option("Beams of the search for a caption.", 5)
-    max_new_tokens: int | None = option("Longest caption in the evaluation; by default the language model's limit.")
+    image_id_column: str = option(
+        "Column with image ids. Captions with the same id are references of one image.", "image_id"
+    )
+    num_beams: int = option("Number of beams for generating a caption.", 5)
+    max_new_tokens: int | None = option(
+        "Maximum length of captions in the evaluation, in tokens. Defaults to the language model's limit."
+    )
     caption_metrics: list[str] = option(
-        "Scores of captions; METEOR takes ten seconds to start.", ["BLEU@4", "METEOR", "CIDEr", "ROUGE-L"]
+        "Scores to compute. METEOR takes ten seconds to start.", ["BLEU@4", "METEOR", "CIDEr", "ROUGE-L"]
     )
 
 
 def parse_args(argv: Sequence[str]):
     """
-    `(ModelArguments, IFCapArguments, DataArguments, TrainingArguments)` of a command line; see [`options.parse`].
+    Parse a command line into `(ModelArguments, IFCapArguments, DataArguments, TrainingArguments)`.
 
     Raises:
-        ValueError: an unknown architecture, or an option of another one.
+        ValueError: see [`options.parse`]; also an unknown architecture, or an option of another one.
     """
     from transformers import TrainingArguments
 
@@ -94,10 +102,10 @@ def parse_args(argv: Sequence[str]):
     parsed = parse(argv, "caption", __doc__, dataclasses, default_config)
     architecture, values = parsed[0].architecture, vars(parsed[1])
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"Unknown --architecture '{architecture}'; there are {', '.join(ARCHITECTURES)}.")
+        raise ValueError(f"Unknown --architecture '{architecture}'; choose from {', '.join(ARCHITECTURES)}.")
     changed = [f"--{name}" for name, value in vars(IFCapArguments()).items() if values[name] != value]
     if architecture != "ifcap" and changed:
-        raise ValueError(f"{', '.join(changed)}: only for --architecture ifcap.")
+        raise ValueError(f"{', '.join(changed)} can only be used with --architecture ifcap.")
     return parsed
 
 
@@ -171,7 +179,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     room = model.config.max_caption_length
     if room is not None and room < collator.max_length:
         logger.warning(
-            f"Captions are cut after {room} tokens: with the prefix they fill the language model's context."
+            f"Captions are truncated to {room} tokens, which with the prefix fill the language model's context."
         )
         collator.max_length = room
     if retrieves:
@@ -202,7 +210,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if retrieves:
         train_dataset = with_caption_rows(train_dataset, model.caption_bank)
     eval_dataset = embed(eval_pairs, data_args.real_image_column, gmail, "real")
-    del gmail  # the captioner has its image side
+    del gmail  # the captioner has its own copy of the image encoder
 
     trainer = CaptionTrainer(
         model=model,
@@ -224,7 +232,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
 
 
 def _caption_bank(pairs, gmail, text_tokenizer, find_entities: Callable[[str], list[str]], tokenizer):
-    """The different captions of the training pairs, to retrieve from."""
+    """Build the bank of unique training captions for retrieval."""
     from ..captioners import CaptionBank
     from ..training.embeddings import embed_texts
 
@@ -234,7 +242,7 @@ def _caption_bank(pairs, gmail, text_tokenizer, find_entities: Callable[[str], l
 
 
 def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, float]:
-    """Caption each image once and score it; the main process writes captions.jsonl and captions.png."""
+    """Caption each image once and score the captions. The main process writes captions.jsonl and captions.png."""
     from accelerate.utils import gather_object
 
     from ..captioners import caption_embeds, group_references
