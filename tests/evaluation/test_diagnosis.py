@@ -46,7 +46,7 @@ def probes(generated, shift, coral, real, **after):
         (
             table(probes(0.60, 0.65, 0.70, 0.80, **{AFTER: 0.75}), after=True),
             INSTANCES,
-            "The gen branch closes 75% of the gap: use it",
+            "The gen branch closes 75% of the gap: use generated images through gen",
             None,
         ),
         (
@@ -135,7 +135,7 @@ def test_the_command_is_one_that_train_takes(name, folder, clip_folder, monkeypa
     ("options", "message"),
     [
         (["--label_column", "class"], "no label column 'class'"),
-        (["--max_samples", "19"], "19 pairs with different real images can be read; 20 are needed"),
+        (["--max_samples", "19"], "19 pairs with different real images can be read; at least 20 are needed"),
     ],
 )
 def test_mistakes(folder, clip_folder, options, message, capsys):

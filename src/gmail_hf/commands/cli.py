@@ -13,7 +13,7 @@ COMMANDS = {
     "generate": "generate an image for each caption of a data set, in shards",
     "curate": "select generated images: no broken, copied or wrongly captioned ones",
     "push": "upload generated shards and their card to the Hub",
-    "diagnose": "measure the gap of generated images before training, and recommend what to do",
+    "diagnose": "measure the gap of generated images, and recommend what to do",
     "prepare": "decode pairs in advance, so that training does not have to",
     "train": "align the gen branch (stage 1), adapt the text encoder (stage 2)",
     "caption": "train a ClipCap or IFCap captioner through gen, caption real images",
