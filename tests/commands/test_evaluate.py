@@ -84,7 +84,7 @@ def test_digits_needs_no_data(run_evaluate, tmp_path):
         ("dtd", ["--dataset", "dtd={coco}"], ValueError, r"lacks the column\(s\) \['cls'\]"),
         ("coco", ["--dataset", "coco={coco}", "--modality", "fake"], ValueError, "has no branch 'fake'"),
         ("dtd", ["--dataset", "dtd={dtd}", "--clip_score_model", "{gmail}"], ValueError, "needs captions"),
-        ("dtd", ["--dataset", "dtd={dtd}", "--clip_score_model", "{clipcap}"], ValueError, "_score_model must be a CLIP"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--clip_score_model", "{clipcap}"], ValueError, "must be a CLIP"),
         ("scienceqa", ["--dataset", "scienceqa={dtd}"], ValueError, "lacks the column"),
         ("dtd", ["--dataset", "dtd={dtd}", "--captioner", "{gmail}"], ValueError, "--captioner must be an image"),
         ("dtd", ["--dataset", "dtd={dtd}", "--model", "gmail-nowhere"], FileNotFoundError, "No model at"),
