@@ -88,7 +88,8 @@ TABLES = (
         ),
         (
             "Written from the description in IFCap's paper. The bank holds the training captions; the entities are "
-            "the ten digits. Text only: embeddings of captions with noise in place of images, in training.",
+            "the ten digits. In training the prompt names a caption's own digits, as in IFCap; that of an image comes "
+            "from what it retrieves. Text only: embeddings of captions with noise in place of images, in training.",
             "",
         ),
     ),

@@ -113,7 +113,7 @@ def test_what_nltk_lacks_is_named(monkeypatch):
         raise LookupError(path)
 
     monkeypatch.setitem(sys.modules, "nltk", types.SimpleNamespace(data=types.SimpleNamespace(find=find)))
-    with pytest.raises(LookupError, match="nltk.downloader averaged_perceptron_tagger_eng wordnet, or give a list"):
+    with pytest.raises(FileNotFoundError, match="nltk.downloader averaged_perceptron_tagger_eng wordnet, or give"):
         nltk_nouns()
     monkeypatch.setitem(sys.modules, "nltk", None)
     with pytest.raises(ImportError, match=r'pip install "gmail-hf\[ifcap\]", or give a list'):

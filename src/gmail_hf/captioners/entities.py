@@ -30,7 +30,7 @@ def nltk_nouns() -> Callable[[str], list[str]]:
 
     Raises:
         ImportError: NLTK is not installed.
-        LookupError: its data are not on this machine; the message names the command that fetches them.
+        FileNotFoundError: its data are not on this machine; the message names the command that fetches them.
     """
     try:
         import nltk
@@ -40,7 +40,7 @@ def nltk_nouns() -> Callable[[str], list[str]]:
         ) from error
     for name, path in NLTK_DATA.items():
         if not _has_data(nltk, path):
-            raise LookupError(
+            raise FileNotFoundError(
                 f"NLTK's '{name}' is not on this machine: python -m nltk.downloader {' '.join(NLTK_DATA)}, or give a "
                 "list of words as entities."
             )

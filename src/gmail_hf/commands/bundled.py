@@ -67,7 +67,7 @@ def entity_finder(name: str) -> Callable[[str], list[str]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError, LookupError, ValueError: see [`captioners.nltk_nouns`] and [`captioners.listed_words`].
+        ImportError, FileNotFoundError, ValueError: see [`captioners.nltk_nouns`] and [`captioners.listed_words`].
     """
     if name == "nltk":
         return nltk_nouns()
