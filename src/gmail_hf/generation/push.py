@@ -1,4 +1,4 @@
-"""Upload finished shards to a data set repository on the Hub; repeated calls upload what is new."""
+"""Uploads finished shards to a data set repository on the Hub. Repeated calls only upload new shards."""
 
 import json
 import os
@@ -26,22 +26,22 @@ def push_dataset(
 ) -> str:
     """
     Upload the finished shards that the repository lacks, each split's manifest and contact sheet, and the card, unless
-    the card was edited by hand. Folders of this machine are named by their last part alone.
+    a user edited the card. Folders of this machine are reduced to their last part.
 
     Args:
-        folder: what [`synthesize`] made, finished or not.
+        folder: output folder of [`synthesize`], finished or not.
         repo_id: `org/name`, created if it does not exist.
-        private: make it private.
-        captions_license: licence of the captions, an identifier of the Hub; by default the one given to the run.
+        private: make a new repository private.
+        captions_license: licence of the captions, as an identifier of the Hub. Defaults to the one given to the run.
 
     Returns:
         The repository's address.
 
     Raises:
-        FileNotFoundError: `folder` holds no shards.
-        ValueError: a shard was changed, see [`ShardFolder.check`]; the shards hold paths of images, see
-            [`check_public`]; the repository holds shards of other settings, and the message shows what differs; or it
-            holds a split that `folder` does not, which its new card would not name.
+        FileNotFoundError: `folder` has no finished shards.
+        ValueError: a shard was changed, see [`ShardFolder.check`]; the shards contain paths of images, see
+            [`check_public`]; the repository has shards of other settings, and the message lists the differences; or
+            the repository has a split that `folder` lacks, which the new card would omit.
     """
     opened = [(shards, manifest) for shards, manifest in open_folder(folder) if shards.finished()]
     if not opened:
@@ -71,7 +71,7 @@ def push_dataset(
         api.create_commit(
             repo_id, [_add("README.md", str(card).encode())], commit_message="Update the card", repo_type="dataset"
         )
-    elif "data_files:" in others:  # which hides the splits that are not named there
+    elif "data_files:" in others:  # splits that are not listed there cannot be loaded
         unnamed = [shards.split for shards, _ in opened if f"data/{shards.split}-" not in others]
         if unnamed:
             logger.warning(f"The card of '{repo_id}' is yours: name the split(s) {unnamed} in its `data_files`.")
@@ -89,15 +89,15 @@ def check_public(real_images: str | None) -> None:
     """
     if real_images == "reference":
         raise ValueError(
-            "Shards made with --real_images reference hold paths of this machine and are not pushed: make them with "
-            "--real_images keep, or with drop."
+            "Shards made with --real_images reference hold paths of this machine and are not pushed: generate them "
+            "with --real_images keep or drop."
         )
 
 
 def _upload(
     api: HfApi, repo_id: str, shards: ShardFolder, manifest: dict[str, Any], there: set[str]
 ) -> tuple[int, int]:
-    """Commit the finished shards of a split that are not `there`; how many were not, and how many were."""
+    """Commit the finished shards of a split that are not `there`. Return the numbers of new and old shards."""
     finished = sorted(shards.finished())
     missing = [shard for shard in finished if _name_in_repo(shards, shard) not in there]
     about = [_add(shards.file(MANIFEST).name, (json.dumps(without_paths(manifest), indent=2) + "\n").encode())]
@@ -117,7 +117,7 @@ def _upload(
 
 
 def count_rows(shards: ShardFolder) -> dict[str, int]:
-    """Counts of a split's finished shards for the card."""
+    """Count a split's finished shards and their rows for the card."""
     images, captions = set(), set()
     counts = {"shards": 0, "rows": 0, "truncated": 0, "nsfw": 0, "unchecked": 0}
     for shard in sorted(shards.finished()):

@@ -69,8 +69,8 @@ def push_folder(
     **commit: Any,
 ) -> str:
     """
-    Upload a folder in one commit, as [`public_files`] lists it. A card on the Hub that somebody edited stays, unless
-    the folder holds one like that.
+    Upload a folder in one commit, with the files of [`public_files`]. A card on the Hub that a user edited is kept,
+    unless the folder also has a card that a user wrote or edited.
 
     Keywords as in `PreTrainedModel.push_to_hub`, and `card`: fields of a card that is written again.
 
@@ -102,14 +102,14 @@ def public_files(
     folder: str | os.PathLike, ignore_patterns: Iterable[str] = TRAINING_FILES
 ) -> list[CommitOperationAdd]:
     """
-    The files of a folder for a commit.
+    Return the files of a folder for a commit.
 
-    Absolute paths in JSON files, which name folders of this machine and often its user, are cut to their last part,
-    see [`provenance.without_paths`]. The files of the folder stay as they are.
+    Absolute paths in JSON files, which reveal folders of this machine and often its user, are reduced to their last
+    part, see [`provenance.without_paths`]. The files in the folder are not changed.
 
     Args:
-        folder: of a model or of a training.
-        ignore_patterns: files to leave out, in the form of `HfApi.upload_folder`.
+        folder: folder of a model or of a training.
+        ignore_patterns: files to exclude, as in `HfApi.upload_folder`.
     """
     folder = Path(folder)
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -118,12 +118,12 @@ def public_files(
 
 
 def _public_json(path: Path) -> bytes | None:
-    """A JSON file without paths; None for a file that has none, or is of another format."""
-    if path.suffix != ".json" or path.name == "tokenizer.json":  # whose strings are tokens
+    """Return the content of a JSON file without paths, or None if it has none or the file has another format."""
+    if path.suffix != ".json" or path.name == "tokenizer.json":  # the strings of a tokenizer are tokens
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # the user's own file
+    except ValueError:  # a file of the user that is not valid JSON
         return None
     public = without_paths(content)
     return None if public == content else (json.dumps(public, indent=2, ensure_ascii=False) + "\n").encode()

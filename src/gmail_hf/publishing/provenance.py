@@ -135,7 +135,7 @@ def public_name(name: str | os.PathLike | None) -> str | None:
 
 
 def name_publicly(config: PreTrainedConfig) -> None:
-    """Give the parts of a configuration names in the form of [`public_name`]: transformers saves and pushes them."""
+    """Apply [`public_name`] to the names in the parts of a configuration, which transformers saves and pushes."""
     for part in (getattr(config, key) for key in config.sub_configs):
         for field in ("name_or_path", "base_model_name_or_path"):
             if name := getattr(part, field, None):
@@ -143,7 +143,7 @@ def name_publicly(config: PreTrainedConfig) -> None:
 
 
 def without_paths(content: Any) -> Any:
-    """Content of a JSON file, with each text that is an absolute path in the form of [`public_name`]."""
+    """Return the content of a JSON file with [`public_name`] applied to each text that is an absolute path."""
     if isinstance(content, dict):
         return {key: without_paths(value) for key, value in content.items()}
     if isinstance(content, list):
