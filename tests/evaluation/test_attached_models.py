@@ -8,8 +8,9 @@ from benchmark_data import png_cell
 from datasets import Dataset, Image
 from tiny import picture
 
-from gmail_hf import from_vlm, save_branches
+from gmail_hf import embed_images, from_vlm, save_branches
 from gmail_hf.branches.tower import is_adapter_weight
+from gmail_hf.commands.common import load_two_branches
 from gmail_hf.evaluation import Settings, evaluate_vqa, load_model
 from gmail_hf.evaluation.answering import write
 
@@ -46,3 +47,8 @@ def test_branches_are_loaded_onto_their_model(loaded, source, tmp_path):
     questions = source("pope", tmp_path / "test.parquet")
     answer = evaluate_vqa(found.model, found.processor, questions, Settings("gen")).predictions[0]
     assert answer["choice"] in ("yes", "no")
+    tower, image_processor = load_two_branches(str(folder))  # of gmail-hf embed
+    pictures = [picture(i) for i in range(2)]
+    for modality in ("gen", "real"):
+        expected = embed_images(vlm.tower, image_processor, pictures, modality)
+        torch.testing.assert_close(embed_images(tower.eval(), image_processor, pictures, modality), expected)

@@ -136,7 +136,7 @@ def load_two_branches(
 
     Args:
         name: a trained model, complete or only adapters; a base, which gets fresh branches; a vision-language model,
-            whose vision tower gets branches and is returned without the language model; or `digits`.
+            or the branches of one, whose vision tower is returned without the language model; or `digits`.
         revision: revision on the Hub.
         adapters: fields of [`GmailConfig`] for fresh branches.
         options: keywords of `from_pretrained`.
@@ -147,17 +147,16 @@ def load_two_branches(
     from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    from ..models.attached import attached_tower, from_vlm
+    from ..models.attached import ATTACHED, attached_tower, from_branches, from_vlm
     from ..models.auto import MODELS, from_base
     from .bundled import model_path
 
     path, hub = model_path(name), {"revision": revision} if revision else {}
     kind = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type", "")
-    if kind.startswith("gmail_attached_"):
-        raise ValueError(
-            f"'{name}' has only the branches of a vision tower: load them with their vision-language model by "
-            "`from_vlm`."
-        )
+    if kind.startswith(ATTACHED):
+        model = attached_tower(from_branches(path, revision, **options))
+        at = model.config.base_model_revision or "main"
+        return model, AutoImageProcessor.from_pretrained(model.config.base_model_name_or_path, revision=at)
     kind = AutoConfig.from_pretrained(path, **hub).model_type
     trained = {model.config_class.model_type: model for model in MODELS}
     if kind in trained:

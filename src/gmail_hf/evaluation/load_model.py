@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from ..models.attached import ATTACHED, from_vlm
+from ..models.attached import ATTACHED, from_branches
 from ..models.auto import MODELS
 from ..models.base import GmailModel
 from ..models.loading import check_checkpoint, check_finite, check_nothing_missing
@@ -87,8 +87,12 @@ def load_model(
         commit = version = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
     values, _ = PreTrainedConfig.get_config_dict(name, revision=version)
     if str(values.get("model_type")).startswith(ATTACHED):
-        model, processor = _with_attached(name, values, version, getattr(torch, dtype))
-        return LoadedModel(model.eval().to(device), processor, name, commit)
+        model = from_branches(name, version, dtype=getattr(torch, dtype)).eval().to(device)
+        origin = model.tower.config
+        processor = AutoProcessor.from_pretrained(
+            origin.base_model_name_or_path, revision=origin.base_model_revision or "main"
+        )
+        return LoadedModel(model, processor, name, commit)
     config = AutoConfig.from_pretrained(name, revision=version)
     if type(config) in {cls for model in MODELS for cls in (model.config_class, model.base_class.config_class)}:
         kind = AutoModel
@@ -113,14 +117,3 @@ def load_model(
     check_finite(model, name)
     processor = AutoProcessor.from_pretrained(name, revision=version)
     return LoadedModel(model.eval().to(device), processor, name, commit)
-
-
-def _with_attached(
-    name: str, values: dict[str, Any], revision: str | None, dtype: torch.dtype
-) -> tuple[BranchedVLM, Any]:
-    """The vision-language model that the branches in `name` were trained on, with them, and its processor."""
-    base, base_revision = values.get("base_model_name_or_path"), values.get("base_model_revision")
-    if base is None:
-        raise ValueError(f"The branches in '{name}' name no model; in Python, `from_vlm` takes them as `gmail=`.")
-    model = from_vlm(base, gmail=name, gmail_revision=revision, revision=base_revision, dtype=dtype)
-    return model, AutoProcessor.from_pretrained(base, revision=base_revision)

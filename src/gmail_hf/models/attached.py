@@ -198,6 +198,29 @@ def from_vlm(
     return model
 
 
+def from_branches(
+    pretrained_model_name_or_path: str | os.PathLike, revision: str | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """
+    Load what [`save_branches`] wrote onto the vision-language model that it names.
+
+    Args:
+        pretrained_model_name_or_path, revision: of the branches.
+        kwargs: of [`from_vlm`].
+
+    Raises:
+        ValueError, OSError: as [`from_vlm`]; the branches name no model.
+    """
+    values, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, revision=revision)
+    base, at = values.get("base_model_name_or_path"), values.get("base_model_revision")
+    if base is None:
+        raise ValueError(
+            f"The branches in '{pretrained_model_name_or_path}' name no model; in Python, `from_vlm` takes them as "
+            "`gmail=`."
+        )
+    return from_vlm(base, gmail=pretrained_model_name_or_path, gmail_revision=revision, revision=at, **kwargs)
+
+
 def save_branches(model: nn.Module, save_directory: str | os.PathLike, **kwargs: Any) -> None:
     """
     Write the branches of a model that [`attach_branches`] changed: a PEFT folder for each, and their settings.
