@@ -163,7 +163,7 @@ def test_configs_hold_the_papers_settings(name, tmp_path):
         (["--caption_column", "text"], r"no column\(s\) \['text'\]"),
         (["--split", "dev"], "no split 'dev'"),
         (["--lora_rank", "0"], "`lora_rank` must be between 1 and 4096"),
-        (["--gen_text_weight", "1", "--align_weight", "0"], "still the pretrained model"),
+        (["--gen_text_weight", "1", "--align_weight", "0"], "still equals the pretrained model"),
     ],
 )
 def test_mistakes_are_told_before_training(pairs, tmp_path, options, message):

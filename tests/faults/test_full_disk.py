@@ -94,6 +94,6 @@ def test_training(disk, train, tmp_path):
     filler = fill(disk, int(1.8 * size))
     with pytest.raises(Exception, match="No space left|write|enforce fail"):
         train(output_dir=str(disk / "run"), **settings)
-    assert [damage(path) for path in checkpoints(disk / "run")] == [None, "it was not written to its end"]
+    assert [damage(path) for path in checkpoints(disk / "run")] == [None, "it was not written completely"]
     filler.unlink()
     assert_equal(weights(train(output_dir=str(disk / "run"), resume=True, **settings)), weights(whole))

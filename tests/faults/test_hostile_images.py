@@ -72,7 +72,7 @@ def test_one_bad_image_is_left_out_of_a_batch(name):
 
 
 def test_an_opened_file_of_another_format_is_refused_too():
-    with pytest.raises(BadImageError, match="EPS is none of the formats"):
+    with pytest.raises(BadImageError, match="the format EPS is not one of"):
         decode_image(Image.open(io.BytesIO(BAD["PostScript"])))
 
 
@@ -112,7 +112,7 @@ def test_what_a_user_passes_is_taken(given, tmp_path):
         "cell": {"bytes": None, "path": str(tmp_path / "0.png")},
     }
     assert np.array_equal(decode_image(forms[given]), image)
-    with pytest.raises(BadImageError, match="int is no image; give a path, bytes, a PIL.Image or an array"):
+    with pytest.raises(BadImageError, match="int is not an image; pass a path, bytes, a PIL.Image or an array"):
         decode_image(7)
 
 

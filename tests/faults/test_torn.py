@@ -42,8 +42,8 @@ def test_training_resumes_from_the_last_whole_checkpoint(train, tmp_path, caplog
     for name in ("checkpoint-6/optimizer.pt", "checkpoint-4/trainer_state.json"):
         (run / name).write_bytes((run / name).read_bytes()[:10])
     resumed = train(max_steps=6, save_strategy="steps", save_steps=2, resume=True)
-    assert "checkpoint-6' is passed over: optimizer.pt has 10 instead of" in caplog.text
-    assert "checkpoint-4' is passed over: trainer_state.json has 10 instead of" in caplog.text
+    assert "checkpoint-6': optimizer.pt has 10 instead of" in caplog.text
+    assert "checkpoint-4': trainer_state.json has 10 instead of" in caplog.text
     assert [damage(path) for path in checkpoints(run)] == [None] * 3
     assert_equal(weights(resumed), whole_state)
 

@@ -85,7 +85,7 @@ def test_refusals(processor, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="already exists"):
         prepare_pairs(make_pairs(2), processor, tmp_path / "prepared")
     monkeypatch.setattr("gmail_hf.training.loading.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(OSError, match="GB are needed"):
+    with pytest.raises(OSError, match="needs .* GB, but only"):
         prepare_pairs(make_pairs(2), processor, tmp_path / "other")
 
 

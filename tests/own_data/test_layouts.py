@@ -165,7 +165,7 @@ def test_missing_paths_are_not_looked_up_on_the_hub(place, tmp_path, monkeypatch
 
 def test_an_id_of_the_hub_that_cannot_be_read_says_both(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConnectionError, match="'org/pairs' is no local path and cannot be read from the Hub"):
+    with pytest.raises(ConnectionError, match="'org/pairs' is not a local path and cannot be read from the Hub"):
         load_pairs("org/pairs")
 
 
@@ -423,7 +423,7 @@ def test_without_ids_rows_of_one_photograph_are_one_image(images, caplog):
     del columns["image_id"]
     rows = load_pairs(str(write_csv(images / "pairs.csv", columns)))
     assert rows["image_id"][:] == [os.path.basename(path) for path in columns["real_image"]]
-    assert "the id of a row is the path of its real image" in caplog.text
+    assert "using the path of the real image as the id" in caplog.text
 
 
 def test_lists_of_captions_become_rows(images):

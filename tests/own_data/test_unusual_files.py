@@ -104,7 +104,7 @@ def test_ids_that_json_does_not_keep_are_refused_by_training_and_generation(ids,
     ]
     place = folder / "pairs.jsonl"
     place.write_text("\n".join(lines))
-    message = "mixes numbers and text|ids are text or integers"
+    message = "mixes numbers and text|Write ids as text or integers"
     with pytest.raises(ValueError, match=message):
         load_pairs(str(place))
     with pytest.raises(ValueError, match=message):
@@ -153,7 +153,7 @@ def test_folders_without_common_names_are_refused(folder):
     (folder / "generated").mkdir()
     picture(0).save(folder / "generated" / "g.png")
     (folder / "generated" / "g.txt").write_text("a cat")
-    with pytest.raises(ValueError, match="No image in .*real' has the name of one in .*generated'"):
+    with pytest.raises(ValueError, match="real' and .*generated' have no image names in common"):
         load_pairs(str(folder))
 
 

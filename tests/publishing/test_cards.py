@@ -436,5 +436,5 @@ def test_hub_strategy(train, monkeypatch, strategy, pushes):
 
 def test_pushing_the_state_of_a_training_is_refused(clip_folder, arguments):
     args = arguments(push_to_hub=True, hub_strategy="checkpoint")
-    with pytest.raises(ValueError, match="pickle; choose 'every_save'"):
+    with pytest.raises(ValueError, match="pickle. Use 'every_save'"):
         GmailTrainer(make_model(clip_folder), args, make_pairs(4), processing_class=make_processor())

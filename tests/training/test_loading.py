@@ -121,5 +121,5 @@ def test_path_without_data(name):
 
 def test_full_disk_is_told_before(tmp_path):
     check_free_disk(tmp_path / "not" / "yet", 1)
-    with pytest.raises(OSError, match="GB are needed at .* are free"):
+    with pytest.raises(OSError, match="needs .* GB, but only .* GB are free"):
         check_free_disk(tmp_path / "not" / "yet", 10**18)

@@ -97,7 +97,7 @@ def test_gather_is_identity_in_one_process():
         ({"gen_text_weight": -1.0}, "gen_text_weight"),
         ({"temperature": float("nan")}, "temperature"),
         ({"align_weight": float("nan")}, "align_weight"),
-        ({"align_weight": 0.0, "token_weight": 1.0}, "`token_weight` adds to"),
+        ({"align_weight": 0.0, "token_weight": 1.0}, "`token_weight` needs another loss"),
         ({"token_loss": "energy"}, "`token_loss` is one of .'coral', 'sliced_wasserstein'., got 'energy'"),
     ],
     ids=str,

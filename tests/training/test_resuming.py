@@ -26,7 +26,7 @@ def test_output_dir_of_another_run_is_refused(tmp_path):
     assert check_output_dir(tmp_path) is None
     assert check_output_dir(tmp_path / "new") is None
     (tmp_path / "model.safetensors.index.json").touch()  # of a sharded model
-    with pytest.raises(FileExistsError, match="holds a trained model: choose another"):
+    with pytest.raises(FileExistsError, match="contains a trained model. Choose another"):
         check_output_dir(tmp_path)
     make(tmp_path, 5)
     with pytest.raises(FileExistsError, match="--resume_from_checkpoint true"):
@@ -37,8 +37,8 @@ def test_a_run_killed_in_its_first_save_starts_again(tmp_path, caplog):
     make(tmp_path, 5)
     (tmp_path / "checkpoint-5" / "files.json").unlink()
     assert check_output_dir(tmp_path) is None
-    assert "checkpoint-5' is passed over: it was not written to its end." in caplog.text
-    with pytest.raises(FileNotFoundError, match="run without --resume_from_checkpoint to start again"):
+    assert "checkpoint-5': it was not written completely." in caplog.text
+    with pytest.raises(FileNotFoundError, match="Run without --resume_from_checkpoint to start again"):
         check_output_dir(tmp_path, "true")
 
 
@@ -49,7 +49,7 @@ def test_the_last_whole_checkpoint_is_found(tmp_path):
     (tmp_path / "checkpoint-15").mkdir()  # interrupted while it was written
     assert check_output_dir(tmp_path, "true") == str(tmp_path / "checkpoint-10")
     assert check_output_dir(tmp_path, str(tmp_path / "checkpoint-5")) == str(tmp_path / "checkpoint-5")
-    with pytest.raises(FileNotFoundError, match="checkpoint-15' is not a whole checkpoint: it was not written"):
+    with pytest.raises(FileNotFoundError, match="checkpoint-15' is not a complete checkpoint: it was not written"):
         check_output_dir(tmp_path, str(tmp_path / "checkpoint-15"))
 
 
@@ -72,7 +72,7 @@ def test_damage_is_named_and_an_older_checkpoint_taken(tmp_path, caplog, name, c
         file.write_text(content)
     assert damage(tmp_path / "checkpoint-10") == found
     assert check_output_dir(tmp_path, True) == str(tmp_path / f"checkpoint-{5 if found else 10}")
-    assert (f"checkpoint-10' is passed over: {found}." in caplog.text) == bool(found)
+    assert (f"checkpoint-10': {found}." in caplog.text) == bool(found)
 
 
 def test_rotation_goes_by_step(tmp_path):

@@ -38,7 +38,7 @@ def test_fresh_text_adapter_changes_nothing_and_is_saved(clip_folder, tmp_path):
     model.save_pretrained(tmp_path)
     assert_equal(GmailCLIPModel.from_pretrained(tmp_path).state_dict(), model.state_dict())
     assert (tmp_path / "text" / "adapter_model.safetensors").exists()
-    with pytest.raises(ValueError, match="`text` adapter already"):
+    with pytest.raises(ValueError, match="already has a `text` adapter"):
         model.add_text_lora()
 
 
@@ -138,7 +138,7 @@ def test_joint_training_is_the_weighted_sum(clip_folder):
 def test_branch_that_was_never_aligned_is_told(clip_folder, train):
     fresh = GmailCLIPModel.from_clip(clip_folder, text_lora=True)
     assert fresh.is_base("gen") and fresh.is_base("real") and not make_model(clip_folder).is_base("gen")
-    with pytest.raises(ValueError, match="`gen` branch is still the pretrained model.*stage 1"):
+    with pytest.raises(ValueError, match="`gen` branch still equals the pretrained model.*stage 1"):
         train(model=fresh, **TEXT)
     train(model=fresh, generated_modality="real", max_steps=1, **TEXT)
     joint = GmailCLIPModel.from_clip(clip_folder, text_lora=True)

@@ -119,7 +119,7 @@ def test_branches_of_another_tower_are_refused(tmp_path):
 
 
 def test_a_model_without_branches_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="CLIPModel has 0: use `gmail_hf.from_base`"):
+    with pytest.raises(TypeError, match="CLIPModel has 0. Use `gmail_hf.from_base`"):
         GmailTrainer(make_clip(), arguments(tmp_path), make_pairs(4), processing_class=make_processor())
     with pytest.raises(TypeError, match="attach_branches"):
         save_branches(make_clip(), tmp_path)
@@ -152,7 +152,7 @@ def test_a_tower_of_packed_patches_trains(tmp_path):
         tokens = owner(alone["pixel_values"], grid_thw=alone["image_grid_thw"], modality=modality).pooler_output
         expected = torch.nn.functional.normalize(tokens.mean(dim=0), dim=-1)
         torch.testing.assert_close(embeds[row], expected, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"equally many patches, got \[16, 32, 48\]"):
+    with pytest.raises(ValueError, match=r"same number of patches in each image, got \[16, 32, 48\]"):
         owner._embed(pixel_values, "gen", token_layer=-2, image_grid_thw=grid)
 
 

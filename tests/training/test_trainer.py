@@ -367,7 +367,7 @@ def test_so_is_one_that_is_given_later(clip_folder, arguments, monkeypatch):
 
 
 def test_float16_weights_are_refused(clip_folder, arguments):
-    with pytest.raises(ValueError, match="float16 weights do not train.*float32"):
+    with pytest.raises(ValueError, match="float16 weights cannot be trained.*float32"):
         GmailTrainer(make_model(clip_folder).half(), arguments(), make_pairs(4), processing_class=make_processor())
 
 

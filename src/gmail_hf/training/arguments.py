@@ -16,10 +16,10 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
     [`GmailLossConfig`].
 
     Changed defaults: `learning_rate=1e-4`, `weight_decay=0.01`, `per_device_train_batch_size=256`,
-    `per_device_eval_batch_size` the same unless given, `max_steps=50_000` unless `num_train_epochs` is given,
+    `per_device_eval_batch_size` equal to it, `max_steps=50_000` unless `num_train_epochs` is given,
     `lr_scheduler_type="cosine_with_restarts"` with 5 cycles, `logging_steps=50`, `remove_unused_columns=False`. As in
-    transformers, `max_steps` takes precedence over `num_train_epochs` if both are given. The help of each field, which
-    `HfArgumentParser` shows, describes it.
+    transformers, `max_steps` takes precedence over `num_train_epochs` if both are given. Each field is described by
+    its `help`, which `HfArgumentParser` shows.
 
     Raises:
         ValueError: an option is out of range or contradicts another.
@@ -31,67 +31,70 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
     per_device_eval_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Pairs per device in evaluation, and images while embeddings are cached; the same as in training "
-            "by default."
+            "help": "Pairs per device in evaluation, and images per device when embeddings are cached; defaults to "
+            "--per_device_train_batch_size."
         },
     )
     num_train_epochs: float = field(
-        default=-1, metadata={"help": "Epochs to train, if --max_steps is not given; 3 if --max_steps is -1."}
+        default=-1,
+        metadata={"help": "Number of epochs, used if --max_steps is not given; defaults to 3 if --max_steps is -1."},
     )
     max_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Steps to train, which take precedence over --num_train_epochs; 50,000 if neither is given, -1 to "
-            "train by epochs."
+            "help": "Number of steps, which takes precedence over --num_train_epochs; defaults to 50,000 if neither "
+            "is given; -1 trains for --num_train_epochs."
         },
     )
     lr_scheduler_type: str = field(default="cosine_with_restarts", metadata={"help": "The learning rate schedule."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two entries of the log."})
+    logging_steps: float = field(default=50, metadata={"help": "Number of steps between log entries."})
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: the collator needs the columns."}
+        default=False, metadata={"help": "Must be False: the collator needs the columns."}
     )
     generated_modality: str = field(
         default="gen",
-        metadata={"help": "Branch of generated images; 'real' is the baseline that treats them as real."},
+        metadata={"help": "Branch for generated images; 'real' is the baseline that treats them as real."},
     )
     token_layer: int = field(
         default=-2,
-        metadata={"help": "Element of `hidden_states` with the patch tokens of --token_weight; -2 for LLaVA."},
+        metadata={"help": "Index into `hidden_states` of the patch tokens for --token_weight; LLaVA uses -2."},
     )
     contrastive_mini_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Images per forward pass: contrast the whole batch with the memory of a mini-batch."},
+        metadata={
+            "help": "Images per forward pass; the complete batch is contrasted with the memory of a mini-batch."
+        },
     )
     pairing: str = field(
         default="caption",
         metadata={
             "help": "'caption' keeps the pairs of the data set; 'optimal' re-pairs generated and real images within "
-            "each caption; 'none' is for images that share only a caption or class, and draws real images of the "
-            "caption in each epoch. The latter two need --cache_real_embeds."
+            "each caption; 'none' is for images that share only a caption or class, and draws new real images of "
+            "that caption in each epoch. 'optimal' and 'none' need --cache_real_embeds."
         },
     )
     images_per_caption: int = field(
         default=1,
         metadata={
-            "help": "Pairs of a caption that are drawn into a batch together, where it has as many, for losses that "
-            "compare the distributions of a caption."
+            "help": "Number of pairs of the same caption to put into a batch together, if there are that many, for "
+            "losses that compare the distributions of each caption."
         },
     )
     cache_real_embeds: bool = field(
         default=True,
         metadata={
-            "help": "Embed the images of a frozen branch, such as `real`, once and keep the embeddings on disk."
+            "help": "Embed the images of a frozen branch, such as `real`, once and cache the embeddings on disk."
         },
     )
     on_bad_image: str = field(
-        default="skip", metadata={"help": "'skip' pairs with an unreadable image, or raise an 'error'."}
+        default="skip", metadata={"help": "'skip' skips pairs with an unreadable image; 'error' raises an error."}
     )
     log_figures: bool = field(
-        default=False, metadata={"help": "Log pictures of evaluation pairs and their embeddings to --report_to."}
+        default=False, metadata={"help": "Log figures of evaluation pairs and their embeddings to --report_to."}
     )
 
     def __post_init__(self) -> None:
-        if self.per_device_eval_batch_size is None:  # Eq. 1 is comparable over equally many candidates only
+        if self.per_device_eval_batch_size is None:  # values of Eq. 1 are comparable only for the same batch size
             self.per_device_eval_batch_size = self.per_device_train_batch_size
         if self.max_steps is None:
             self.max_steps = -1 if self.num_train_epochs >= 0 else PAPER_STEPS
@@ -101,35 +104,35 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
             self.lr_scheduler_kwargs = {"num_cycles": 5}
         GmailLossConfig.__post_init__(self)
         TrainingArguments.__post_init__(self)
-        # From a streamed data set the main process would hand out slices of one batch, which skipped pairs and
-        # captions of different lengths make impossible: each process reads its own.
+        # Each process reads its own batches. With a streamed data set, accelerate's main process would slice one batch
+        # for all of them, which fails if pairs are skipped or captions differ in length.
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False
         if self.remove_unused_columns:
-            raise ValueError("`remove_unused_columns` must stay False: the collator needs the data set's columns.")
+            raise ValueError("`remove_unused_columns` must be False: the collator needs the data set's columns.")
         if self.contrastive_mini_batch_size is not None and self.contrastive_mini_batch_size < 1:
             raise ValueError(
                 f"The contrastive mini-batch size must be at least 1, got {self.contrastive_mini_batch_size}."
             )
         if self.pairing not in ("caption", "optimal", "none"):
-            raise ValueError(f"`pairing` is 'caption', 'optimal' or 'none', got '{self.pairing}'.")
+            raise ValueError(f"`pairing` must be 'caption', 'optimal' or 'none', got '{self.pairing}'.")
         if self.pairing != "caption" and not (self.cache_real_embeds and self.aligns and self.token_weight == 0):
             raise ValueError(
-                f'`pairing="{self.pairing}"` needs `cache_real_embeds=True` and a loss that aligns images, and '
-                "excludes `token_weight`."
+                f'`pairing="{self.pairing}"` needs `cache_real_embeds=True`, a loss that aligns images, and '
+                "`token_weight=0`."
             )
         if self.pairing == "none" and self.align_weight + self.consistency_weight > 0:
             raise ValueError(
-                '`pairing="none"` excludes `align_weight` and `consistency_weight`, which compare pairs: use '
-                '`recipe="robust"`, or `align_weight=0` and `energy_weight`.'
+                '`pairing="none"` cannot be used with `align_weight` or `consistency_weight`, which compare pairs. '
+                'Use `recipe="robust"`, or `align_weight=0` and `energy_weight`.'
             )
         if not 1 <= self.images_per_caption <= self.per_device_train_batch_size:
             raise ValueError(
-                f"`images_per_caption` must be from 1 to the batch size of {self.per_device_train_batch_size}, got "
-                f"{self.images_per_caption}."
+                f"`images_per_caption` must be between 1 and the batch size of {self.per_device_train_batch_size}, "
+                f"got {self.images_per_caption}."
             )
         if self.on_bad_image not in ("skip", "error"):
-            raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{self.on_bad_image}'.")
+            raise ValueError(f"`on_bad_image` must be 'skip' or 'error', got '{self.on_bad_image}'.")
 
     @property
     def branches(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Pictures of pairs and their embeddings for TensorBoard, Weights & Biases and Trackio."""
+"""Figures of pairs and their embeddings for TensorBoard, Weights & Biases and Trackio."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -24,22 +24,22 @@ MIN_PAIRS = 10  # `plot_embeddings` refuses fewer
 
 class FiguresCallback(TrainerCallback):
     """
-    At each evaluation, log a picture of held-out embeddings before and after alignment
-    ([`metrics.plot_embeddings`]) and, at the first, a contact sheet of the pairs ([`metrics.plot_pairs`]).
+    Log a figure of held-out embeddings before and after alignment ([`metrics.plot_embeddings`]) at each evaluation,
+    and a contact sheet of the pairs ([`metrics.plot_pairs`]) at the first one.
 
-    They go to those of TensorBoard, Weights & Biases and Trackio that `report_to` names. [`GmailTrainer`] adds this
-    callback for `log_figures=True`.
+    The figures are logged to TensorBoard, Weights & Biases or Trackio, as `report_to` selects. [`GmailTrainer`] adds
+    this callback for `log_figures=True`.
 
     Args:
-        callbacks: the trainer's callbacks; the pictures go to the trackers among them.
-        dataset (`datasets.Dataset`): pairs with both images; the first of them are drawn.
-        num_pairs (`int`): pairs in the picture of embeddings.
+        callbacks: the trainer's callbacks, which include those of the trackers.
+        dataset (`datasets.Dataset`): pairs with both images; the figures show the first of them.
+        num_pairs (`int`): pairs in the figure of embeddings.
         num_shown (`int`): pairs on the contact sheet.
 
     Raises:
-        TypeError: the pairs are streamed, or several data sets.
+        TypeError: the pairs are streamed, or there are several data sets.
         ValueError: there are no evaluation pairs, an image column is missing, fewer than 10 pairs can be read, or
-            `report_to` names none of these trackers.
+            `report_to` contains none of these trackers.
         ImportError: the packages of `gmail-hf[evaluation]` are missing.
     """
 
@@ -49,19 +49,19 @@ class FiguresCallback(TrainerCallback):
         for package in ("matplotlib", "sklearn"):
             optional_import(package)
         if dataset is None:
-            raise ValueError("`log_figures` draws evaluation pairs: give `eval_dataset`, or --eval_split.")
+            raise ValueError("`log_figures` needs evaluation pairs: pass `eval_dataset`, or --eval_split.")
         if not isinstance(dataset, Dataset):
-            raise TypeError(f"`log_figures` draws pairs of one `datasets.Dataset`, got {type(dataset).__name__}.")
+            raise TypeError(f"`log_figures` needs pairs from one `datasets.Dataset`, got {type(dataset).__name__}.")
         missing = {"real_image", "generated_image", "caption"} - set(dataset.column_names)
         if missing:
-            raise ValueError(f"`log_figures` draws pairs, and the evaluation data lacks {sorted(missing)}.")
+            raise ValueError(f"`log_figures` needs pairs, but the evaluation data lacks {sorted(missing)}.")
         if not any(isinstance(callback, TRACKERS) for callback in callbacks):
-            raise ValueError("`log_figures` needs `report_to` to name 'tensorboard', 'wandb' or 'trackio'.")
+            raise ValueError("`log_figures` needs 'tensorboard', 'wandb' or 'trackio' in `report_to`.")
         self.callbacks = callbacks
         self.num_shown = num_shown
         self.real, self.generated, self.captions = _readable(dataset, num_pairs)
         if len(self.captions) < MIN_PAIRS:
-            raise ValueError(f"`log_figures` needs {MIN_PAIRS} pairs that can be read, got {len(self.captions)}.")
+            raise ValueError(f"`log_figures` needs {MIN_PAIRS} readable pairs, got {len(self.captions)}.")
         self.shown = False
 
     def on_evaluate(
@@ -71,8 +71,8 @@ class FiguresCallback(TrainerCallback):
             return
         try:
             self._log(state.global_step, args, model, processing_class)
-        except Exception as error:  # drawing, disk or tracker: training continues without the picture
-            logger.warning(f"No pictures of the evaluation at step {state.global_step}: {error!r}.")
+        except Exception as error:  # drawing, disk or tracker: training continues without the figures
+            logger.warning(f"The figures of the evaluation at step {state.global_step} were not logged: {error!r}.")
 
     def _log(self, step: int, args: Any, model: Any, processor: Any) -> None:
         images = {"eval/embeddings": self._draw_embeddings(args, model, processor)}
@@ -129,7 +129,7 @@ def _readable(dataset: Dataset, count: int) -> tuple[list[Any], list[Any], list[
 
 
 def _drawn(plot: Any, *data: Any) -> PILImage.Image:
-    """The image that a plotting function of [`metrics`] draws."""
+    """The image drawn by a plotting function of [`metrics`]."""
     buffer = BytesIO()
     plot(buffer, *data)
     return PILImage.open(buffer).convert("RGB")

@@ -1,4 +1,4 @@
-"""The checks of pairs before hours of work start."""
+"""Checks of a data set of pairs before training starts."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,35 +14,37 @@ from .losses import GmailLossConfig
 
 
 def needed_columns(losses: GmailLossConfig) -> tuple[str, ...]:
-    """The columns of pairs that the losses need, for [`check_pairs`]; captions and ids identify equal pairs."""
+    """The columns that the losses need, for [`check_pairs`]; captions and ids tell which pairs are not negatives."""
     images = {"real_image": losses.needs_real, "generated_image": losses.needs_generated}
     return (*(column for column, needed in images.items() if needed), "caption", "image_id")
 
 
 def check_for_training(dataset: Any, name: str, model: Any, args: GmailTrainingArguments) -> None:
     """
-    Check a data set that [`GmailTrainer`] is given.
+    Check a data set that is passed to [`GmailTrainer`].
 
     Args:
         dataset: the pairs.
-        name: what errors call it; one other than `"train_dataset"` is for evaluation.
-        model ([`GmailCLIPModel`]): the model, with the parameters frozen that will not train.
+        name: its name in error messages; any other than `"train_dataset"` is for evaluation.
+        model ([`GmailCLIPModel`]): the model, with all parameters frozen that will not train.
         args ([`GmailTrainingArguments`]): the settings.
 
     Raises:
         TypeError: `dataset` is not a data set of the datasets library.
-        ValueError: see [`check_pairs`]; an evaluation set streamed to several processes; a batch of one pair;
-            embeddings of a branch that trains, or with `token_weight`.
+        ValueError: see [`check_pairs`]; an evaluation set is streamed to several processes; batches have one pair;
+            there are embeddings for a branch that trains, or together with `token_weight`.
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
     if isinstance(dataset, IterableDataset) and name != "train_dataset" and args.world_size > 1:
-        # The parts have different lengths, so that processes would wait for each other forever.
-        raise ValueError(f"{name} is streamed, which several processes cannot evaluate: use one process.")
+        # Shards of different lengths would make the processes wait for each other forever.
+        raise ValueError(
+            f"{name} is streamed, which is not supported with several processes: evaluate in one process."
+        )
     batch = args.train_batch_size * (args.world_size if args.gather_negatives else 1)
     if batch == 1 and name == "train_dataset" and not args.learns_from_one_pair:
         raise ValueError(
-            "A batch of one pair has no negatives, so that the loss would always be 0. Use a "
+            "A batch of one pair has no negatives, so the loss would always be 0. Use a "
             "`per_device_train_batch_size` of 2 or more; gradient accumulation adds no negatives."
         )
     options = {"embed_dim": model.embed_dim, "with_negatives": args.needs_negatives}
@@ -50,7 +52,7 @@ def check_for_training(dataset: Any, name: str, model: Any, args: GmailTrainingA
     for side in SIDES:
         if f"{side}_embeds" not in column_names(dataset):
             continue
-        remedy = f"Give '{side}_image', and remove the column with `dataset.remove_columns`."
+        remedy = f"Provide '{side}_image' instead, and remove the column with `dataset.remove_columns`."
         if model.trains(args.branches[side]):
             raise ValueError(
                 f"{name} has '{side}_embeds', but the `{args.branches[side]}` branch trains, which changes its "
@@ -70,22 +72,22 @@ def check_pairs(
     with_negatives: bool = True,
 ) -> None:
     """
-    Check columns and types of a data set of pairs and read a sample of them, before hours of work start.
+    Check the columns and types of a data set of pairs, and read a sample of the pairs.
 
     Args:
         dataset: the pairs.
-        name: what errors call it.
+        name: its name in error messages.
         on_bad_image: see [`GmailCollator`].
         needed: the columns that must exist, see [`needed_columns`]. `real_embeds` can replace `real_image`, and
             `generated_embeds` can replace `generated_image`.
         sample: how many pairs to read.
-        embed_dim (`int`, *optional*): the length that embeddings must have.
-        with_negatives (`bool`): refuse pairs that all share a caption or an id; a loss without negatives takes them.
+        embed_dim (`int`, *optional*): the required length of embeddings.
+        with_negatives (`bool`): refuse pairs that all share a caption or an id, for losses that need negatives.
 
     Raises:
-        ValueError: the data set is empty; a column is missing, of another type or the same throughout; embeddings of
-            another length; a caption or id is missing; none of the sampled pairs can be read (or, under
-            `on_bad_image="error"`, one of them cannot). In a streamed data set only the sample is checked.
+        ValueError: the data set is empty; a column is missing, has the wrong type or holds the same value in all rows;
+            embeddings have the wrong length; a caption or id is missing; none of the sampled pairs can be read (with
+            `on_bad_image="error"`, one of them cannot be read). In a streamed data set only the sample is checked.
     """
     if next(iter(_sample_rows(undecoded(dataset), 1)), None) is None:
         raise ValueError(f"{name} is empty.")
@@ -94,7 +96,7 @@ def check_pairs(
     missing = [column for column in needed if column not in columns and column not in replaced]
     if missing:
         raise ValueError(
-            f"{name} lacks the column(s) {missing}; it has {columns}. The losses need {list(needed)}: rename yours "
+            f"{name} lacks the column(s) {missing}; it has {columns}. The losses need {list(needed)}. Rename columns "
             "with `dataset.rename_column(old, new)`, or with the --*_column flags of `gmail-hf train`."
         )
     images = [f"{side}_image" for side in SIDES if f"{side}_image" in needed and f"{side}_image" not in replaced]
@@ -102,7 +104,7 @@ def check_pairs(
         feature = (dataset.features or {}).get(column)
         if feature is not None and not isinstance(feature, Image):
             raise ValueError(
-                f"Column '{column}' of {name} is {feature}, not an image; cast it with "
+                f"Column '{column}' of {name} is {feature}, not an image. Cast it with "
                 f"`dataset.cast_column('{column}', datasets.Image())`."
             )
     rows = list(_sample_rows(undecoded(dataset), sample))
@@ -111,7 +113,7 @@ def check_pairs(
         if not isinstance(row["caption"], str):
             raise ValueError(f"Column 'caption' of {name} holds {type(row['caption']).__name__}, not text.")
         if is_missing(row["image_id"]):
-            raise ValueError(f"Column 'image_id' of {name} has empty cells; each real image needs an id.")
+            raise ValueError(f"Column 'image_id' of {name} has empty cells. Each real image needs an id.")
         try:
             for column in images:
                 decode_image(row[column])
@@ -121,9 +123,9 @@ def check_pairs(
             failures.append(f"the pair with image_id {row['image_id']}: {error}")
     if len(failures) == len(rows) or (failures and on_bad_image == "error"):
         raise ValueError(
-            f"{len(failures)} of {len(rows)} sampled pairs of {name} cannot be read, first {failures[0]}."
+            f"{len(failures)} of {len(rows)} sampled pairs of {name} cannot be read. The first is {failures[0]}."
         )
-    if isinstance(dataset, Dataset):  # of a stream the first rows say little about the others
+    if isinstance(dataset, Dataset):  # the first rows of a stream say little about the others
         _check_ids(dataset, rows, name, with_negatives)
         for column in replaced.values():
             _check_lengths(dataset, column, name)
@@ -135,7 +137,7 @@ def _check_embedding(value: Any, column: str, name: str, dim: int | None) -> Non
     array = np.asarray(value)
     if array.dtype.kind != "f" or array.shape != (dim or array.size,):
         raise ValueError(
-            f"Column '{column}' of {name} holds {array.dtype} of shape {array.shape}; each row needs one embedding, a "
+            f"Column '{column}' of {name} holds {array.dtype} of shape {array.shape}. Each row needs one embedding, a "
             f"list of {dim or array.size} floats."
         )
     if not np.isfinite(array).all():
@@ -148,7 +150,7 @@ def _check_lengths(dataset: Dataset, column: str, name: str) -> None:
         lengths.update(pc.unique(pc.list_value_length(values[column])).to_pylist())
     if len(lengths - {None}) > 1:
         raise ValueError(
-            f"Column '{column}' of {name} holds embeddings of different lengths, {sorted(lengths - {None})}."
+            f"Column '{column}' of {name} holds embeddings of different lengths: {sorted(lengths - {None})}."
         )
 
 
@@ -161,17 +163,17 @@ def _check_ids(dataset: Dataset, rows: list[dict], name: str, with_negatives: bo
             if any(absent):
                 kept = f"{column} == {column} and str({column} or '').strip()"  # NaN equals nothing
                 raise ValueError(
-                    f"Row {start + absent.index(True)} of {name} has no '{column}'; remove rows like it with "
+                    f"Row {start + absent.index(True)} of {name} has no '{column}'. Remove such rows with "
                     f"`dataset.filter(lambda {column}: {kept}, input_columns='{column}')`."
                 )
             start += len(values)
-        same = caption_ids if column == "caption" else list  # captions that differ in case and spaces are equal
+        same = caption_ids if column == "caption" else list  # captions that differ only in case and spaces are equal
         if not with_negatives or len(rows) == 1 or len(set(same([row[column] for row in rows]))) > 1:
             continue
         if len(set(same(dataset[column][:]))) == 1:
             raise ValueError(
                 f"All rows of {name} have {column}={rows[0][column]!r}. Pairs with the same {column} are never "
-                "negatives of each other, so there would be nothing to learn."
+                "negatives, so the loss would be constant."
             )
 
 

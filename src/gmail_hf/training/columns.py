@@ -1,4 +1,4 @@
-"""Columns of pairs: found by their usual names, ids as text, one caption per row, pairs from rows of single images."""
+"""Columns of pairs: usual names, ids as text, one caption per row, and pairs from rows of single images."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image, Value, concatenate_datasets
 from transformers.utils import logging
 
-# Names of columns and folders by what they hold, without words such as "image" and "path", see `words_of`.
+# Usual names of columns and folders by role, without words such as "image" and "path", see `words_of`.
 USUAL = {
     "caption": {"caption", "captions", "text", "texts", "txt", "sentence", "sentences", "prompt", "prompts"},
     "real_image": {"image", "real", "photo", "photos", "photograph", "photographs", "original"},
@@ -22,34 +22,33 @@ FILLERS = {"image", "images", "img", "path", "file", "filename", "filepath", "na
 REAL_WORDS = {"real", "photo", "photograph", "original", "natural"}
 LABELS = {"label", "labels", "class", "classes", "cls", "category", "class_name", "fine_label"}
 REAL_FLAGS = ("is_real", "real")
-# By 1 they mean a generated image; label_a is Defactify's.
+# Columns where 1 means a generated image; Defactify has label_a.
 GENERATED_FLAGS = ("is_generated", "generated", "is_fake", "fake", "is_synthetic", "synthetic", "is_ai", "label_a")
 
-SHOWN = 5  # names in a warning
+SHOWN = 5  # names listed in a warning
 
 logger = logging.get_logger(__name__)
 
 
 def find_column(dataset: Dataset, role: str, asked: str | None = None) -> str | None:
     """
-    The column with the captions, the images or their ids.
+    Find the column with the captions, the images or their ids.
 
     Args:
-        dataset: rows of [`load_rows`].
+        dataset: rows from [`load_rows`].
         role: one of [`data.PAIR_COLUMNS`].
-        asked: its name, if the user gave it; the name of the role itself counts as not given.
+        asked: the name that the user gave. The name of the role counts as not given.
 
     Returns:
-        The column `asked`, or `role`, or the only column with another usual name, which is reported; None if there is
-        none.
+        `asked`, or `role`, or the only column with another usual name, which is logged; None if there is none.
 
     Raises:
-        ValueError: `asked` does not exist; several columns have usual names.
+        ValueError: `asked` does not exist, or several columns have usual names.
     """
     columns = dataset.column_names
     if asked not in (None, role):
         if asked not in columns:
-            raise ValueError(f"There is no column '{asked}' but {columns}: see `{role}_column`.")
+            raise ValueError(f"There is no column '{asked}' among {columns}: check `{role}_column`.")
         return asked
     if role in columns:
         return role
@@ -65,7 +64,7 @@ def find_column(dataset: Dataset, role: str, asked: str | None = None) -> str | 
 
 
 def texts_of(cell: Any) -> list[str]:
-    """The captions of a cell: a text, or a list of texts or of Karpathy's sentences."""
+    """The captions in a cell, which is a text, or a list of texts or of Karpathy's sentences."""
     if isinstance(cell, dict):
         cell = cell.get("raw", cell.get("caption"))
     return [text for part in cell for text in texts_of(part)] if isinstance(cell, list) else [cell]
@@ -77,7 +76,7 @@ def is_missing(image_id: Any) -> bool:
 
 
 def report_unmatched(names: Iterable[Any], what: str) -> None:
-    """Count and list what is left out."""
+    """Warn about what is left out: the number and the first names."""
     names = list(names)
     if names:
         shown = ", ".join(str(name) for name in names[:SHOWN])
@@ -85,7 +84,10 @@ def report_unmatched(names: Iterable[Any], what: str) -> None:
 
 
 def words_of(column: str) -> str:
-    """`caption` for `Caption`, `real` for `real_image_path` and `real.jpg`, `image` for `image` and `file_name`."""
+    """
+    A column's name without case and filler words: `caption` for `Caption`, `real` for `real_image_path` and
+    `real.jpg`, `image` for `image` and `file_name`.
+    """
     words = "".join(letter if letter.isalnum() else " " for letter in column.lower()).split()
     if words[-1:] == ["id"]:
         return "_".join(words)
@@ -97,26 +99,26 @@ def text_ids(dataset: Dataset, column: str, name: str) -> list[str]:
     The ids in a column, as text.
 
     Raises:
-        ValueError: a row has none; they are not text or integers, such as large numbers that a file of JSON turned
-            into floats, or numbers and text.
+        ValueError: a row has no id; the ids are neither text nor integers (JSON turns large integers into floats), or
+            mix numbers and text.
     """
     values = dataset[column][:]
     for row, value in enumerate(values):
         if is_missing(value):
             raise ValueError(f"Row {row} of '{name}' has no '{column}'. Fill in the cell, or remove the column.")
-    if type(dataset.features[column]).__name__ == "Json":  # in which "007" is read as 7
+    if type(dataset.features[column]).__name__ == "Json":  # which reads "007" as 7
         raise ValueError(f"Column '{column}' of '{name}' mixes numbers and text. Put all ids in quotes.")
     if not all(isinstance(value, (str, int)) and not isinstance(value, bool) for value in values):
         raise ValueError(
-            f"Column '{column}' of '{name}' is {dataset.features[column]}; ids are text or integers, as others may "
-            "not be read as they were written."
+            f"Column '{column}' of '{name}' is {dataset.features[column]}. Write ids as text or integers; other types "
+            "may change when they are read."
         )
     return [str(value) for value in values]
 
 
 def with_ids(dataset: Dataset, name: str) -> Dataset:
     """
-    Image ids as text in the column `image_id`.
+    Add or convert the column `image_id`, ids as text.
 
     Raises:
         ValueError: see [`text_ids`].
@@ -124,12 +126,12 @@ def with_ids(dataset: Dataset, name: str) -> Dataset:
     if "image_id" not in dataset.column_names:
         paths = paths_of(dataset, "real_image") if "real_image" in dataset.column_names else []
         if paths and not any(path is None or "://" in path for path in paths):
-            # Ids get into predictions, which are pushed: they tell nothing about this machine.
+            # Predictions contain the ids and may be published, so ids must not contain this machine's paths.
             folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-            ids, origin = [os.path.relpath(path, folder) for path in paths], "the path of its real image"
+            ids, origin = [os.path.relpath(path, folder) for path in paths], "the path of the real image"
         else:
-            ids, origin = [str(row) for row in range(len(dataset))], "its row number"
-        logger.warning(f"'{name}' has no column 'image_id': the id of a row is {origin}.")
+            ids, origin = [str(row) for row in range(len(dataset))], "the row number"
+        logger.warning(f"'{name}' has no column 'image_id': using {origin} as the id.")
     else:
         ids = text_ids(dataset, "image_id", name)
         if dataset.features["image_id"] == Value("string"):
@@ -138,7 +140,10 @@ def with_ids(dataset: Dataset, name: str) -> Dataset:
 
 
 def one_caption_each(dataset: Dataset) -> Dataset:
-    """Rows with a list of captions, or with Karpathy's sentences, repeated for each of them; names of classes."""
+    """
+    Repeat rows with several captions, a list of texts or Karpathy's sentences, once per caption. Class labels become
+    the names of the classes.
+    """
     cells = dataset["caption"][:]
     feature = dataset.features["caption"]
     if isinstance(feature, ClassLabel):
@@ -153,12 +158,13 @@ def one_caption_each(dataset: Dataset) -> Dataset:
 
 def pair_rows(dataset: Dataset, name: str) -> Dataset:
     """
-    Pairs from rows of single images with a column that says whether each is real or generated: each generated image
-    gets the first real one with the same id; if no ids match, as by [`pair_by_caption`]. Other data sets pass
-    unchanged.
+    Pair rows of single images by a column that tells real from generated ones.
+
+    Each generated image is paired with the first real image of the same id. If no ids match, images are paired as in
+    [`pair_by_caption`]. Other data sets are returned unchanged.
 
     Raises:
-        ValueError: the column holds numbers and its name does not say what they mean, or nothing has a partner.
+        ValueError: the column holds numbers and its name does not tell what they mean, or no image has a partner.
     """
     if "generated_image" in dataset.column_names or not {"real_image", "caption"} <= set(dataset.column_names):
         return dataset
@@ -185,7 +191,7 @@ def pair_rows(dataset: Dataset, name: str) -> Dataset:
 
 
 def rows_by_caption(captions: Sequence[Any]) -> dict[Any, np.ndarray]:
-    """The rows of each caption, in their order."""
+    """The row numbers of each caption, in ascending order."""
     rows: dict[Any, list[int]] = {}
     for row, caption in enumerate(captions):
         rows.setdefault(caption, []).append(row)
@@ -194,8 +200,8 @@ def rows_by_caption(captions: Sequence[Any]) -> dict[Any, np.ndarray]:
 
 def _in_turn(generated: Sequence[Any], real: Sequence[Any]) -> list[tuple[int, int]]:
     """
-    Rows `(real, generated)` of equal captions: each generated row gets the next real one of its caption, from the
-    first again after the last; real rows that are left get generated ones in the same way.
+    Row numbers `(real, generated)` of pairs with equal captions. Each generated row gets the next real row of its
+    caption, starting over after the last one. The remaining real rows get generated rows in the same way.
     """
     of_generated, of_real = rows_by_caption(generated), rows_by_caption(real)
     pairs = []
@@ -213,21 +219,22 @@ def _in_turn(generated: Sequence[Any], real: Sequence[Any]) -> list[tuple[int, i
 
 def pair_by_caption(generated: Dataset, real: Dataset) -> Dataset:
     """
-    Generated and real images that share only a caption or class as one data set of pairs, for `pairing="none"`.
+    Join generated and real images that share only a caption or class into one data set of pairs, for
+    `pairing="none"`.
 
-    A caption gets as many pairs as it has images of the modality with more of them; the images of the other one
-    repeat in turn.
+    The number of pairs of a caption is the larger of its numbers of generated and real images. The images of the other
+    modality are repeated in turn.
 
     Args:
         generated (`datasets.Dataset`): columns `generated_image` and `caption`.
         real (`datasets.Dataset`): columns `real_image`, `caption` and `image_id`.
 
     Returns:
-        `datasets.Dataset` with the columns of both. Images whose caption the other modality lacks are left out, with a
-        warning.
+        `datasets.Dataset` with the columns of both. Images whose caption occurs in one modality only are left out,
+        with a warning.
 
     Raises:
-        ValueError: a column is missing, or the two share no caption.
+        ValueError: a column is missing, or the data sets share no caption.
     """
     given = {"generated": (generated, ["generated_image"]), "real": (real, ["real_image", "image_id"])}
     for name, (rows, columns) in given.items():
@@ -237,8 +244,8 @@ def pair_by_caption(generated: Dataset, real: Dataset) -> Dataset:
     pairs = _in_turn(*captions)
     if not pairs:
         raise ValueError(
-            f"Generated and real images share no caption: {captions[0][:3]} of generated ones, {captions[1][:3]} of "
-            "real ones."
+            f"Generated and real images share no caption. The generated ones start with {captions[0][:3]}, the real "
+            f"ones with {captions[1][:3]}."
         )
     report_unmatched(sorted(set(captions[0]) ^ set(captions[1])), "captions with images of one modality only are")
     kept = [column for column in real.column_names if column not in generated.column_names]
@@ -247,7 +254,7 @@ def pair_by_caption(generated: Dataset, real: Dataset) -> Dataset:
 
 
 def _kinds(dataset: Dataset, name: str) -> list[bool] | None:
-    """Whether each image is generated, by the column that says so; None if there is none."""
+    """Whether each image is generated, according to the column that tells; None if there is no such column."""
     for column, feature in dataset.features.items():
         if column in ("caption", "image_id") or not isinstance(feature, (Value, ClassLabel)):
             continue
@@ -258,10 +265,10 @@ def _kinds(dataset: Dataset, name: str) -> list[bool] | None:
         known = {str(value).strip().lower() for value in values}
         absent = next((row for row, value in enumerate(values) if value in (None, "")), None)
         if absent is not None and (known & REAL_WORDS or title in (*REAL_FLAGS, *GENERATED_FLAGS)):
-            raise ValueError(f"Row {absent} of '{name}' has no '{column}', which says what is generated.")
+            raise ValueError(f"Row {absent} of '{name}' has no '{column}', which tells real from generated images.")
         if len(known) > 1 and known & REAL_WORDS:
             logger.warning(
-                f"Column '{column}' of '{name}' splits real images ({sorted(known & REAL_WORDS)}) from generated ones "
+                f"Column '{column}' of '{name}' tells real images ({sorted(known & REAL_WORDS)}) from generated ones "
                 f"({sorted(known - REAL_WORDS)})."
             )
             return [str(value).strip().lower() not in REAL_WORDS for value in values]
@@ -272,8 +279,8 @@ def _kinds(dataset: Dataset, name: str) -> list[bool] | None:
                 ]
             if title.startswith(("label", "class", "type", "kind", "source")):
                 raise ValueError(
-                    f"Column '{column}' of '{name}' may say by 0 and 1 which images are generated. Rename it to "
-                    "'is_generated' or 'is_real', by which of them 1 means, or remove it."
+                    f"Column '{column}' of '{name}' has the values 0 and 1, which may tell real from generated "
+                    "images. Rename it to 'is_generated' or 'is_real', whichever 1 means, or remove it."
                 )
     return None
 
@@ -285,7 +292,7 @@ def _with_column(dataset: Dataset, column: str, values: list) -> Dataset:
 
 
 def paths_of(dataset: Dataset, column: str) -> list[str | None]:
-    """The path of each image that is a separate file."""
+    """The path of each image, None for an image whose bytes are in the data set; empty for other columns."""
     if not isinstance(dataset.features[column], Image):
         return []
     return [

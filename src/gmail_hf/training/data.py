@@ -2,8 +2,8 @@
 Pairs of a real and a generated image: the column schema and the collator.
 
 A data set of pairs has the columns `real_image` and `generated_image` (`datasets.Image`), `caption` (string) and
-`image_id` (string or integer, the same for all pairs of one real image). A loss that looks at one kind of image, as in
-stage 2, does not need the other. Embeddings computed beforehand can replace the images of a frozen branch: the columns
+`image_id` (string or integer, the same for all pairs of one real image). A loss that uses one kind of image, as in
+stage 2, does not need the other. Precomputed embeddings can replace the images of a frozen branch: the columns
 `real_embeds` and `generated_embeds` hold lists of `projection_dim` floats.
 """
 
@@ -26,14 +26,13 @@ SIDES = ("real", "generated")
 PIXEL_SCALE = ("pixel_mean", "pixel_std")
 PAIR_COLUMNS = ("real_image", "generated_image", "caption", "image_id")
 
-# Each process names the images that it cannot read; other messages come from the main process alone.
+# Each process reports the images that it cannot read; other messages come only from the main process.
 bad_images = logging.get_logger(f"{__name__}.bad_images")
 
 
 def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """
-    The data set with raw images in its columns of images and of lists of them, so that a damaged image fails where it
-    can be named, not while loading.
+    Turn off the decoding of images, also of lists of images, so that the error about a damaged image can name it.
 
     Raises:
         ValueError: the data set has a transform, which expects decoded images.
@@ -41,8 +40,8 @@ def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         raise ValueError(
             "The data set has a transform (`set_transform` or `with_transform`), which would not be applied: images "
-            "are decoded later, and those of a frozen branch only once. Remove it with `dataset.reset_format()`. A "
-            "fixed change of the images can be made with `dataset.map`."
+            "are decoded later, and those of a frozen branch only once. Remove it with `dataset.reset_format()`. To "
+            "change the images once, use `dataset.map`."
         )
     for name, feature in (dataset.features or {}).items():
         raw = _undecoded_feature(feature)
@@ -50,7 +49,7 @@ def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
             continue
         if isinstance(feature, Image) or isinstance(dataset, IterableDataset):
             dataset = dataset.cast_column(name, raw)
-        else:  # of lists `cast_column` would write a copy of all images
+        else:  # `cast_column` would write a copy of all images in lists
             dataset = copy.deepcopy(dataset)
             dataset.info.features[name] = raw
             dataset._fingerprint = Hasher.hash([dataset._fingerprint, name, "undecoded"])
@@ -66,30 +65,30 @@ def _undecoded_feature(feature: Any) -> Any:
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
-    """The columns of a data set; those of its first row if it is streamed and declares none."""
+    """The columns of a data set, taken from its first row if it is streamed and declares none."""
     return dataset.column_names or list(next(iter(undecoded(dataset).take(1)), {}))
 
 
 def stable_id(value: str | int) -> int:
     """
-    A number of 63 bits for an image id or a caption, the same in every process and on every machine.
+    A 63-bit hash of an image id or a caption, the same in every process and on every machine.
 
     Raises:
-        ValueError: `value` is None or NaN; all pairs without an id would count as the same image.
+        ValueError: `value` is None or NaN. All pairs without an id would count as the same image.
     """
     if value is None or value != value:
-        raise ValueError("A pair has an empty `image_id` or `caption`; each needs one.")
+        raise ValueError("A pair has an empty `image_id` or `caption`. Each pair needs both.")
     return int.from_bytes(hashlib.blake2b(str(value).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def caption_ids(captions: list[str], tokenizer: Any = None, **options: Any) -> list[int]:
     """
-    A number for each caption, equal for captions that are equal to the model, such as `a cat` and `A cat ` to CLIP.
+    A number per caption, equal for captions that the model cannot tell apart, such as `a cat` and `A cat ` for CLIP.
 
     Args:
         captions: texts.
-        tokenizer: the model's; without one, captions that differ in case and spaces only are equal.
-        options: of the tokenizer.
+        tokenizer: the model's tokenizer. Without it, captions that differ only in case and spaces are equal.
+        options: arguments of the tokenizer.
     """
     if None in captions:
         return [stable_id(caption) for caption in captions]
@@ -104,24 +103,24 @@ class GmailCollator:
     Turn rows of a data set of pairs into a batch: the arguments of [`GmailCLIPModel.forward`] and the pairs' ids.
 
     Args:
-        processor: a model's processor, or an image processor alone if no captions are needed.
-        with_text (`bool`): tokenise the captions too; the text losses need them.
-        on_bad_image (`str`): `"skip"` leaves the pair of an unreadable image out, with a warning that names it, and
+        processor: a model's processor, or only its image processor if no captions are needed.
+        with_text (`bool`): also tokenise the captions, which the text losses need.
+        on_bad_image (`str`): `"skip"` leaves out a pair with an unreadable image, logs a warning that names it and
             counts it in `skipped_pairs`; `"error"` raises.
-        eight_bit (`bool`): leave pixels as uint8, a quarter of the bytes on their way to the model, which normalises
-            them with the processor's `pixel_mean` and `pixel_std` `(3,)`, float32.
-        text_options (`dict`, *optional*): of the tokenizer, see [`text_options`]; default padding to the longest
-            caption and the tokenizer's own limit.
+        eight_bit (`bool`): keep pixels as uint8, a quarter of the bytes to copy to the model. The batch then holds the
+            processor's `pixel_mean` and `pixel_std` `(3,)`, float32, with which the model normalises them.
+        text_options (`dict`, *optional*): arguments of the tokenizer, see [`text_options`]. By default, captions are
+            padded to the longest one and truncated at the tokenizer's own limit.
 
     Returns of a call:
-        `generated_pixel_values`, `real_pixel_values` `(pairs, channels, height, width)` or, where the rows hold
-        `generated_embeds` or `real_embeds`, these in their place, `(pairs, dim)` (one that is missing or not finite
-        counts as a bad image), all float32; `image_ids`, `caption_ids` `(pairs,)` int64; `input_ids`,
-        `attention_mask` `(pairs, tokens)` int64 with text; `skipped_pairs` `()` int64. What the rows lack is left out;
-        where no pair can be read, `pairs` is 0.
+        `generated_pixel_values`, `real_pixel_values` `(pairs, channels, height, width)`, float32 or uint8, or
+        `generated_embeds`, `real_embeds` `(pairs, dim)`, float32, if the rows hold these (one that is missing or not
+        finite counts as a bad image); `image_ids`, `caption_ids` `(pairs,)` int64; with text `input_ids`,
+        `attention_mask` `(pairs, tokens)` int64; `skipped_pairs` `()` int64. Columns that the rows lack are left out.
+        If no pair can be read, `pairs` is 0.
 
     Raises:
-        ValueError: a bad image under `"error"`; a pair without id or caption.
+        ValueError: a bad image with `"error"`, or a pair without an id or a caption.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class GmailCollator:
         text_options: dict[str, Any] | None = None,
     ):
         if on_bad_image not in ("skip", "error"):
-            raise ValueError(f"`on_bad_image` is 'skip' or 'error', got '{on_bad_image}'.")
+            raise ValueError(f"`on_bad_image` must be 'skip' or 'error', got '{on_bad_image}'.")
         self.pixel_values = PixelValues(image_processor_of(processor))
         self.tokenizer = getattr(processor, "tokenizer", None)
         if with_text and self.tokenizer is None:
@@ -183,7 +182,7 @@ class GmailCollator:
         return batch
 
     def _empty_batch(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """No pair of the rows can be read: a batch without pairs, which other processes can still gather with."""
+        """The batch if no pair can be read: it has no pairs, but other processes can still gather with it."""
         stand_in = {**rows[0], "image_id": "", "caption": ""}
         for side in SIDES:
             if f"{side}_embeds" in stand_in:
@@ -201,7 +200,7 @@ class GmailCollator:
             pixels = raw_pixels(cell["bytes"]) if isinstance(cell, dict) else None
             return decode_image(cell) if pixels is None else pixels
         if row[f"{side}_embeds"] is None:
-            raise BadImageError(f"it has no embedding of its {side} image, which could not be read")
+            raise BadImageError(f"the embedding of its {side} image is missing, because the image could not be read")
         embeds = np.asarray(row[f"{side}_embeds"], np.float32)
         if not np.isfinite(embeds).all():
             raise BadImageError(f"the embedding of its {side} image is not finite")
@@ -209,5 +208,5 @@ class GmailCollator:
 
 
 def image_processor_of(processor: Any) -> Any:
-    """The image processor inside a `CLIPProcessor`, or the one given."""
+    """The image processor of a processor, or `processor` itself if it is one."""
     return getattr(processor, "image_processor", processor)

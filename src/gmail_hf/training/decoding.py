@@ -1,4 +1,4 @@
-"""How images are opened and made RGB: one rule for training, evaluation and serving, safe for files from elsewhere."""
+"""Opening images as RGB: the same for training, evaluation and serving, and safe for untrusted files."""
 
 import io
 import os
@@ -11,12 +11,12 @@ from datasets.utils.file_utils import xopen
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-# Raster formats that Pillow decodes itself; others can start programs (EPS) or fetch files.
+# Raster formats that Pillow decodes itself. Other formats can start programs (EPS) or fetch files.
 _KNOWN = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA", "HEIF")
 PILImage.init()
 FORMATS = tuple(kind for kind in _KNOWN if kind in PILImage.OPEN)
 IMAGE_SUFFIXES = {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in FORMATS}
-# Processors resize the shorter edge: of an image of 6000 x 1 they would make one of 1.3 million x 224.
+# Processors resize the shorter edge: they would resize 6000 x 1 pixels to 1.3 million x 224.
 MAX_ASPECT_RATIO = 50
 PNG_SIGNATURE, PNG_PIXELS = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")
 
@@ -27,19 +27,19 @@ class BadImageError(ValueError):
 
 def decode_image(image: Any) -> PILImage.Image:
     """
-    An RGB image, as training and evaluation see it.
+    Decode an image to RGB, as training and evaluation do.
 
     Transparent parts become white, as in the image processors of transformers. 16-bit grayscale is scaled to 8 bits.
-    Photographs are turned upright by their EXIF data. Metadata that cannot be read is ignored.
+    The orientation in the EXIF data is applied. Unreadable metadata is ignored.
 
     Args:
-        image: a path or an address that datasets reads (`hf://`, `zip://`, `https://`), the bytes of a file, a
-            `PIL.Image`, a uint8 array of shape `(height, width)`, `(height, width, 3)` or `(height, width, 4)`, or a
-            cell `{"bytes", "path"}` of `datasets.Image(decode=False)`.
+        image: a path or URL that datasets reads (`hf://`, `zip://`, `https://`), the bytes of a file, a `PIL.Image`, a
+            uint8 array of shape `(height, width)`, `(height, width, 3)` or `(height, width, 4)`, or a cell
+            `{"bytes", "path"}` of `datasets.Image(decode=False)`.
 
     Raises:
-        BadImageError: the image is missing, truncated, in a format other than those in `FORMATS`, or of 32-bit
-            integers or floats; it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one edge is more than
+        BadImageError: the image is missing, truncated, in a format that is not in `FORMATS`, or holds 32-bit integers
+            or floats; it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or one edge is more than
             `MAX_ASPECT_RATIO` times the other.
     """
     cell = image if isinstance(image, dict) else {}
@@ -55,7 +55,7 @@ def decode_image(image: Any) -> PILImage.Image:
         if cell.get("bytes") is None and cell.get("path") is None:
             if isinstance(image, dict) or image is None:
                 raise BadImageError("no image in this cell")
-            raise BadImageError(f"{type(image).__name__} is no image; give a path, bytes, a PIL.Image or an array")
+            raise BadImageError(f"{type(image).__name__} is not an image; pass a path, bytes, a PIL.Image or an array")
         content = image_content(cell)
         try:
             with PILImage.open(io.BytesIO(content), formats=FORMATS) as opened:
@@ -68,17 +68,17 @@ def decode_image(image: Any) -> PILImage.Image:
                 return _decoded(opened)
     except BadImageError:
         raise
-    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
+    except Exception as error:  # Pillow raises many types on damaged files, even SyntaxError
         name = getattr(image, "filename", None) or cell.get("path") or "image"
         raise BadImageError(f"{name} cannot be read ({error})") from error
 
 
 def image_content(cell: dict[str, Any]) -> bytes:
     """
-    The bytes of the file of a cell `{"bytes", "path"}`.
+    The bytes of the image file in a cell `{"bytes", "path"}`.
 
     Raises:
-        OSError: the path is no file (a pipe would block the reader), or cannot be read.
+        OSError: the path is not a regular file (a pipe would block the reader), or cannot be read.
     """
     if cell.get("bytes") is not None:
         return cell["bytes"]
@@ -92,7 +92,7 @@ def image_content(cell: dict[str, Any]) -> bytes:
 
 
 def within_bounds(width: int, height: int) -> bool:
-    """Whether an image of this size has pixels, not too many, and no extreme aspect ratio."""
+    """Whether an image size is positive, not too large and without an extreme aspect ratio."""
     shorter, longer = sorted((width, height))
     limit = PILImage.MAX_IMAGE_PIXELS or float("inf")
     return 0 < longer <= MAX_ASPECT_RATIO * shorter and width * height <= limit
@@ -100,26 +100,26 @@ def within_bounds(width: int, height: int) -> bool:
 
 def _decoded(image: PILImage.Image) -> PILImage.Image:
     if image.format not in (None, *FORMATS):
-        raise ValueError(f"{image.format} is none of the formats {', '.join(FORMATS)}")
+        raise ValueError(f"the format {image.format} is not one of {', '.join(FORMATS)}")
     if not within_bounds(*image.size):
         raise ValueError(
-            f"its size is {image.width} x {image.height}; at most {PILImage.MAX_IMAGE_PIXELS} pixels and an aspect "
-            f"ratio of {MAX_ASPECT_RATIO} are read"
+            f"its size is {image.width} x {image.height}; the limits are {PILImage.MAX_IMAGE_PIXELS} pixels and an "
+            f"aspect ratio of {MAX_ASPECT_RATIO}"
         )
-    image.load()  # an opened file is read only now
+    image.load()  # reads the file
     file_format = image.format
     try:
-        image = ImageOps.exif_transpose(image)  # upright, as datasets decodes it
-    except Exception:  # damaged metadata of a whole image
+        image = ImageOps.exif_transpose(image)  # as in datasets
+    except Exception:  # only the metadata is damaged
         pass
     return _to_rgb(image, file_format)
 
 
 def _to_rgb(image: PILImage.Image, file_format: str | None) -> PILImage.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):  # which has 16 bits at most
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):  # PNG has at most 16 bits
         image = PILImage.fromarray(np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ValueError(f"its values, of Pillow's mode {image.mode}, have no range; convert it to 8 bits")
+        raise ValueError(f"its mode {image.mode} has no fixed range of values; convert it to 8 bits")
     if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         return PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -127,7 +127,7 @@ def _to_rgb(image: PILImage.Image, file_format: str | None) -> PILImage.Image:
 
 
 def _png_without_metadata(content: bytes) -> bytes | None:
-    """A PNG without texts, profiles and the like, on which Pillow gives up a whole image; None for other files."""
+    """A PNG without text, profiles and the like, which Pillow may refuse to read; None for other files."""
     if not content.startswith(PNG_SIGNATURE):
         return None
     kept, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)

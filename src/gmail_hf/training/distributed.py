@@ -1,11 +1,11 @@
-"""Rows of all processes, with gradient."""
+"""Gathering rows from all processes, with gradient."""
 
 import torch
 import torch.distributed as dist
 
 
 class _AllGather(torch.autograd.Function):
-    """Tensors of equal shape from all processes, `(processes, ...)`; the gradient is summed over them."""
+    """Gather tensors of equal shape into `(processes, ...)`; the gradient is summed over the processes."""
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
@@ -22,14 +22,13 @@ class _AllGather(torch.autograd.Function):
 
 def gather(tensor: torch.Tensor | None) -> torch.Tensor | None:
     """
-    The rows of all processes in the order of their ranks, with gradient; the tensor itself in a single process.
+    Gather the rows of all processes in the order of their ranks, with gradient. A single process gets its own tensor.
 
-    A loss computed on gathered rows is the same in every process. Its gradient reaches a row once from each process,
-    which is the factor that DDP's average over processes takes out again: the result is the gradient of one process
-    that holds the whole batch.
+    A loss computed on gathered rows is the same in every process. Each process adds its gradient to a row, and DDP
+    averages over the processes, so the result equals the gradient of a single process with the complete batch.
 
     Args:
-        tensor (`torch.Tensor` of shape `(rows, ...)`, *optional*): processes may hold different numbers of rows.
+        tensor (`torch.Tensor` of shape `(rows, ...)`, *optional*): the number of rows may differ between processes.
     """
     if tensor is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor

@@ -16,15 +16,15 @@ def energy_distance_loss(
     real_caption_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Energy distance between generated and real embeddings, caption by caption (Szekely & Rizzo, 2013). Not in the
-    paper.
+    Energy distance between generated and real embeddings of each caption (Szekely & Rizzo, 2013). Not in the paper.
 
         L = sum_c n_c / n  (2 mean ||g - r|| - mean ||g - g'|| - mean ||r - r'||)
 
-    with means over the images of caption c, those of two generated and of two real images over different ones, and 0
-    where there is only one. n_c is the number of its generated images. With two or more images of each modality, the
-    term of a caption is an unbiased estimate for all its images, unlike that of [`sliced_wasserstein_loss`], which
-    favours embeddings with too little spread if a batch has few images of a caption. It can fall below 0 by chance.
+    The means are over the images of caption c. The last two are over pairs of different images, and 0 if there is only
+    one image. n_c is the number of generated images of caption c. With two or more images of each modality, the term
+    of a caption is an unbiased estimate for all its images, and can fall below 0 by chance. The term of
+    [`sliced_wasserstein_loss`] is biased: it favours embeddings with too little spread if a batch has few images per
+    caption.
 
     The loss compares distributions and needs no partners within a caption. If a caption has one image of each
     modality, its term is twice the pair's distance. Captions without images of one modality are left out.
@@ -50,7 +50,7 @@ def energy_distance_loss(
 
 
 def _mean_where(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean of each row of `(rows, columns)` over the columns of the mask, 0 where it has none."""
+    """The mean of each row of `(rows, columns)` over its masked columns, 0 if there are none."""
     return (values * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
@@ -73,15 +73,15 @@ def sliced_wasserstein_loss(
     real_caption_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Squared sliced Wasserstein distance between generated and real embeddings, caption by caption (Rabin et al., 2012;
+    Squared sliced Wasserstein distance between generated and real embeddings of each caption (Rabin et al., 2012;
     Bonneel et al., 2015). Not in the paper.
 
         L = sum_c n_c / n  mean_k  int_0^1 (F_ck^-1(t) - G_ck^-1(t))^2 dt
 
     F_ck^-1 and G_ck^-1 are the quantile functions of the generated and the real embeddings of caption c, projected on
-    direction k; n_c is the number of its generated images. With equal numbers of generated and real images the
-    integral is the mean squared difference of the sorted projections. With n and m of them, quantile functions are
-    steps of width 1/n and 1/m, and the integral is taken exactly, over the union of both sets of steps.
+    direction k; n_c is the number of its generated images. With equal numbers of generated and real images, the
+    integral is the mean squared difference of the sorted projections. With n and m images, the quantile functions have
+    steps of width 1/n and 1/m, and the integral is computed exactly over the union of both sets of steps.
 
     The loss compares distributions and needs no partners within a caption. If a caption has one image of each
     modality, its term is the pair's squared distance in the span of the directions, `||g - r||^2 / dim` on average.
@@ -91,10 +91,10 @@ def sliced_wasserstein_loss(
         gen_embeds (`torch.FloatTensor` of shape `(generated, dim)`): L2-normalised.
         real_embeds (`torch.FloatTensor` of shape `(real, dim)`): L2-normalised.
         directions (`torch.FloatTensor` of shape `(dim, projections)`): unit columns, see [`random_directions`].
-        caption_ids (`torch.LongTensor` of shape `(generated,)`, *optional*): equal numbers mean the same caption; all
-            images have one caption by default.
-        real_caption_ids (`torch.LongTensor` of shape `(real,)`, *optional*): those of the real images; `caption_ids`
-            by default.
+        caption_ids (`torch.LongTensor` of shape `(generated,)`, *optional*): equal numbers mean the same caption. By
+            default all images have the same caption.
+        real_caption_ids (`torch.LongTensor` of shape `(real,)`, *optional*): the same for the real images; defaults to
+            `caption_ids`.
 
     Returns:
         `torch.FloatTensor` of shape `()`, at least 0.
@@ -154,13 +154,13 @@ def _standard_deviation(rows: torch.Tensor, across: Callable[[torch.Tensor], tor
 
 
 def random_directions(dim: int, count: int, seed: int) -> torch.Tensor:
-    """`count` directions, uniform on the unit sphere: `(dim, count)` float32 on the CPU, the same on every machine."""
+    """`count` uniform directions on the unit sphere, `(dim, count)` float32 on the CPU, equal on every machine."""
     directions = torch.randn(dim, count, generator=torch.Generator().manual_seed(seed))
     return nn.functional.normalize(directions, dim=0)
 
 
 def _sorted_within(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Each column of `(rows, columns)` sorted by id, then by value."""
+    """Sort each column of `(rows, columns)` by id, then by value."""
     order = values.argsort(dim=0)
     order = order.gather(0, ids[order].argsort(dim=0, stable=True))
     return values.gather(0, order)
@@ -168,8 +168,11 @@ def _sorted_within(values: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 def _quantile_steps(gen_ids: np.ndarray, real_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    The union of the steps of both quantile functions of each id that occurs in both sorted arrays: the row of the
-    generated and of the real value of each step, and its width, which sum to 1 over all ids.
+    The union of the steps of both quantile functions, for each id that occurs in both sorted arrays.
+
+    Returns:
+        For each step, the row of the generated value, the row of the real value, and the width. The widths of all ids
+        sum to 1.
     """
     gen_rows, real_rows, widths = [], [], []
     for found in np.intersect1d(gen_ids, real_ids):

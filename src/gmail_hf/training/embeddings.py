@@ -1,4 +1,4 @@
-"""Image embeddings of whole data sets, and the cache of a frozen branch's embeddings."""
+"""Image embeddings of data sets, and the cache for the embeddings of a frozen branch."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from ..models.base import text_options
 from .data import BadImageError, bad_images, decode_image, image_processor_of, undecoded
 from .images import PixelValues
 
-# Rows per file of the cache: an interrupted run computes at most one file again.
+# Rows per cache file. An interrupted run recomputes at most one file.
 CACHE_SHARD_ROWS = 8192
 
 logger = logging.get_logger(__name__)
@@ -44,18 +44,18 @@ def embed_images(
     L2-normalised embeddings of images through one branch.
 
     Args:
-        model ([`GmailCLIPModel`]): the model; it is used in evaluation mode.
+        model ([`GmailCLIPModel`]): the model, which is used in evaluation mode.
         processor: a `CLIPProcessor` or an image processor.
-        images: a sized iterable of images, such as a column of a data set; see [`decode_image`].
+        images: an iterable of images, such as a column of a data set; see [`decode_image`].
         modality (`str`): the branch.
         batch_size (`int`): images per forward pass.
-        desc (`str`, *optional*): title of the progress bar; without one there is no bar.
+        desc (`str`, *optional*): title of the progress bar. By default there is no bar.
 
     Returns:
         `np.ndarray` of shape `(images, dim)`, float32.
 
     Raises:
-        ValueError: an image cannot be read; the message names its index. Unknown modality.
+        ValueError: an image cannot be read (the message has its index), or the modality is unknown.
     """
     embeds: list[np.ndarray] = []
     values, done = PixelValues(image_processor_of(processor)), 0
@@ -124,7 +124,7 @@ def unit_rows(features: torch.Tensor, first: int, what: str) -> np.ndarray:
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items, the last one shorter."""
+    """Split items into lists of `size`; the last one may be shorter."""
     items = iter(items)
     while batch := list(islice(items, size)):
         yield batch
@@ -137,7 +137,7 @@ def _embed(model: Any, values: PixelValues, images: list[PILImage.Image], modali
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for a block."""
+    """Evaluation mode inside a `with` block."""
     was_training = model.training
     model.eval()
     try:
@@ -159,27 +159,27 @@ def cached_embeds(
     world_size: int = 1,
 ) -> Dataset:
     """
-    The embeddings of an image column by a frozen branch, computed once and kept on disk as Arrow files.
+    The embeddings of an image column through a frozen branch, computed once and cached on disk as Arrow files.
 
     The files are in the cache folder of `datasets`, under a key that depends on the branch's weights, the image
     processor and the data. They are memory-mapped and written in shards: an interrupted run continues with the next
-    shard, and each process of a distributed run computes a part of them.
+    shard, and the processes of a distributed run share the shards.
 
     Args:
         dataset (`datasets.Dataset`): rows with an image column.
-        column (`str`): that column.
+        column (`str`): the name of that column.
         model ([`GmailCLIPModel`]), processor, modality: as in [`embed_images`].
         batch_size (`int`): images per forward pass.
-        on_bad_image (`str`): `"skip"` stores None for an unreadable image, with a warning; `"error"` raises.
-        barrier (*optional*): a call that waits for all processes of a distributed run.
-        rank, world_size (`int`): the number of this process, and of all.
+        on_bad_image (`str`): `"skip"` stores None for an unreadable image and logs a warning; `"error"` raises.
+        barrier (*optional*): a function that waits for all processes of a distributed run.
+        rank, world_size (`int`): the index of this process and the number of processes.
 
     Returns:
         `datasets.Dataset` with the column `image_embeds`: lists of `dim` float32 numbers, L2-normalised, or None.
 
     Raises:
-        ValueError: an unreadable image under `on_bad_image="error"`.
-        OSError: the disk is full; what was written before is used by the next run.
+        ValueError: an unreadable image with `on_bad_image="error"`.
+        OSError: the disk is full. The next run continues with the shards that were written.
     """
     dataset = undecoded(dataset.select_columns([column]))
     key = cache_key(dataset, column, model, processor, modality)
@@ -245,7 +245,7 @@ def _write_arrow(path: Path, dataset: Dataset) -> None:
 
 
 def _load_arrow(path: Path, num_rows: int) -> Dataset | None:
-    """The rows of an Arrow file, memory-mapped; None if there is none, or if it is damaged."""
+    """The rows of an Arrow file, memory-mapped; None if the file is missing or damaged."""
     if not path.exists():
         return None
     try:
@@ -253,7 +253,7 @@ def _load_arrow(path: Path, num_rows: int) -> Dataset | None:
     except (OSError, pa.ArrowInvalid):
         dataset = None
     if dataset is None or len(dataset) != num_rows:
-        logger.warning(f"'{path}' is damaged: its embeddings are computed again.")
+        logger.warning(f"'{path}' is damaged. Computing its embeddings again.")
         return None
     return dataset
 
@@ -269,21 +269,21 @@ def embeds_array(embeds: Dataset) -> np.ndarray:
 
 
 def cache_key(dataset: Dataset, column: str, model: Any, processor: Any, modality: str = "real") -> str:
-    """A hash of what determines the embeddings: the branch's weights and settings, the image processor, the data."""
+    """A hash of all that determines the embeddings: the branch's weights and settings, the processor, the data."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(("text_", "logit_")) and adapter_of(name) in (None, modality):
             digest.update(name.encode() + str(tensor.dtype).encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     vision_config = model.tower.config
-    shape = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size")  # settings that weights do not show
+    shape = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size")  # not visible in the weights
     if modality in vision_config.trainable_modalities:
         shape += ("lora_alpha",)
     digest.update(str([getattr(vision_config, name, None) for name in shape]).encode())
     settings = json.loads(image_processor_of(processor).to_json_string())
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update(f"{column} {len(dataset)} {dataset._fingerprint}".encode())
-    # The data set's fingerprint does not change with the files that it names.
+    # The data set's fingerprint does not depend on the content of the image files.
     for path in _paths(dataset, column):
         stat = os.stat(path) if os.path.exists(path) else None
         digest.update(f"{path} {(stat.st_mtime_ns, stat.st_size) if stat else None}".encode())

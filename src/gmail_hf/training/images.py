@@ -1,4 +1,4 @@
-"""The work of an image processor in two parts: uint8 pixels, and the arithmetic that a GPU does faster."""
+"""An image processor in two steps: uint8 pixels, and the normalisation, which is faster on a GPU."""
 
 import re
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from transformers.image_utils import SizeDict
 
 from .decoding import within_bounds
 
-# The header of a prepared image, see `prepare_pairs`: raw pixels follow it.
+# The header of a prepared image, see `prepare_pairs`. Raw pixels follow it.
 PREPARED = re.compile(rb"P6 (\d{1,6}) (\d{1,6}) 255\n")
 # Options of the processors of vision-language models that cut images into tiles or crops.
 TILINGS = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
 
 
 def raw_pixels(content: bytes | None) -> np.ndarray | None:
-    """The pixels of a prepared image, uint8 `(height, width, 3)`, as a view; None for any other file."""
+    """The pixels of a prepared image as a view, uint8 `(height, width, 3)`; None for any other file."""
     header = PREPARED.match(content, 0, 32) if content else None
     if header is None:
         return None
@@ -34,18 +34,18 @@ def raw_pixels(content: bytes | None) -> np.ndarray | None:
 
 class PixelValues:
     """
-    `image_processor(images=images, return_tensors="pt")["pixel_values"]` in two parts: uint8 pixels, which the
-    processor resizes and crops, and `(pixels - mean) / std`, which the model's device computes.
+    `image_processor(images=images, return_tensors="pt")["pixel_values"]` in two steps: the processor resizes and crops
+    to uint8 pixels, and the model's device computes `(pixels - mean) / std`.
 
-    Values differ from the processor's by rounding, at most 1e-6. A processor with its own arithmetic computes
-    everything itself.
+    The values differ from the processor's by rounding, at most 1e-6. A processor that overrides rescaling or
+    normalisation runs unchanged.
 
     Args:
         image_processor: an image processor of transformers.
 
     Attributes:
-        mean, std (`torch.FloatTensor` of shape `(3,)`): the processor's, in units of the uint8 pixels; None for a
-            processor with its own arithmetic.
+        mean, std (`torch.FloatTensor` of shape `(3,)`): the processor's mean and standard deviation in units of the
+            uint8 pixels; None for a processor that runs unchanged.
     """
 
     def __init__(self, image_processor: Any):
@@ -53,7 +53,7 @@ class PixelValues:
         self._whole = {name: False for name in TILINGS if hasattr(processor, name)}
         self.mean: torch.Tensor | None = None
         self.std: torch.Tensor | None = None
-        # Padding comes last: its zeros are values, not pixels.
+        # Padding is the last step: its zeros are normalised values, not pixels.
         padded = getattr(processor, "do_pad", False)
         if not padded and _inherits(processor, "_preprocess", "rescale", "normalize", "rescale_and_normalize"):
             unit = 1 / processor.rescale_factor if processor.do_rescale else 1.0
@@ -79,9 +79,9 @@ class PixelValues:
 
     def inputs(self, images: Sequence[PILImage.Image | np.ndarray]) -> dict[str, torch.Tensor]:
         """
-        What a model takes, one row per image: `pixel_values`, and whatever else its processor gives, such as
-        `spatial_shapes`. Packed patches, as of Qwen-VL, are padded to `(images, patches, values)`. Where a processor
-        adds tiles or crops of an image, this is the whole image alone.
+        The inputs of a model, one row per image: `pixel_values`, and any other output of its processor, such as
+        `spatial_shapes`. Packed patches, as for Qwen-VL, are padded to `(images, patches, values)`. If a processor can
+        also return tiles or crops of an image, only the complete image is returned.
         """
         if len(self.image_processor.model_input_names) == 1:
             return {"pixel_values": self(images)}
@@ -101,7 +101,7 @@ class PixelValues:
         Resized and cropped images, a quarter of the bytes of their pixel values.
 
         Returns:
-            `torch.ByteTensor` of shape `(images, 3, height, width)`, or None for a processor with its own arithmetic.
+            `torch.ByteTensor` of shape `(images, 3, height, width)`, or None for a processor that runs unchanged.
         """
         if self.mean is None or len(self.image_processor.model_input_names) > 1:
             return None
@@ -118,10 +118,10 @@ class PixelValues:
         return self.image_processor(images=images, return_tensors="pt", **options)["pixel_values"]
 
     def _resized(self, image: PILImage.Image | np.ndarray) -> np.ndarray:
-        """`(3, height, width)`: the processor's resizing and cropping alone."""
+        """Only the processor's resizing and cropping, `(3, height, width)`."""
         size = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
         scaled = self._scaled(size)
-        # The processor composites transparency onto white, in RGB images too.
+        # The processor composites transparent images onto white, even RGB ones.
         if scaled is not None and "transparency" not in getattr(image, "info", ()):
             if scaled == size and (self._crop is None or (self._crop.height, self._crop.width) == size):
                 return np.asarray(image).transpose(2, 0, 1)
@@ -130,7 +130,7 @@ class PixelValues:
         return self._process([image], do_rescale=False, do_normalize=False)[0].numpy()
 
     def _scaled(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Height and width of an image of that `size` after resizing; None where only the processor knows them."""
+        """Height and width of an image of `size` after resizing; None if only the processor can tell."""
         if self._size is None:
             return None
         if not self._size:
@@ -144,7 +144,7 @@ class PixelValues:
         return (self._size["height"], self._size["width"]) if self._size.keys() == {"height", "width"} else None
 
     def _by_pil(self, image: PILImage.Image | np.ndarray, scaled: tuple[int, int]) -> np.ndarray:
-        """The steps of `PilBackend` without its copies of the whole image to NumPy and back."""
+        """The steps of `PilBackend`, without copying the image to NumPy and back."""
         processor = self.image_processor
         image = PILImage.fromarray(image) if isinstance(image, np.ndarray) else image
         pixels = processor.resize(image, SizeDict(height=scaled[0], width=scaled[1]), processor.resample)
@@ -152,7 +152,7 @@ class PixelValues:
 
 
 def _inherits(processor: Any, *methods: str) -> bool:
-    """Whether an image processor inherits these methods (those that exist) unchanged from a base of transformers."""
+    """Whether an image processor inherits these methods, if they exist, unchanged from transformers."""
     for base in (PilBackend, TorchvisionBackend):
         if isinstance(processor, base):
             return all(getattr(type(processor), name, None) is getattr(base, name, None) for name in methods)

@@ -1,4 +1,4 @@
-"""Layouts of files that datasets has no builder for: annotations of COCO, folders of images and texts, plain CSV."""
+"""Layouts without a builder in datasets: COCO's annotations, folders of images and texts, CSV read as text."""
 
 import glob
 import json
@@ -14,20 +14,20 @@ from .columns import USUAL, find_column, report_unmatched, texts_of, words_of
 from .decoding import IMAGE_SUFFIXES
 from .tars import tar_rows
 
-# Builders of datasets by file type. In a folder with several types, the first one here holds the rows.
+# Builders of datasets by file type. In a folder with several types, the first one in this order holds the rows.
 BUILDERS = {
     ".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".jsonl": "json", ".ndjson": "json",
     ".csv": "csv", ".tsv": "csv", ".json": "json",
 }  # fmt: skip
-NAMING = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")  # text that names images, rather than containing them
+NAMING = (".jsonl", ".ndjson", ".csv", ".tsv", ".json")  # text files, which contain paths of images
 KARPATHY_SPLITS = {"train": ("train", "restval"), "validation": ("val",), "test": ("test",)}
 
 
 def read_files(files: list[Path], split: str) -> Iterator[tuple[Path, Dataset]]:
-    """The rows of files of one type, as they are written; files of text one by one, each with its path."""
+    """The unchanged rows of files of one type. Text files are read one by one, each with its path."""
     suffixes = {suffix_of(file) for file in files}
     if len(suffixes) > 1 or not suffixes <= BUILDERS.keys():
-        raise ValueError(f"'{files[0]}' is none of {list(BUILDERS)}, and no folder.")
+        raise ValueError(f"'{files[0]}' is neither a folder nor a file of a known type: {', '.join(BUILDERS)}.")
     suffix = suffixes.pop()
     if suffix == ".tar":
         yield files[0], tar_rows(files)
@@ -52,18 +52,18 @@ def read_files(files: list[Path], split: str) -> Iterator[tuple[Path, Dataset]]:
 
 def _csv_options(file: Path, sep: str) -> dict[str, Any]:
     """
-    How to read a CSV as it is written: neither 007 nor an id in a column with an empty cell is a number.
+    Options to read all cells of a CSV as text, so that 007 is kept and ids next to empty cells do not become floats.
 
     Raises:
         ValueError: the first row has more fields than the header.
     """
     options = {"sep": sep, "keep_default_na": False, "encoding": "utf-8-sig", "dtype": "string"}
     first = pd.read_csv(file, nrows=1, **options)
-    if len(first.columns) == 1:  # such as semicolons, which spreadsheets write in much of Europe
+    if len(first.columns) == 1:  # another separator, such as the semicolon of spreadsheets in Europe
         options["sep"] = next((found for found in ";\t|" if found in first.columns[0]), sep)
         first = pd.read_csv(file, nrows=1, **options)
     if not isinstance(first.index, pd.RangeIndex):
-        raise ValueError(f"row 0 has more fields than the header; put text that contains '{options['sep']}' in quotes")
+        raise ValueError(f"row 0 has more fields than the header; quote text that contains '{options['sep']}'")
     del options["dtype"]
     return {**options, "features": Features(dict.fromkeys(first.columns, Value("string")))}
 
@@ -77,7 +77,7 @@ def subfolders(path: Path) -> list[Path]:
 
 
 def two_folders(path: Path) -> Dataset | None:
-    """Pairs of the images of the same names in two subfolders, with their captions; None for another layout."""
+    """Pairs of images with the same names in two subfolders, and their captions; None for another layout."""
     folders = subfolders(path)
     generated = [folder for folder in folders if words_of(folder.name) in USUAL["generated_image"]]
     if not generated and len(folders) == 2:
@@ -93,14 +93,14 @@ def two_folders(path: Path) -> Dataset | None:
     both = [name for name in ours if name in theirs]
     tables = any(suffix_of(file) in BUILDERS for file in path.iterdir())
     if not both and not tables and words_of(generated[0].name) in USUAL["generated_image"]:
-        raise ValueError(f"No image in '{real[0]}' has the name of one in '{generated[0]}': pairs need equal names.")
+        raise ValueError(f"'{real[0]}' and '{generated[0]}' have no image names in common: pairs need equal names.")
     captions = {name: text for name in both if (text := _text(ours[name], theirs[name]))}
     captions = captions or _table_of_captions(path, {Path(name).name for name in (*ours, *theirs)})
     if captions is None:
         if both and not tables:
             raise ValueError(
-                f"'{real[0]}' and '{generated[0]}' hold pairs without captions. Put them into .txt files with the "
-                "names of the generated images, or into a table next to the two folders."
+                f"'{real[0]}' and '{generated[0]}' hold pairs without captions. Put the captions into .txt files with "
+                "the names of the generated images, or into a table next to the two folders."
             )
         return None
     report_unmatched(
@@ -111,7 +111,7 @@ def two_folders(path: Path) -> Dataset | None:
     report_unmatched((name for name in both if not texts[name]), "pairs without a caption are")
     kept = [name for name in both if texts[name]]
     if not kept:
-        raise ValueError(f"No image in '{real[0]}' has the name of one in '{generated[0]}' and a caption.")
+        raise ValueError(f"No pair of images with equal names in '{real[0]}' and '{generated[0]}' has a caption.")
     return _image_rows(
         {"real_image": [theirs[name] for name in kept], "generated_image": [ours[name] for name in kept]},
         captions=[texts[name] for name in kept],
@@ -120,7 +120,7 @@ def two_folders(path: Path) -> Dataset | None:
 
 
 def _table_of_captions(path: Path, names: set[str]) -> dict[str, list[str]] | None:
-    """The captions by image name, from the one table in a folder; None if it names the images of pairs itself."""
+    """The captions by image name, from the only table in a folder; None if that table contains paths of images."""
     tables = [file for file in sorted(path.iterdir()) if suffix_of(file) in BUILDERS and suffix_of(file) != ".tar"]
     if len(tables) != 1:
         return None
@@ -141,7 +141,7 @@ def _stem(value: Any) -> str:
 
 
 def captioned_images(files: list[Path]) -> Dataset | None:
-    """Images with `.txt` files of the same names; None if there are none."""
+    """Images with `.txt` files of the same names; None if there are no such files."""
     if not any(file.suffix.lower() in IMAGE_SUFFIXES and file.with_suffix(".txt").exists() for file in files):
         return None
     images = _images(files, Path(files[0].anchor))
@@ -152,19 +152,19 @@ def captioned_images(files: list[Path]) -> Dataset | None:
 
 
 def _images(files: Iterable[Path], folder: Path) -> dict[str, Path]:
-    """Images by name without suffix, relative to a folder."""
+    """Images by their name relative to a folder, without suffix."""
     found: dict[str, Path] = {}
     for file in sorted(files):
         name = file.relative_to(folder).with_suffix("").as_posix()
         if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
             if name in found:
-                raise ValueError(f"'{found[name]}' and '{file}' have the same name, so that one text belongs to both.")
+                raise ValueError(f"'{found[name]}' and '{file}' have the same name, so one text would belong to both.")
             found[name] = file
     return found
 
 
 def _text(*images: Path) -> list[str] | None:
-    """The captions in a `.txt` file next to one of these images, one per line."""
+    """The captions in the `.txt` file next to one of these images, one per line; None if there are none."""
     files = (image.with_suffix(".txt") for image in images)
     text = next((file.read_text(encoding="utf-8") for file in files if file.exists()), "")
     return [line.strip() for line in text.splitlines() if line.strip()] or None
@@ -177,7 +177,7 @@ def _image_rows(images: dict[str, Iterable[Path]], **columns: list) -> Dataset:
 
 
 def annotations(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file with a list of images, as of COCO and Karpathy; None for JSON of rows."""
+    """The content of a JSON file with a list of images, as from COCO or Karpathy; None for JSON with rows."""
     if path.suffix.lower() != ".json":
         return None
     with open(path, encoding="utf-8") as file:
@@ -186,7 +186,7 @@ def annotations(path: Path) -> dict[str, Any] | None:
             return None
         try:
             content = json.loads(first + file.read())
-        except json.JSONDecodeError:  # an object per line
+        except json.JSONDecodeError:  # one object per line
             return None
     images = content.get("images")
     return content if isinstance(images, list) and images and isinstance(images[0], dict) else None
@@ -197,10 +197,10 @@ def has_captions(content: dict[str, Any]) -> bool:
 
 
 def annotated_images(content: dict[str, Any], path: Path) -> dict[str, Dataset]:
-    """The images of COCO's annotations, or by split those of Karpathy's file, with ids and lists of captions."""
+    """The images in COCO's annotations or Karpathy's file by split, with ids and lists of captions."""
     images = content["images"]
     if not has_captions(content):
-        raise ValueError(f"'{path}' has annotations without captions; COCO's are in captions_*.json.")
+        raise ValueError(f"'{path}' has annotations without captions; the captions of COCO are in captions_*.json.")
     if "sentences" in images[0]:
         rows = [
             (
@@ -237,11 +237,11 @@ def annotated_images(content: dict[str, Any], path: Path) -> dict[str, Dataset]:
 
 def _near(name: str, path: Path, row: int) -> Path:
     """
-    An image that annotations name: next to them, in the working directory, or in a folder where COCO keeps images.
+    Find an image of an annotations file: next to the file, in the working directory, or in COCO's image folders.
 
     Raises:
-        FileNotFoundError: it is in none of them.
-        ValueError: it is in several.
+        FileNotFoundError: the image is in none of them.
+        ValueError: the image is in several of them.
     """
     parent = path.resolve().parent
     for folder in (parent, Path.cwd()):

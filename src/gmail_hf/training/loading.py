@@ -1,4 +1,4 @@
-"""Pairs from any source, and the checks of a command before a long run."""
+"""Pairs from any source, and checks of a command before a long run."""
 
 import os
 import shutil
@@ -24,26 +24,26 @@ def load_pairs(
 
     Args:
         name, split, config_name, revision: see [`sources.load_rows`].
-        columns: the columns of [`data.PAIR_COLUMNS`] that are wanted, each with the data set's name for it. One that
-            has its own name is found by its usual names. All of them by default.
-        max_samples: keep this many pairs, the first ones.
+        columns: the requested columns of [`data.PAIR_COLUMNS`], each with its name in the data set. A column that is
+            mapped to itself may also have another usual name. Defaults to all columns.
+        max_samples: keep only the first `max_samples` pairs.
 
     Returns:
-        Pairs with one caption each: a row with a list of captions becomes several. `image_id` is text; without such a
-        column it is the path of the real image, or else the row's number. Rows of single images, real or generated,
-        become pairs by their ids or captions. Wanted columns that the data set lacks are left out.
+        Pairs with one caption each; a row with a list of captions becomes several rows. `image_id` is text. If the
+        column is missing, it is the path of the real image, or else the row number. Rows of single real and generated
+        images are paired by id or caption. Requested columns that the data set lacks are left out.
 
     Raises:
-        FileNotFoundError: a path that does not exist.
-        ConnectionError: a Hub id that cannot be read.
-        ValueError: an unknown split, a missing column, several candidates for one, or a row without an id.
+        FileNotFoundError: a path does not exist.
+        ConnectionError: a Hub id cannot be read.
+        ValueError: an unknown split, a missing column, several candidates for a column, or a row without an id.
     """
     dataset = as_pairs(load_rows(name, split, config_name, revision), name, columns)
     return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
 
 def as_pairs(dataset: Dataset, name: str, columns: dict[str, str] | None = None) -> Dataset:
-    """Rows of [`sources.load_rows`] as pairs; arguments, result and errors as of [`load_pairs`]."""
+    """Turn rows of [`sources.load_rows`] into pairs; arguments, result and errors as in [`load_pairs`]."""
     columns = dict(zip(PAIR_COLUMNS, PAIR_COLUMNS, strict=True)) if columns is None else columns
     dataset = rename_columns(dataset, {ours: theirs for ours, theirs in columns.items() if ours != theirs}, name)
     for role in columns:
@@ -65,8 +65,8 @@ def rename_columns(dataset: Dataset, columns: dict[str, str], name: str) -> Data
 
     Args:
         dataset: any data set.
-        columns: by new name, the present one; a column that already has the new name of another one is removed.
-        name: of the data set, for the error.
+        columns: current names by new names. An existing column with one of the new names is removed.
+        name: the data set's name in error messages.
 
     Raises:
         ValueError: a column to be renamed is missing.
@@ -94,9 +94,6 @@ def check_free_disk(path: str | os.PathLike, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(
-            f"{needed / 1e9:.1f} GB are needed at '{path}', {free / 1e9:.1f} GB are free. Free some space, choose "
+            f"'{path}' needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free. Free some space, choose "
             f"another folder, or keep fewer checkpoints (--save_total_limit)."
         )
-
-
-__all__ = ["PAIR_COLUMNS", "check_free_disk", "load_pairs"]

@@ -1,9 +1,9 @@
 """
-The losses of GMAIL: pure functions of L2-normalised embeddings. The model embeds, these functions score.
+The losses of GMAIL: pure functions of L2-normalised embeddings.
 
 Every function takes the pairs of one batch; row `i` of each argument belongs to pair `i`. Two pairs that share an
 image id or a caption id are never negatives of each other: COCO has five captions per image, a class name has many
-images, and the losses should not separate such pairs.
+images, and the losses should not separate these pairs.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from .distributions import (
     token_sliced_wasserstein_loss,
 )
 
-# What `recipe` sets where an option is not given.
+# Options that `recipe` sets unless they are given.
 RECIPES = {
     "paper": {"align_weight": 1.0, "energy_weight": 0.0},
     "robust": {"align_weight": 0.0, "energy_weight": 10.0},
@@ -32,23 +32,24 @@ TOKEN_LOSSES = ("coral", "sliced_wasserstein")
 @dataclass
 class GmailLossConfig:
     """
-    Weights and temperature of [`gmail_loss`]. The defaults are the paper's recipe, Eq. 1 alone. The help of each field
-    describes it.
+    Weights and temperature of [`gmail_loss`]. The defaults are the paper's recipe, only Eq. 1. Each field is described
+    by its `help`.
 
     Raises:
-        ValueError: a value is out of range, or every weight is zero; an unknown recipe.
+        ValueError: a value is out of range, every weight is zero, or the recipe is unknown.
     """
 
     recipe: str = field(
         default="paper",
         metadata={
-            "help": "Defaults of the losses: 'paper' is Eq. 1 alone; 'robust' is the energy distance alone, "
+            "help": "Default loss weights: 'paper' uses only Eq. 1; 'robust' uses only the energy distance, "
             "--align_weight 0 --energy_weight 10."
         },
     )
     temperature: float = field(default=0.07, metadata={"help": "Temperature tau of the alignment loss (Eq. 1)."})
     align_weight: float | None = field(
-        default=None, metadata={"help": "Weight of the alignment loss (Eq. 1), see `alignment_loss`; by --recipe."}
+        default=None,
+        metadata={"help": "Weight of the alignment loss (Eq. 1), see `alignment_loss`; set by --recipe by default."},
     )
     consistency_weight: float = field(
         default=0.0, metadata={"help": "Weight of 1 - cos of each pair, see `consistency_loss`."}
@@ -57,14 +58,14 @@ class GmailLossConfig:
         default=None,
         metadata={
             "help": "Weight of the energy distance between generated and real images of each caption, see "
-            "`energy_distance_loss`; by --recipe."
+            "`energy_distance_loss`; set by --recipe by default."
         },
     )
     sliced_wasserstein_weight: float = field(
         default=0.0,
         metadata={
             "help": "Weight of the sliced Wasserstein distance between generated and real images of each caption, see "
-            "`sliced_wasserstein_loss`; 100 in our tables."
+            "`sliced_wasserstein_loss`; our tables use 100."
         },
     )
     sliced_wasserstein_projections: int = field(
@@ -72,10 +73,10 @@ class GmailLossConfig:
     )
     gen_text_weight: float = field(
         default=0.0,
-        metadata={"help": "Weight of the contrast of generated images and captions, see `contrastive_loss`."},
+        metadata={"help": "Weight of the loss between generated images and captions, see `contrastive_loss`."},
     )
     real_text_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the contrast of real images and captions, see `contrastive_loss`."}
+        default=0.0, metadata={"help": "Weight of the loss between real images and captions, see `contrastive_loss`."}
     )
     token_weight: float = field(
         default=0.0,
@@ -99,11 +100,11 @@ class GmailLossConfig:
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
-            raise ValueError(f"`recipe` is one of {list(RECIPES)}, got '{self.recipe}'.")
+            raise ValueError(f"`recipe` must be one of {list(RECIPES)}, got '{self.recipe}'.")
         for name, value in RECIPES[self.recipe].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if not self.temperature > 0:  # so written that NaN is refused too
+        if not self.temperature > 0:  # also refuses NaN
             raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
         if self.sliced_wasserstein_projections < 1:
             raise ValueError(
@@ -116,33 +117,33 @@ class GmailLossConfig:
             raise ValueError(f"Loss weights must not be negative, nor all zero, got {weights}.")
         if self.token_weight > 0 and not self.aligns:
             raise ValueError(
-                "`token_weight` adds to the weight of another loss that aligns images, such as `align_weight`, and "
-                "those are all zero."
+                "`token_weight` needs another loss that aligns images: set `align_weight` or "
+                "`energy_weight`, for example."
             )
 
     @property
     def aligns(self) -> bool:
-        """Whether a loss compares generated with real images."""
+        """Whether a loss compares generated images with real images."""
         return self.align_weight > 0 or self.learns_from_one_pair
 
     @property
     def learns_from_one_pair(self) -> bool:
-        """Whether a loss compares a generated with a real image and needs no others."""
+        """Whether a loss compares the images of a pair and needs no other pairs."""
         return self.consistency_weight > 0 or self.energy_weight > 0 or self.sliced_wasserstein_weight > 0
 
     @property
     def needs_negatives(self) -> bool:
-        """Whether a loss contrasts a pair with others of its batch."""
+        """Whether a loss contrasts a pair with the other pairs of its batch."""
         return self.align_weight > 0 or self.needs_text
 
     @property
     def needs_generated(self) -> bool:
-        """Whether a loss looks at generated images."""
+        """Whether a loss uses generated images."""
         return self.aligns or self.gen_text_weight > 0
 
     @property
     def needs_real(self) -> bool:
-        """Whether a loss looks at real images."""
+        """Whether a loss uses real images."""
         return self.aligns or self.real_text_weight > 0
 
     @property
@@ -152,7 +153,7 @@ class GmailLossConfig:
 
 
 LOSS_NAMES = ("align", "consistency", "energy", "sliced_wasserstein", "token", "gen_text", "real_text")
-# What the model computes each input of the losses from.
+# The model's inputs that produce each input of the losses.
 MADE_FROM = {
     "gen_embeds": "`generated_pixel_values`",
     "real_embeds": "`real_pixel_values`",
@@ -164,22 +165,23 @@ MADE_FROM = {
 
 def same_pair_mask(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | None) -> torch.Tensor | None:
     """
-    Which pairs are not negatives of each other, `(pairs, pairs)` boolean: those that share an id; False on the
-    diagonal.
+    Mask of pairs that are not negatives of each other because they share an id.
 
     Args:
         image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): equal numbers mean the same real
-            image, the same caption.
+            image or the same caption.
+
+    Returns:
+        `torch.BoolTensor` of shape `(pairs, pairs)`, False on the diagonal; None without ids.
     """
     masks = [ids.unsqueeze(0) == ids.unsqueeze(1) for ids in (image_ids, caption_ids) if ids is not None]
     if not masks:
         return None
-    mask = masks[0] | masks[-1]
-    return mask.fill_diagonal_(False)
+    return (masks[0] | masks[-1]).fill_diagonal_(False)
 
 
 def _info_nce(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Cross-entropy of each row `(pairs, pairs)` against its diagonal, masked entries left out."""
+    """Cross-entropy of the rows of `(pairs, pairs)` against the diagonal, without the masked entries."""
     if mask is not None:
         logits = logits.masked_fill(mask, float("-inf"))
     return nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
@@ -194,19 +196,19 @@ def alignment_loss(
     symmetric: bool = False,
 ) -> torch.Tensor:
     """
-    Eq. 1 of GMAIL: each generated image finds its real partner among the real images of the batch.
+    Eq. 1 of GMAIL: classify the real partner of each generated image among the real images of the batch.
 
         L = -1/|B| sum_i log( exp(g_i . r_i / tau) / sum_j exp(g_i . r_j / tau) )
 
-    with `j` over the partner and its negatives, see [`same_pair_mask`]. Eq. 1 ranks; it does not by itself bring
-    embeddings together: [`consistency_loss`] does.
+    with `j` over the partner and its negatives, see [`same_pair_mask`]. Eq. 1 only ranks the real images. To also
+    bring the embeddings of a pair together, add [`consistency_loss`].
 
     Args:
         gen_embeds (`torch.FloatTensor` of shape `(pairs, dim)`): `f_g` of the generated images, L2-normalised.
         real_embeds (same shape): `f_r` of their real partners, L2-normalised.
         image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): see [`same_pair_mask`].
         temperature (`float`): tau.
-        symmetric (`bool`): average with the direction real -> generated. The paper has one direction.
+        symmetric (`bool`): average with the direction real -> generated. The paper uses one direction.
 
     Returns:
         `torch.FloatTensor` of shape `()`, in nats.
@@ -219,7 +221,8 @@ def alignment_loss(
 
 def consistency_loss(gen_embeds: torch.Tensor, real_embeds: torch.Tensor) -> torch.Tensor:
     """
-    Mean of `1 - cos` over the pairs, in [0, 2]. Not in the paper; it closes the distance that Eq. 1 leaves open.
+    Mean of `1 - cos` over the pairs, in [0, 2]. It reduces the distance within pairs, which Eq. 1 does not. Not in the
+    paper.
 
     Args:
         gen_embeds, real_embeds (`torch.FloatTensor` of shape `(pairs, dim)`): L2-normalised.
@@ -281,7 +284,7 @@ def contrastive_loss(
     caption_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    CLIP's image-text loss (Radford et al., 2021, Figure 3), without negatives that share an id.
+    CLIP's image-text loss (Radford et al., 2021, Figure 3). Pairs that share an id are not negatives of each other.
 
     Args:
         image_embeds (`torch.FloatTensor` of shape `(pairs, dim)`): L2-normalised.
@@ -306,7 +309,7 @@ def sigmoid_loss(
     caption_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    SigLIP's image-text loss (Zhai et al., 2023, Eq. 2), without negatives that share an id.
+    SigLIP's image-text loss (Zhai et al., 2023, Eq. 2). Pairs that share an id are not negatives of each other.
 
         L = -1/|B| sum_i sum_j log sigmoid(z_ij (t x_i . y_j + b)),  z_ij = 1 if i = j, else -1
 
@@ -335,20 +338,20 @@ def gmail_loss(
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """
-    All losses of a batch of pairs in float32.
+    Compute all losses of a batch of pairs in float32.
 
     Args:
         embeds ([`GmailOutput`] or a `dict`): `gen_embeds`, `real_embeds`, `text_embeds` of shape `(pairs, dim)`,
-            L2-normalised, and `gen_tokens`, `real_tokens` of shape `(pairs, tokens, hidden)`; only what the losses of
-            `config` compare is needed.
+            L2-normalised, and `gen_tokens`, `real_tokens` of shape `(pairs, tokens, hidden)`. Only those that the
+            losses of `config` compare are required.
         image_ids, caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): see [`same_pair_mask`].
-        logit_scale (`float` or `torch.FloatTensor` of shape `()`, *optional*): see [`contrastive_loss`]; the text
-            losses need it.
-        config ([`GmailLossConfig`], *optional*): weights and temperature; default the paper's recipe, Eq. 1.
-        logit_bias (`float` or `torch.FloatTensor` of one element, *optional*): with it the text losses are
+        logit_scale (`float` or `torch.FloatTensor` of shape `()`, *optional*): see [`contrastive_loss`]; required by
+            the text losses.
+        config ([`GmailLossConfig`], *optional*): weights and temperature; defaults to the paper's recipe, Eq. 1.
+        logit_bias (`float` or `torch.FloatTensor` of one element, *optional*): if given, the text losses are
             [`sigmoid_loss`].
-        seed (`int`): of the directions of [`sliced_wasserstein_loss`], also of tokens; another one for each step, the
-            same in all processes.
+        seed (`int`): seed for the directions of [`sliced_wasserstein_loss`], also for tokens. Use a different one for
+            each step, and the same one in all processes.
 
     Returns:
         `dict` of `torch.FloatTensor` of shape `()`: the weighted sum as `loss`, and the terms whose weight is not
@@ -356,7 +359,7 @@ def gmail_loss(
         `real_text`.
 
     Raises:
-        ValueError: a loss lacks its embeddings or tokens; numbers of rows differ.
+        ValueError: embeddings or tokens of a loss are missing, or numbers of rows differ.
     """
     config = config or GmailLossConfig()
     given = {name: embeds.get(name) for name in _compared(config)}
@@ -368,8 +371,8 @@ def gmail_loss(
     counts = {"image_ids": image_ids, "caption_ids": caption_ids, **given}
     counts = {name: len(rows) for name, rows in counts.items() if rows is not None}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"A batch of pairs needs as many rows of each input, got {counts}.")
-    # Similarities in bf16 are off by 0.004, and the temperature divides them by 0.07.
+        raise ValueError(f"A batch of pairs needs the same number of rows in each input, got {counts}.")
+    # Similarities in bfloat16 have errors of 0.004, and the temperature divides them by 0.07.
     with torch.autocast(next(iter(given.values())).device.type, enabled=False):
         given = {name: tensor.float() for name, tensor in given.items()}
         tokens = {name: given.pop(name) for name in ("gen_tokens", "real_tokens") if name in given}
@@ -377,7 +380,7 @@ def gmail_loss(
         if config.gather_negatives:
             given = {name: gather(tensor) for name, tensor in given.items()}
             image_ids, caption_ids = gather(image_ids), gather(caption_ids)
-        if not any(len(tensor) for tensor in given.values()):  # no image of the batch could be read
+        if not any(len(tensor) for tensor in given.values()):  # no pair of the batch could be read
             zero = sum(tensor.sum() for tensor in given.values())
             return {"loss": zero, **{name: zero for name in LOSS_NAMES if getattr(config, f"{name}_weight") > 0}}
         losses = {}
@@ -417,7 +420,7 @@ def _directions(embeds: torch.Tensor, config: GmailLossConfig, seed: int) -> tor
 
 
 def _compared(config: GmailLossConfig) -> list[str]:
-    """Names of the embeddings and tokens that the losses look at."""
+    """Names of the embeddings and tokens that the losses compare."""
     needed = {
         "gen_embeds": config.needs_generated,
         "real_embeds": config.needs_real,

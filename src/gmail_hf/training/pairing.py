@@ -1,4 +1,4 @@
-"""Partners for generated images, where many real images share a caption, and batches of them."""
+"""Partners for generated images if many real images share a caption, and batches with several pairs per caption."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ def optimal_pairing(
     gen_embeds: np.ndarray, real_embeds: np.ndarray, captions: Sequence[Any], max_group: int = 1024, seed: int = 0
 ) -> np.ndarray:
     """
-    Re-pair generated and real images within each caption by the assignment with the largest total cosine.
+    Re-pair generated and real images within each caption by the assignment with the largest total cosine similarity.
 
     If captions are class names, a random partner shares little more than the class with its generated image, and
     Eq. 1 then separates the modalities. The assignment of Kuhn (1955) in the space of the frozen real branch avoids
@@ -23,12 +23,12 @@ def optimal_pairing(
     Args:
         gen_embeds (`np.ndarray` of shape `(pairs, dim)`): generated images through the `real` branch, L2-normalised.
         real_embeds (same shape): real images through the `real` branch, L2-normalised.
-        captions (of length `pairs`): texts, or ids of [`caption_ids`]; pairs with equal ones form a group.
-        max_group (`int`): larger groups are split at random; the cost of an assignment grows with its cube.
-        seed (`int`): of that split.
+        captions (of length `pairs`): texts, or ids from [`caption_ids`]. Pairs with equal captions form a group.
+        max_group (`int`): larger groups are split at random, because the cost of an assignment is cubic in its size.
+        seed (`int`): seed of the random split.
 
     Returns:
-        `np.ndarray` of shape `(pairs,)`, int64: the row of the real partner of each generated image, a permutation.
+        `np.ndarray` of shape `(pairs,)`, int64: a permutation, the row of the real partner of each generated image.
 
     Raises:
         ImportError: scipy is missing.
@@ -40,7 +40,8 @@ def optimal_pairing(
         raise ImportError('pairing="optimal" needs scipy: pip install "gmail-hf[evaluation]".') from error
     if not len(gen_embeds) == len(real_embeds) == len(captions):
         raise ValueError(
-            f"{len(gen_embeds)} generated and {len(real_embeds)} real embeddings for {len(captions)} captions."
+            f"Expected equal numbers, got {len(gen_embeds)} generated and {len(real_embeds)} real embeddings for "
+            f"{len(captions)} captions."
         )
     for name, embeds in (("gen_embeds", gen_embeds), ("real_embeds", real_embeds)):
         bad = np.flatnonzero(~np.isfinite(embeds).all(axis=1))
@@ -57,7 +58,7 @@ def optimal_pairing(
 
 
 def random_pairing(captions: Sequence[Any], seed: int, epoch: int) -> np.ndarray:
-    """The row of the real partner of each generated image, `(pairs,)` int64: a random permutation per caption."""
+    """The row of the real partner of each generated image, `(pairs,)` int64: a random permutation in each caption."""
     rng = np.random.default_rng([seed, epoch])
     partners = np.arange(len(captions))
     for group in rows_by_caption(captions).values():
@@ -67,12 +68,12 @@ def random_pairing(captions: Sequence[Any], seed: int, epoch: int) -> np.ndarray
 
 class CaptionSampler(Sampler[int]):
     """
-    All rows in random order, those of a caption in blocks.
+    Sample all rows in random order, with the rows of a caption in blocks.
 
     Args:
-        captions: of each row; equal ones form blocks.
-        images_per_caption (`int`): rows per block; what is left of a caption forms a smaller one.
-        seed (`int`): of the order, together with the epoch. All processes need the same one.
+        captions: the caption of each row. Rows with equal captions form blocks.
+        images_per_caption (`int`): rows per block. The remaining rows of a caption form a smaller block.
+        seed (`int`): seed of the order, combined with the epoch. All processes need the same seed.
     """
 
     def __init__(self, captions: Sequence[Any], images_per_caption: int, seed: int = 0):
@@ -97,8 +98,8 @@ class CaptionSampler(Sampler[int]):
 
 class EpochCallback(TrainerCallback):
     """
-    Tell the data set and the sampler which epoch begins. The data loaders of accelerate do not reach the data set in
-    distributed runs, and reach neither of them in the first epoch of some resumed runs.
+    Call `set_epoch` of the data set and the sampler. The data loaders of accelerate do not do so for the data set in
+    distributed runs, nor for either of them in the first epoch of some resumed runs.
     """
 
     def on_epoch_begin(

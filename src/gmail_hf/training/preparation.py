@@ -1,4 +1,4 @@
-"""Pairs with embeddings in place of the images of frozen branches, and other partners where that is asked for."""
+"""Prepare pairs for training: embeddings instead of images for frozen branches, and other partners if requested."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,15 +19,14 @@ from .pairing import optimal_pairing, random_pairing
 
 class EmbeddedPairs(torch.utils.data.Dataset):
     """
-    Pairs whose images are replaced by their embeddings (None where an image could not be read), without copying a row
-    of either.
+    Pairs with embeddings instead of images, without copying rows. An embedding is None if its image is unreadable.
 
     Args:
         pairs (`datasets.Dataset`): see [`check_pairs`].
         real, generated (`datasets.Dataset`, *optional*): embeddings of the pairs' real and generated images, row by
-            row, in a column `image_embeds`, as from [`cached_embeds`].
-        partners (`np.ndarray` of shape `(pairs,)`, *optional*): the row whose real image each generated image gets.
-        redraw (*optional*): gives the partners of an epoch, in place of `partners`.
+            row, in a column `image_embeds`, as returned by [`cached_embeds`].
+        partners (`np.ndarray` of shape `(pairs,)`, *optional*): the row of the real partner of each generated image.
+        redraw (*optional*): a function that returns the partners of an epoch; overrides `partners`.
     """
 
     def __init__(
@@ -71,9 +70,9 @@ class EmbeddedPairs(torch.utils.data.Dataset):
 
 
 def drop_unused(pairs: Dataset | IterableDataset, losses: GmailLossConfig) -> Dataset | IterableDataset:
-    """The pairs without the images and embeddings that no loss looks at; metrics of an evaluation may use them."""
+    """Remove images and embeddings that no loss uses. Evaluation data keeps them, because metrics may use them."""
     if isinstance(pairs, IterableDataset):
-        pairs = undecoded(pairs)  # or it would decode images in order to remove a column
+        pairs = undecoded(pairs)  # otherwise removing a column decodes the images
     unused = [side for side in SIDES if f"{side}_image" not in needed_columns(losses)]
     unused = [f"{side}_{kind}" for side in unused for kind in ("image", "embeds")]
     return pairs.remove_columns([column for column in pairs.column_names or [] if column in unused])
@@ -88,17 +87,17 @@ def replace_images(
     barrier: Callable[[], None] | None = None,
 ) -> torch.utils.data.Dataset | IterableDataset:
     """
-    Replace images by embeddings, those of the data set or cached ones, where their branch is frozen.
+    Replace the images of frozen branches by embeddings, either from the data set or from the cache.
 
     Args:
         pairs: see [`check_for_training`].
         model ([`GmailCLIPModel`]), processor: as in [`cached_embeds`].
         args ([`GmailTrainingArguments`]): the settings.
-        pairing (`str`): `"caption"`, `"optimal"`, see [`optimal_pairing`], or `"none"`, see [`random_pairing`].
+        pairing (`str`): `"caption"`, `"optimal"` (see [`optimal_pairing`]) or `"none"` (see [`random_pairing`]).
         barrier: as in [`cached_embeds`].
 
     Returns:
-        [`EmbeddedPairs`], or the pairs with undecoded images if none was replaced or they are streamed.
+        [`EmbeddedPairs`], or the pairs with undecoded images if they are streamed or nothing was replaced.
     """
     columns = column_names(pairs)
     given = [side for side in SIDES if f"{side}_embeds" in columns]
@@ -126,7 +125,7 @@ def replace_images(
         elif f"{side}_image" in columns and not model.trains(modality):
             if args.cache_real_embeds and args.token_weight == 0:  # patch tokens are not cached
                 embeds[side] = embed(side, modality)
-    if pairing in ("optimal", "none"):  # by what the model sees of captions
+    if pairing in ("optimal", "none"):  # captions are equal if they are equal to the model
         tokenizer = getattr(processor, "tokenizer", None)
         captions = caption_ids(pairs["caption"][:], tokenizer, **(text_options(model) if tokenizer else {}))
     if pairing == "optimal":
@@ -138,7 +137,7 @@ def replace_images(
 
 
 def _optimal_partners(generated: Dataset, real: Dataset, captions: list[int], seed: int) -> np.ndarray:
-    """[`optimal_pairing`] of the pairs whose images could be read; the others keep their partners."""
+    """Apply [`optimal_pairing`] to the pairs with readable images; the others keep their partners."""
     generated, real = embeds_array(generated), embeds_array(real)
     real /= np.linalg.norm(real, axis=1, keepdims=True)  # embeddings of the data set may have any length
     rows = np.flatnonzero(np.isfinite(generated).all(axis=1) & np.isfinite(real).all(axis=1))

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which of them are whole, which one to resume from, which ones to delete."""
+"""The checkpoints of a run: which ones are complete, which one to resume from, and which ones to delete."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, loggi
 
 from ..files import sync_folder, write_file
 
-# Sizes of a checkpoint's files; written last.
+# The sizes of a checkpoint's files, written last.
 SEAL = "files.json"
 # May be edited by hand.
 CARD = "README.md"
@@ -23,7 +23,7 @@ def checkpoint_folder(output_dir: str | os.PathLike, step: int) -> Path:
 
 
 def seal(checkpoint: Path) -> None:
-    """Mark a checkpoint as whole, once all of its files are on the disk."""
+    """Mark a checkpoint as complete after all of its files are on the disk."""
     sync_folder(checkpoint)
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name not in (SEAL, CARD)]
     sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
@@ -31,13 +31,13 @@ def seal(checkpoint: Path) -> None:
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint; its seal first, so that an interruption leaves none that looks whole."""
+    """Delete a checkpoint. The seal is deleted first, so an interrupted deletion leaves an incomplete checkpoint."""
     (checkpoint / SEAL).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def damage(checkpoint: str | os.PathLike) -> str | None:
-    """What is wrong with a checkpoint; None if it is whole."""
+    """What is wrong with a checkpoint; None if it is complete."""
     try:
         sizes = json.loads(Path(checkpoint, SEAL).read_text(encoding="utf-8"))
         for name, size in sizes.items():
@@ -46,32 +46,32 @@ def damage(checkpoint: str | os.PathLike) -> str | None:
                 return f"{name} has {found} instead of {size} bytes"
     except FileNotFoundError as error:
         missing = os.path.relpath(error.filename, checkpoint)
-        return "it was not written to its end" if missing == SEAL else f"{missing} is missing"
+        return "it was not written completely" if missing == SEAL else f"{missing} is missing"
     except (ValueError, AttributeError):
         return f"{SEAL} cannot be read"
     return None
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """The checkpoints of a folder in the order of their steps, whole or not."""
+    """The checkpoints of a folder in the order of their steps, complete or not."""
     found = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     return sorted((path for path in found if path.name.rpartition("-")[2].isdecimal()), key=_step)
 
 
 def last_checkpoint(output_dir: str | os.PathLike) -> Path | None:
-    """The newest whole checkpoint; newer ones that are damaged are named in a warning."""
+    """The newest complete checkpoint. A warning lists newer ones that are damaged."""
     for checkpoint in reversed(checkpoints(output_dir)):
         found = damage(checkpoint)
         if found is None:
             return checkpoint
-        logger.warning(f"'{checkpoint}' is passed over: {found}.")
+        logger.warning(f"Skipping '{checkpoint}': {found}.")
     return None
 
 
 def rotate(output_dir: str | os.PathLike, step: int, limit: int | None, best: str | None = None) -> None:
     """
-    Delete checkpoints so that `limit` are left: damaged ones first, then those beyond `step`, which an earlier run
-    left, then the oldest. The checkpoints of `step` and `best` stay.
+    Delete checkpoints until `limit` are left: first damaged ones, then those of an earlier run with more than `step`
+    steps, then the oldest. The checkpoints of `step` and `best` are kept.
     """
     if limit is None or limit <= 0:
         return
@@ -87,37 +87,37 @@ def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str 
     Refuse to mix two runs in one folder, and find the checkpoint to resume from.
 
     Args:
-        output_dir: where the run will write.
-        resume_from_checkpoint: a checkpoint folder; True or `"true"` for the last whole one of `output_dir`; None or
-            False for a new run. A new run may start where another one was killed in its first save.
+        output_dir: the folder of the run.
+        resume_from_checkpoint: a checkpoint folder; True or `"true"` for the last complete one in `output_dir`; None
+            or False for a new run. A new run may use the folder of a run that was killed during its first save.
 
     Returns:
         The checkpoint to resume from, or None for a new run.
 
     Raises:
         FileExistsError: a new run, but `output_dir` holds another one.
-        FileNotFoundError: there is no whole checkpoint to resume from.
+        FileNotFoundError: there is no complete checkpoint to resume from.
     """
     folder, resume = Path(output_dir), str(resume_from_checkpoint or "")
     if resume.lower() not in ("", "false", "true"):
         found = damage(resume)
         if found is not None:
-            raise FileNotFoundError(f"'{resume}' is not a whole checkpoint: {found}. Name another one.")
+            raise FileNotFoundError(f"'{resume}' is not a complete checkpoint: {found}. Choose another one.")
         return resume
     last = last_checkpoint(folder)
     if resume.lower() == "true":
         if last is None:
             raise FileNotFoundError(
-                f"'{folder}' holds no checkpoint to resume from: run without --resume_from_checkpoint to start again."
+                f"'{folder}' has no checkpoint to resume from. Run without --resume_from_checkpoint to start again."
             )
         return str(last)
     if last is not None:
         raise FileExistsError(
-            f"'{folder}' holds another run. Resume it with --resume_from_checkpoint true, or choose another "
+            f"'{folder}' contains another run. Resume it with --resume_from_checkpoint true, or choose another "
             "--output_dir."
         )
     if any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-        raise FileExistsError(f"'{folder}' holds a trained model: choose another --output_dir, or delete it.")
+        raise FileExistsError(f"'{folder}' contains a trained model. Choose another --output_dir, or delete it.")
     return None
 
 

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer without pickles, and with the cost of training."""
+"""The Hugging Face Trainer without pickles, with a report of the cost of training."""
 
 import json
 import os
@@ -27,33 +27,34 @@ class SafeTrainer(Trainer):
     """
     `Trainer` that saves its arguments as training_args.json instead of a pickle.
 
-    One run at a time trains in a folder. Checkpoints are sealed once they are whole, and training resumes from whole
-    ones alone, see [`resuming`](resuming.py). `save_total_limit` deletes them in the order of their steps.
+    Only one run at a time trains in a folder. Checkpoints are sealed when they are complete, and training resumes only
+    from complete ones, see [`resuming`](resuming.py). `save_total_limit` deletes checkpoints in the order of their
+    steps.
 
-    It pushes the model, with `push_to_hub()` or after each save (`hub_strategy="every_save"`), but never the training
-    state, which contains pickles, nor the logs, and no path of this machine, see [`public_files`].
+    `push_to_hub()` and `hub_strategy="every_save"` push the model. They never push the training state, which contains
+    pickles, the logs, or paths of this machine, see [`public_files`].
 
     Raises:
-        ValueError: `hub_strategy` is "checkpoint" or "all_checkpoints"; weights are sharded, by FSDP or ZeRO-3.
-        FileExistsError, FileNotFoundError: of `train`: another process trains in `output_dir`; there is no whole
-            checkpoint to resume from.
+        ValueError: `hub_strategy` is "checkpoint" or "all_checkpoints", or weights are sharded by FSDP or ZeRO-3.
+        FileExistsError: raised by `train` if another process trains in `output_dir`.
+        FileNotFoundError: raised by `train` if there is no complete checkpoint to resume from.
     """
 
     def __init__(self, model: Any = None, args: TrainingArguments | None = None, *rest: Any, **kwargs: Any):
         if args and args.push_to_hub and args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(
-                f"`hub_strategy` '{args.hub_strategy.value}' would push the optimizer's state, which is a pickle; "
-                "choose 'every_save', which pushes the model alone, or 'end', and resume from the local checkpoint."
+                f"`hub_strategy` '{args.hub_strategy.value}' would push the optimizer's state, which is a pickle. "
+                "Use 'every_save' or 'end', which push only the model, and resume from the local checkpoint."
             )
         super().__init__(model, args, *rest, **kwargs)
         self.save_total_limit = self.args.save_total_limit
         if self.is_fsdp_enabled or is_deepspeed_zero3_enabled():
             raise ValueError(
-                "Adapters are saved from whole weights, which no process has under FSDP or ZeRO-3: train with DDP, or "
-                "with ZeRO-2, which shards only the optimizer."
+                "Saving adapters needs unsharded weights, which no process has under FSDP or ZeRO-3: train with DDP, "
+                "or with ZeRO-2, which shards only the optimizer."
             )
         for callback in self.callback_handler.callbacks:
-            # An evaluation before training would open a log in the working directory, which training would keep.
+            # An evaluation before training would open a log in the working directory, and training would keep it.
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = os.path.join(self.args.output_dir, default_logdir())
 
@@ -70,16 +71,16 @@ class SafeTrainer(Trainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
             return super()._run_epoch(*args, **kwargs)
-        # Resumed from the last step: the Trainer would take another one.
+        # Resumed from the last step: the Trainer would train one more step.
         self.control.should_training_stop = True
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         output_dir, limit = self._get_output_dir(trial=trial), self.save_total_limit
         checkpoint = checkpoint_folder(output_dir, self.state.global_step)
         if self.args.should_save:
-            delete(checkpoint)  # what an interrupted run left of it
+            delete(checkpoint)  # left by an interrupted run
         self.accelerator.wait_for_everyone()  # each process writes a part
-        self.args.save_total_limit = None  # the Trainer would go by the time of the files
+        self.args.save_total_limit = None  # the Trainer would delete by the modification times of files
         try:
             super()._save_checkpoint(model, trial)
         finally:
@@ -91,13 +92,13 @@ class SafeTrainer(Trainer):
 
     def cost(self) -> dict[str, int]:
         """
-        What training takes, apart from the time that `train` reports (the paper's Table 12).
+        The cost of training (the paper's Table 12), except the time, which `train` reports.
 
-        Call it after training; in a distributed run, in every process. It runs one forward and backward pass and
+        Call it after training, and in every process of a distributed run. It runs one forward and backward pass and
         updates nothing.
 
         Returns:
-            `trained_parameters` and `parameters`; `flops_per_step`, floating-point operations of one forward and
+            `trained_parameters` and `parameters`; `flops_per_step`, the floating-point operations of one forward and
             backward pass of this process on its first batch (a multiplication and an addition count as two);
             `peak_memory_bytes` of this process so far, on the GPU if there is one.
         """
@@ -169,7 +170,7 @@ class SafeTrainer(Trainer):
                 return
             self._finish_current_push()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        # Upload copies, because the checkpoint may be deleted meanwhile. A card may be the user's own.
+        # Upload copies, because the checkpoint may be deleted during the upload. Keep a card of the user.
         card = ["README.md"] if Path(self.args.output_dir, "README.md").exists() else []
         ignored = shutil.ignore_patterns(*PICKLES, *card, SEAL)
         shutil.copytree(checkpoint_folder, self.args.output_dir, ignore=ignored, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""Rows of images and captions from any usual file or folder, or from the Hub, as they are written."""
+"""Rows of images and captions from common files and folders, or from the Hub."""
 
 import glob
 import re
@@ -37,28 +37,27 @@ def load_rows(
     images: bool = True,
 ) -> Dataset:
     """
-    The rows of a data set, as they are written.
+    Load the rows of a data set.
 
     Args:
         name: a Hub id; a folder that `save_to_disk` wrote; a CSV, TSV, JSON, JSONL, parquet, Arrow or webdataset (tar)
-            file, a glob of them, or a folder that holds some, with or without images; COCO's caption annotations or
-            Karpathy's split file; a folder of images in class folders; a folder of images and `.txt` files of the same
-            names; a folder with one subfolder of photographs and one of generated images of the same names, with
-            captions in `.txt` files or in a table.
-        split: the split; a source without splits is `train`.
-        config_name, revision: of a data set on the Hub.
-        any_split: take the only split of a source whatever its name.
-        images: look for the images that rows name by path.
+            file, a glob of them, or a folder of them, with or without images; COCO's caption annotations or Karpathy's
+            split file; a folder of images in class folders; a folder of images and `.txt` files of the same names; a
+            folder with one subfolder of photographs and one of generated images of the same names, with captions in
+            `.txt` files or in a table.
+        split: the split; a source without splits has the split `train`.
+        config_name, revision: configuration and revision of a data set on the Hub.
+        any_split: use the only split of a source, regardless of its name.
+        images: replace paths of images by images.
 
     Returns:
-        Columns as they are written; columns of paths to images, or of lists of paths, become columns of images or of
-        lists of them. Paths are relative to the
-        file that names them, or else to the working directory.
+        The columns of the source. Columns of image paths, or of lists of them, become columns of images or of lists of
+        images. Paths are relative to the file that contains them, or else to the working directory.
 
     Raises:
-        FileNotFoundError: `name` or an image that a row names does not exist.
-        ConnectionError: a Hub id that cannot be read.
-        ValueError: an unknown split, or no data.
+        FileNotFoundError: `name` or the image of a row does not exist.
+        ConnectionError: a Hub id cannot be read.
+        ValueError: the split is unknown, or there is no data.
     """
     if glob.has_magic(name) and not Path(name).exists():
         paths = [Path(path) for path in sorted(glob.glob(name, recursive=True))]
@@ -68,7 +67,7 @@ def load_rows(
     else:
         path = local_path(name, "data set")
         if path is not None and "::" in str(path.resolve()):
-            raise ValueError(f"datasets reads no path with '::', such as '{path.resolve()}': rename the folder.")
+            raise ValueError(f"datasets cannot read paths with '::', such as '{path.resolve()}': rename the folder.")
         if path is None:
             return _from_hub(name, split, config_name, revision, any_split)
         if path.is_dir() and any((path / file).exists() for file in ("dataset_info.json", "dataset_dict.json")):
@@ -92,11 +91,11 @@ def load_rows(
 def _from_hub(name: str, split: str, config_name: str | None, revision: str | None, any_split: bool) -> Dataset:
     try:
         available = datasets.get_dataset_split_names(name, config_name, revision=revision)
-    except ValueError:  # of its configurations, which the message lists
+    except ValueError:  # an unknown configuration; the message lists the known ones
         raise
-    except Exception as error:  # the HTTP client and its errors differ between versions of huggingface_hub
+    except Exception as error:  # HTTP errors differ between versions of huggingface_hub
         raise ConnectionError(
-            f"'{name}' is no local path and cannot be read from the Hub ({type(error).__name__}: "
+            f"'{name}' is not a local path and cannot be read from the Hub ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}). Check the name, your connection and `hf auth login`."
         ) from error
     if any_split and len(available) == 1:
@@ -107,7 +106,7 @@ def _from_hub(name: str, split: str, config_name: str | None, revision: str | No
 
 
 def _folder(path: Path) -> dict[str, Dataset | list[Path]]:
-    """The splits of a folder: rows, or the files that hold them."""
+    """The splits of a folder, each as rows or as a list of files."""
     paired = {"train" if folder == path else folder.name: two_folders(folder) for folder in (path, *subfolders(path))}
     if any(paired.values()):
         return {split: rows for split, rows in paired.items() if rows}
@@ -117,7 +116,7 @@ def _folder(path: Path) -> dict[str, Dataset | list[Path]]:
     except EmptyDatasetError:
         found = {}
     files = {str(split): [Path(file) for file in names] for split, names in found.items()}
-    # Of folders of images by split, tables are next to them or, as COCO's annotations, in their own folder.
+    # If splits are folders of images, tables are next to these folders or, like COCO's annotations, in their own.
     if not any(suffix_of(file) in BUILDERS for names in files.values() for file in names):
         tables = [file for file in (*path.glob("*"), *path.glob("annotations/*.json")) if suffix_of(file) in BUILDERS]
         for table in sorted(tables):
@@ -138,17 +137,17 @@ def _folder(path: Path) -> dict[str, Dataset | list[Path]]:
         return {split: rows for split, rows in captioned.items() if rows}
     if any(file.suffix.lower() in IMAGE_SUFFIXES for names in files.values() for file in names):
         return dict(load_dataset("imagefolder", data_dir=base))
-    raise ValueError(f"'{path}' holds no data: no file of {sorted(BUILDERS)} and no images.")
+    raise ValueError(f"'{path}' contains no data: it has neither {', '.join(sorted(BUILDERS))} files nor images.")
 
 
 def _split_of(file: Path) -> str:
-    """The split in a file's name, such as `captions_val2017.json`; `train` by default."""
+    """The split in a file name such as `captions_val2017.json`; `train` by default."""
     words = re.findall("train|val|dev|test", file.stem.lower())
     return "train" if not words else "validation" if words[0] in ("val", "dev") else words[0]
 
 
 def _json_files(splits: dict[str, list[Path]]) -> dict[str, Any]:
-    """JSON files of rows, or the rows of captions of COCO, whose folder holds annotations of other kinds too."""
+    """JSON files of rows, or the rows of COCO's captions, whose folder also contains other annotations."""
     annotated: dict[str, Dataset] = {}
     for split, files in splits.items():
         for file in files:
@@ -161,14 +160,14 @@ def _json_files(splits: dict[str, list[Path]]) -> dict[str, Any]:
 
 def resolve_images(rows: Dataset, file: Path) -> Dataset:
     """
-    Columns of images in place of columns of their paths or bytes, without copying bytes.
+    Replace columns of image paths or bytes by columns of images, without copying bytes.
 
     Args:
         rows: the data set.
-        file: the file that names the images.
+        file: the file that contains the paths.
 
     Raises:
-        FileNotFoundError: a row names an image that does not exist.
+        FileNotFoundError: the image of a row does not exist.
     """
     rows = rows if rows._indices is None else rows.flatten_indices()
     for column, feature in rows.features.items() if len(rows) else ():
@@ -193,7 +192,7 @@ def resolve_images(rows: Dataset, file: Path) -> Dataset:
             content = [pa.nulls(len(cell), pa.binary()) for cell in cells]
         else:
             continue
-        # imagefolder too takes this ending off
+        # imagefolder removes this suffix, too
         name = "image" if column == "file_name" else column.removesuffix("_file_name")
         name = column if name in rows.column_names else name
         images, row = [], 0
@@ -219,7 +218,7 @@ def resolve_images(rows: Dataset, file: Path) -> Dataset:
 
 
 def _are_paths(cells: list[pa.Array]) -> bool:
-    """Whether the first text that is not empty names an image."""
+    """Whether the first non-empty text is the path of an image."""
     for cell in cells:
         text = cell.type.value_type if pa.types.is_dictionary(cell.type) else cell.type
         if not any(check(text) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
@@ -232,8 +231,8 @@ def _are_paths(cells: list[pa.Array]) -> bool:
 
 def _found(value: str | None, row: int, column: str, file: Path) -> str | None:
     """
-    The path of an image, relative to the folder of the file that names it, or else to the working directory; an
-    address that datasets reads, such as `hf://...` and `zip://inside.png::archive.zip`, as it is.
+    The path of an image relative to the folder of `file`, or else to the working directory. URLs that datasets reads,
+    such as `hf://...` and `zip://inside.png::archive.zip`, are returned unchanged.
     """
     value = (value or "").strip()
     if not value:
@@ -245,7 +244,7 @@ def _found(value: str | None, row: int, column: str, file: Path) -> str | None:
         value = unquote(value.removeprefix("file://"))
     if "://" in value:
         return value
-    for name in (value, value.replace("\\", "/")):  # a table written on Windows
+    for name in (value, value.replace("\\", "/")):  # for tables written on Windows
         for path in (file.parent / name, Path(name).expanduser()):
             if path.exists():
                 return str(path.absolute())

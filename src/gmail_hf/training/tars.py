@@ -1,4 +1,4 @@
-"""Tars of images and texts: the files of one key are one row, in whatever order they are."""
+"""Tars of images and texts: the files with the same key are one row, in any order."""
 
 import json
 import os
@@ -14,14 +14,16 @@ from datasets.fingerprint import Hasher
 from .columns import USUAL, report_unmatched, texts_of, words_of
 from .decoding import IMAGE_SUFFIXES
 
-Place = tuple[int, int]  # where a member's bytes begin, and how many there are
+Place = tuple[int, int]  # offset and size of a member's content
 
 
 def tar_rows(files: list[Path]) -> Dataset:
     """
-    The samples of tars as rows: an image column for each kind of image (`real` for `0001.real.jpg`, `image` for
-    `0001.jpg`), `image_id` (that of a `.json` file, or else a key that is unique over all tars), and `captions` from a
-    `.txt` file, one per line, or from a `.json` file. Samples that lack a column are counted, listed and left out.
+    The samples of tars as rows.
+
+    The columns are one image column for each kind of image (`real` for `0001.real.jpg`, `image` for `0001.jpg`),
+    `image_id` (from a `.json` file, or else a key that is unique over all tars), and `captions` from a `.txt` file,
+    one per line, or from a `.json` file. Samples that lack a column are left out, with a warning.
 
     Raises:
         ValueError: a tar holds a file twice or no images, or a `.json` file cannot be read.
@@ -68,7 +70,7 @@ def _index(file: Path) -> dict[str, dict[str, Place]]:
 
 
 def _contents(samples: list[tuple[Path, str, dict[str, Place]]]) -> Iterator[dict[str, Any]]:
-    """The columns of samples; the captions and the id of a `.json` file are columns too."""
+    """The columns of samples, including the captions and the id from a `.json` file."""
     for file, group in groupby(samples, key=lambda sample: sample[0]):
         with tarfile.open(file) as tar:
             for _, key, places in group:
@@ -106,7 +108,7 @@ def _described(content: bytes, where: str) -> dict[str, Any]:
 
 def unique_keys(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """
-    Rows of a webdataset whose keys are unique over all shards: a key that an earlier shard has gets its shard's name.
+    Make the keys of a webdataset unique over all shards, by prefixing repeated keys with the name of their shard.
 
     Raises:
         ValueError: a shard has a key twice.

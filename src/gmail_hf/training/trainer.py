@@ -33,16 +33,16 @@ from .pairing import CaptionSampler, EpochCallback
 from .preparation import EmbeddedPairs, drop_unused, replace_images
 from .safe_trainer import SafeTrainer
 
-NO_PAIR = -1  # the caption id of rows that only fill a batch; ids are not negative
+NO_PAIR = -1  # the caption id of padding rows; other ids are not negative
 
 logger = logging.get_logger(__name__)
 
 
 def compute_pair_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """
-    What [`GmailTrainer`] measures: of pairs of images [`metrics.alignment_metrics`], and where a loss looks at
-    captions [`metrics.image_text_retrieval`] of real images. `predictions` holds the embeddings by name,
-    `label_ids` the ids of captions and images.
+    The metrics of [`GmailTrainer`]: [`metrics.alignment_metrics`] of pairs of images and, if a loss uses captions,
+    [`metrics.image_text_retrieval`] of real images. `predictions` holds the embeddings by name, `label_ids` the ids of
+    captions and images.
     """
     caption_ids, image_ids = prediction.label_ids
     pairs = caption_ids != NO_PAIR
@@ -64,28 +64,28 @@ class GmailTrainer(SafeTrainer):
     Train the branches of a [`GmailCLIPModel`] or of another base (Algorithm 1 of the paper, stage 1, and the text
     losses of stage 2).
 
-    Arguments as in `Trainer`; the data sets hold pairs, see [`data`](data.py). The base stays frozen: the image
-    adapters train if a loss aligns images, the `text` adapter if a loss compares with captions. Images of a frozen
+    The arguments are those of `Trainer`. The data sets hold pairs, see [`data`](data.py). The base is frozen. The
+    image adapters train if a loss aligns images, the `text` adapter trains if a loss uses captions. Images of a frozen
     branch are embedded once, when the data set is first used.
 
     Args:
-        model ([`GmailCLIPModel`], [`GmailSiglipModel`], [`GmailDinov2Model`], ...): the model, or any that
-            [`attach_branches`] changed: its tower is trained and saved.
+        model ([`GmailCLIPModel`], [`GmailSiglipModel`], [`GmailDinov2Model`], ...): the model, or any model that
+            [`attach_branches`] changed, whose tower is trained and saved.
         args ([`GmailTrainingArguments`]): the settings.
         train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, or for evaluation a `dict` of
             them): pairs. A column `real_embeds` or `generated_embeds`, lists of `projection_dim` floats (None or NaN
-            for an unreadable image), replaces the images of a frozen branch; the losses normalise it.
-        processing_class (`CLIPProcessor`): or an image processor alone if no loss needs captions.
+            for an unreadable image), replaces the images of a frozen branch. The embeddings need not be normalised.
+        processing_class (`CLIPProcessor`): the processor, or only an image processor if no loss needs captions.
 
     Raises:
-        TypeError: `model`, `args` or a data set of another class.
-        ValueError: a data set that [`check_pairs`] refuses; embeddings of a branch that trains, or with
-            `token_weight`; options that leave nothing to train; text losses alone on a branch that was never aligned;
-            float16 weights; several GPUs in one process, weights sharded by FSDP or ZeRO-3, a streamed evaluation in
-            several processes.
+        TypeError: `model`, `args` or a data set has the wrong class.
+        ValueError: [`check_pairs`] refuses a data set; there are embeddings for a branch that trains, or together with
+            `token_weight`; nothing is left to train; only text losses are used, on a branch that was never aligned;
+            weights are float16 or sharded by FSDP or ZeRO-3; one process uses several GPUs; several processes evaluate
+            a streamed data set.
     """
 
-    # The loss is a mean over the pairs of a batch: accumulated batches are averaged by the Trainer.
+    # The loss is a mean over the pairs of a batch, so the Trainer has to average accumulated batches.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -105,13 +105,14 @@ class GmailTrainer(SafeTrainer):
             raise ValueError("GmailTrainer needs `processing_class`, the model's processor.")
         if model.dtype == torch.float16:
             raise ValueError(
-                "float16 weights do not train: load the model with `dtype=torch.float32`, and ask for mixed precision "
-                "by `bf16=True` or `fp16=True`."
+                "float16 weights cannot be trained: load the model with `dtype=torch.float32`, and use `bf16=True` or "
+                "`fp16=True` for mixed precision."
             )
         if args.n_gpu > 1:
             raise ValueError(
-                f"One process for {args.n_gpu} GPUs (`nn.DataParallel`) would contrast each part of a batch alone: "
-                "start one for each, by `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one of them."
+                f"A single process for {args.n_gpu} GPUs (`nn.DataParallel`) would contrast each part of a batch "
+                "separately. Start one process per GPU with `accelerate launch` or `torchrun`, or select one GPU with "
+                "CUDA_VISIBLE_DEVICES."
             )
         _choose_trainable(model, args)
         named = {"train_dataset": train_dataset}
@@ -123,18 +124,18 @@ class GmailTrainer(SafeTrainer):
         if args.pairing != "caption" and train_dataset is not None:
             if model.trains("real") or streamed or "generated_image" not in train_dataset.column_names:
                 raise ValueError(
-                    f'`pairing="{args.pairing}"` needs a frozen real branch and generated images that are not '
-                    "streamed."
+                    f'`pairing="{args.pairing}"` needs a frozen real branch and a data set with generated images that '
+                    "is not streamed."
                 )
         if args.images_per_caption > 1 and streamed:
-            raise ValueError("`images_per_caption` orders the rows of a data set, but train_dataset is streamed.")
+            raise ValueError("`images_per_caption` needs random access, but train_dataset is streamed.")
         if args.needs_text and not hasattr(model, "text_model"):
             raise ValueError(f"{type(model).__name__} has no text encoder: text losses need one.")
         text = text_options(model) if args.needs_text else None
         collator = GmailCollator(processing_class, args.needs_text, args.on_bad_image, True, text)
         kwargs.setdefault("data_collator", collator)
         kwargs.setdefault("compute_metrics", compute_pair_metrics)
-        # From the data sets as the user gave them: prepared ones tell less about their origin.
+        # Computed from the user's data sets, because prepared ones tell less about their origin.
         self.provenance = provenance(model.config, named, args.world_size) if args.should_save else {}
         super().__init__(
             model=model,
@@ -148,7 +149,7 @@ class GmailTrainer(SafeTrainer):
         if args.log_figures:
             self.add_callback(FiguresCallback(self.callback_handler.callbacks, eval_dataset))
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.skipped_pairs = 0  # of all processes and of the run that is resumed, as of the last log
+        self.skipped_pairs = 0  # in all processes and before resuming, as of the last log
         self._skipped = self._skipped_before = 0
 
     def get_train_dataloader(self) -> DataLoader:
@@ -198,7 +199,7 @@ class GmailTrainer(SafeTrainer):
         outputs = GmailOutput(**outputs, **precomputed)
         scale, bias = (getattr(self.model, name, None) for name in ("logit_scale", "logit_bias"))
         scale = None if scale is None else scale.exp()
-        step = self.state.global_step if model.training else 0  # evaluations are comparable over the same directions
+        step = self.state.global_step if model.training else 0  # all evaluations use the same directions
         seed = int(np.random.SeedSequence([args.seed, step]).generate_state(1)[0])
         losses = gmail_loss(outputs, **ids, logit_scale=scale, config=args, logit_bias=bias, seed=seed)
         loss = losses.pop("loss")
@@ -209,22 +210,22 @@ class GmailTrainer(SafeTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _precomputed(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Take embeddings that replace images out of a batch, L2-normalised."""
+        """Remove the embeddings that replace images from a batch, and return them L2-normalised."""
         embeds, dim = {}, self.model.embed_dim
         for side, modality in self.args.branches.items():
             values = batch.pop(f"{side}_embeds", None)
             if values is None:
                 continue
             if f"{side}_pixel_values" in batch:
-                raise ValueError(f"A batch has either `{side}_pixel_values` or `{side}_embeds`, this one has both.")
+                raise ValueError(f"A batch must have either `{side}_pixel_values` or `{side}_embeds`, not both.")
             if self.model.trains(modality):
                 raise ValueError(
                     f"`{side}_embeds` cannot replace images while the `{modality}` branch trains: "
-                    f"use `{side}_pixel_values`."
+                    f"pass `{side}_pixel_values`."
                 )
             if len(values) and values.shape[1:] != (dim,):
-                raise ValueError(f"`{side}_embeds` have shape {tuple(values.shape)}; the model's dimension is {dim}.")
-            values = values.reshape(len(values), dim)  # a batch without readable pairs may not know `dim`
+                raise ValueError(f"`{side}_embeds` has shape {tuple(values.shape)}; the model's dimension is {dim}.")
+            values = values.reshape(len(values), dim)  # a batch without readable pairs may have another `dim`
             embeds["real_embeds" if side == "real" else "gen_embeds"] = nn.functional.normalize(values, dim=-1)
         return embeds
 
@@ -236,20 +237,20 @@ class GmailTrainer(SafeTrainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
-        # The Trainer gathers rows as they are, but a process that skipped a pair has one row less than the others.
+        # The Trainer gathers without padding, but a process that skipped a pair has one row less than the others.
         pad = self.accelerator.pad_across_processes
         embeds = {name: outputs[name].float().detach() for name in outputs if name.endswith("_embeds")}
         return loss.detach(), pad(embeds), pad((inputs["caption_ids"], inputs["image_ids"]), pad_index=NO_PAIR)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # Every process logs at the same steps, so the terms can be averaged over them.
+        # All processes log at the same steps, so the terms can be averaged over the processes.
         if "loss" in logs:
             for name, values in self._terms.items():
                 logs[name] = self.accelerator.gather(torch.stack(values).mean()).mean().item()
                 if logs[name] == 0:
                     logger.warning(
                         f"{name} was 0 in each of the last {len(values)} steps: no pair had a negative in its batch. "
-                        "Use larger batches, or shuffle pairs that share a caption."
+                        "Use larger batches, or shuffle the pairs so that batches mix captions."
                     )
             self._terms.clear()
         if ("loss" in logs or "train_loss" in logs) and self._count_skipped():
@@ -263,7 +264,7 @@ class GmailTrainer(SafeTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         logged = self.skipped_pairs
-        if self._count_skipped() > logged:  # the log is where a resumed run finds the number
+        if self._count_skipped() > logged:  # a resumed run reads the number from the log
             self.log({"skipped_pairs": self.skipped_pairs})
         super()._save_checkpoint(model, trial)
 
@@ -277,14 +278,14 @@ class GmailTrainer(SafeTrainer):
         **known: Any,
     ) -> None:
         """
-        Write the card of the model into `output_dir`, from what was run and measured; see [`publishing.model_card`].
+        Write the model's card into `output_dir`, from the records of the run; see [`publishing.model_card`].
 
         Args:
-            language, tags: metadata of the Hub.
-            license: of the model; by default that of its base.
-            model_name: the title; by default the last part of the model's id.
-            dataset: the id of the pairs, which `datasets` knows in lower case, and of files not at all.
-            known: other arguments of transformers, such as `tasks`; the run's own records are used.
+            language, tags: metadata for the Hub.
+            license: the model's license; defaults to that of its base.
+            model_name: the title; defaults to the last part of the model's id.
+            dataset: the Hub id of the pairs. `datasets` reports it only in lower case, and not at all for files.
+            known: other arguments of transformers, such as `tasks`, which are ignored.
         """
         if not self.is_world_process_zero():
             return
@@ -297,7 +298,7 @@ class GmailTrainer(SafeTrainer):
         if self.state.global_step > 0:
             content = json.dumps(self.provenance, indent=2, ensure_ascii=False)
             write_file(Path(folder, PROVENANCE), f"{content}\n")
-            if not Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):  # where the state comes last: all is saved
+            if not Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):  # a checkpoint's state is written last
                 self.state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
         write_card(folder, getattr(self, "hub_model_id", None), self.args.hub_token, **fields)
 
@@ -317,7 +318,7 @@ class GmailTrainer(SafeTrainer):
 
 
 def _choose_trainable(model: GmailModel, args: GmailTrainingArguments) -> None:
-    """Let train what a loss reaches: unused parameters would stop DDP."""
+    """Train only the parameters that a loss reaches: DDP fails on unused ones."""
     model.freeze_base()
     modality = args.generated_modality
     model.tower.check_modalities([modality])
@@ -326,8 +327,8 @@ def _choose_trainable(model: GmailModel, args: GmailTrainingArguments) -> None:
         raise ValueError(f"`token_layer` {args.token_layer} is out of range: the vision tower has {layers} layers.")
     if args.gen_text_weight > 0 and not args.aligns and modality != "real" and model.is_base(modality):
         raise ValueError(
-            f"The `{modality}` branch is still the pretrained model: text losses would take generated images for real "
-            'ones. Align it first (stage 1), or set `generated_modality="real"` to do so on purpose.'
+            f"The `{modality}` branch still equals the pretrained model, so text losses would treat generated images "
+            'as real ones. Align it first (stage 1), or set `generated_modality="real"` to do this on purpose.'
         )
     reached = ({modality, "real"} if args.aligns else set()) | ({TEXT_ADAPTER} if args.needs_text else set())
     for name, parameter in model.adapter_parameters():
@@ -335,8 +336,8 @@ def _choose_trainable(model: GmailModel, args: GmailTrainingArguments) -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if trained == 0:
         raise ValueError(
-            "Nothing to train: text losses alone train the text adapter (`text_lora=True` or `add_text_lora()`), "
-            "alignment the branches in `trainable_modalities`."
+            "Nothing to train: text losses train only the text adapter (`text_lora=True` or `add_text_lora()`), "
+            "alignment losses train the branches in `trainable_modalities`."
         )
     total = sum(parameter.numel() for parameter in model.parameters())
     logger.info(f"Training {trained:,} of {total:,} parameters ({trained / total:.2%}).")
