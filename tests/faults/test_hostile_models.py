@@ -67,7 +67,7 @@ def test_deeply_nested_files_are_refused(folder, clip_folder):
     with pytest.raises(ValueError, match="signature in .* is damaged"):
         make_model(clip_folder).load_adapters(folder)
     save_file(tensors, path, metadata={"format": "pt", SIGNATURE: '{"a": ["x"]}'})
-    with pytest.raises(ValueError, match="not lists of numbers"):
+    with pytest.raises(ValueError, match="not consist of lists of numbers"):
         make_model(clip_folder).load_adapters(folder)
     (folder / "config.json").write_text("[" * 100_000)
     (folder / "model.safetensors").unlink()
@@ -93,4 +93,4 @@ def test_an_adapter_without_a_signature_warns(folder, clip_folder, caplog):
     path = folder / "gen" / "adapter_model.safetensors"
     save_file(load_file(path), path, metadata={"format": "pt"})
     make_model(clip_folder).load_adapters(folder, "gen")
-    assert "has no signature of its base" in caplog.text
+    assert "has no signature" in caplog.text

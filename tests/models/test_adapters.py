@@ -237,7 +237,7 @@ def test_adapter_of_another_base_is_refused(clip_folder, tmp_path):
     other_base(tmp_path, clip_folder)
     model = make_model(clip_folder)
     before = weights_of(model)
-    with pytest.raises(ValueError, match="adapts .*but this model's base is"):
+    with pytest.raises(ValueError, match="was trained on .*but this model's base is"):
         model.load_adapters(tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

@@ -67,7 +67,7 @@ def test_misspelt_keyword_is_refused(model, call):
         ({**PAIRS, "input_ids": tokens(1)}, "'input_ids': 1"),
         ({"generated_pixel_values": pixels(2), "pixel_values": pixels(2)}, "Pairs take no"),
         ({**PAIRS, "modality": "gen"}, "Pairs take no"),
-        ({"input_ids": tokens(2), "modality": "gen"}, "Specify `input_ids` and `pixel_values`"),
+        ({"input_ids": tokens(2), "modality": "gen"}, "Pass `input_ids` and `pixel_values`"),
         ({**PAIRS, "generated_modality": "sketch"}, "Unknown modality.*'sketch'"),
         ({"generated_pixel_values": pixels(2).byte()}, "uint8 images need `pixel_mean` and `pixel_std`"),
     ],
@@ -79,7 +79,7 @@ def test_contradicting_inputs_are_refused(model, inputs, message):
 
 @pytest.mark.parametrize("modality", [5, torch.zeros(2), {"gen"}], ids=str)
 def test_modality_of_another_type_is_refused(model, modality):
-    with pytest.raises(TypeError, match="`modality` is a name or a list"):
+    with pytest.raises(TypeError, match="`modality` must be a name or a list"):
         model.get_image_features(pixels(2), modality=modality)
 
 

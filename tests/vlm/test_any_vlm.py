@@ -173,7 +173,7 @@ def test_a_tower_that_joins_images_takes_one_branch_per_batch():
     with torch.no_grad():
         gen, real = (model(**inputs, modality=modality).logits for modality in ("gen", "real"))
         assert (gen - real).abs().max() > 1e-3
-        with pytest.raises(RuntimeError, match="a batch takes one branch at a time"):
+        with pytest.raises(RuntimeError, match="Use a single modality per batch"):
             model(**inputs, modality=["gen", "real"])
 
 
@@ -213,7 +213,7 @@ def test_what_would_lose_branches_is_refused(tmp_path):
     make("llava").save_pretrained(tmp_path / "vlm")
     model = from_vlm(tmp_path / "vlm")
     model.save_pretrained(tmp_path / "whole")
-    with pytest.raises(ValueError, match="save them by `save_branches`"):
+    with pytest.raises(ValueError, match="Save them with `save_branches`"):
         from_vlm(tmp_path / "whole")
     save_branches(model, tmp_path / "branches")
     with pytest.raises(ValueError, match="their own settings.*lora_rank"):
@@ -223,5 +223,5 @@ def test_what_would_lose_branches_is_refused(tmp_path):
         load_branches(other, tmp_path / "branches")
     assert not isinstance(other, BranchedVLM)  # unchanged
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(ValueError, match="restrict `target_modules` to the language model"):
+    with pytest.raises(ValueError, match="Restrict `target_modules` to the language model"):
         save_branches(wrapped, tmp_path / "lost")

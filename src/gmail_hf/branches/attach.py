@@ -1,4 +1,4 @@
-"""Find the vision tower of a model, and put branches on it."""
+"""Find the vision tower of a model and add branches to it."""
 
 import inspect
 from collections.abc import Sequence
@@ -13,16 +13,19 @@ from .configuration import TEXT_ADAPTER, AdapterFields
 from .routing import change_class, route_modules
 from .tower import AdaptedText, BranchedTower, keywords_of
 
-# Where models of transformers keep their vision tower.
+# Names of the vision tower in models of transformers.
 TOWER_NAMES = ("vision_tower", "vision_model", "visual", "vision_encoder", "image_encoder")
 
 
 def find_tower(model: nn.Module, tower: str | None = None) -> tuple[str, nn.Module]:
     """
-    The vision tower of a model with its name, `""` if the model is one.
+    Find the vision tower of a model.
+
+    Returns:
+        The tower's name and the tower. The name is `""` if the model itself is a tower.
 
     Raises:
-        ValueError: there is none of that name, none at all, or several.
+        ValueError: there is no module of the name `tower`, no vision tower, or more than one.
     """
     if isinstance(model, BranchedTower):
         return "", model
@@ -44,7 +47,7 @@ def find_tower(model: nn.Module, tower: str | None = None) -> tuple[str, nn.Modu
         return "", model
     raise ValueError(
         f"{type(model).__name__} has {'no' if not found else 'more than one'} vision tower "
-        f"{[name for name, _ in found] or list(TOWER_NAMES)}: name it by `tower`."
+        f"{[name for name, _ in found] or list(TOWER_NAMES)}: pass its name as `tower`."
     )
 
 
@@ -60,12 +63,12 @@ def _text_class(base: type[nn.Module]) -> type[nn.Module]:
 
 def attach_to_tower(tower: nn.Module, fields: AdapterFields, tower_class: type[nn.Module] | None = None) -> None:
     """
-    Make a vision tower a [`BranchedTower`] by the settings in `fields`.
+    Turn a vision tower into a [`BranchedTower`] with the settings in `fields`.
 
     Args:
-        tower: of transformers.
+        tower: a vision tower of transformers.
         fields: the settings, usually the tower's configuration.
-        tower_class: the class to change to; by default one is made.
+        tower_class: the class to change to; by default one is created.
 
     Raises:
         ValueError: see [`attach_branches`].
@@ -79,13 +82,13 @@ def attach_to_tower(tower: nn.Module, fields: AdapterFields, tower_class: type[n
 
 
 def attach_to_text(text_model: nn.Module, fields: AdapterFields) -> None:
-    """Give a text encoder the `text` adapter, with the rank, scale and targets of the image branches."""
+    """Add the `text` adapter to a text encoder, with the rank, scale and targets of the image branches."""
     _add_lora(text_model, fields, [TEXT_ADAPTER])
     change_class(text_model, _text_class(type(text_model)))
 
 
 def _add_lora(module: nn.Module, fields: AdapterFields, adapters: Sequence[str]) -> list[str]:
-    """Add LoRA to the encoder's linear layers; returns the names of the targets."""
+    """Add LoRA to the encoder's linear layers and return the names of the targets."""
     layers = target_layers(module, fields.lora_targets)
     route_modules(
         module,
@@ -100,10 +103,10 @@ def _add_lora(module: nn.Module, fields: AdapterFields, adapters: Sequence[str])
 
 def target_layers(module: nn.Module, targets: Sequence[str] | None) -> set[str]:
     """
-    The linear layers of an encoder that get a LoRA update, by name; all that can have one unless `targets` are given.
+    Names of the encoder's linear layers that get a LoRA update. Without `targets`, all layers that can have one.
 
     Raises:
-        ValueError: a target that matches nothing or would do nothing; quantised linear layers.
+        ValueError: a target matches nothing or would have no effect, or linear layers are quantised.
     """
     layers = [name for name, part in module.named_modules() if isinstance(part, GradientCheckpointingLayer)]
     linears = {
@@ -111,7 +114,7 @@ def target_layers(module: nn.Module, targets: Sequence[str] | None) -> set[str]:
         for name, linear in module.named_modules()
         if isinstance(linear, nn.Linear) and any(name.startswith(f"{layer}.") for layer in layers)
     }
-    # Quantisation gives layers another class (bitsandbytes, quanto) or weights another type (torchao).
+    # Quantisation changes the class of layers (bitsandbytes, quanto) or the type of weights (torchao).
     quantised = {
         f"{type(linear).__module__}.{type(linear).__name__}"
         for linear in linears.values()
@@ -120,8 +123,8 @@ def target_layers(module: nn.Module, targets: Sequence[str] | None) -> set[str]:
     if quantised:
         raise ValueError(
             f"The linear layers of {type(module).__name__} are quantised or wrapped ({', '.join(sorted(quantised))}), "
-            "which branches do not support. Load the vision tower in `dtype=torch.bfloat16`; quantised language "
-            "models need it in `llm_int8_skip_modules`."
+            "which branches do not support. Load the vision tower with `dtype=torch.bfloat16`. To quantise only the "
+            "language model, list the vision tower in `llm_int8_skip_modules`."
         )
     plain = [name for name, linear in linears.items() if type(linear) is nn.Linear]
     possible = sorted({name.rpartition(".")[-1] for name in plain})
@@ -129,7 +132,7 @@ def target_layers(module: nn.Module, targets: Sequence[str] | None) -> set[str]:
     unknown = sorted(set(targets) - set(possible))
     if unknown or not possible:
         raise ValueError(
-            f"`lora_targets` {unknown} match no linear layer of {type(module).__name__}'s encoder that an update can "
-            f"change; possible names are {possible}."
+            f"`lora_targets` {unknown} match no linear layer in the encoder of {type(module).__name__} that LoRA can "
+            f"change. Possible names are {possible}."
         )
     return {name for name in plain if name.rpartition(".")[-1] in targets}

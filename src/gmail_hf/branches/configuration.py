@@ -1,4 +1,4 @@
-"""The settings of branches, shared by every configuration that has them."""
+"""The settings of branches, shared by all configurations of models with branches."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ TEXT_ADAPTER = "text"  # the name of the text encoder's adapter
 
 
 def is_adapter_like(key: str) -> bool:
-    """Whether a keyword looks meant for an adapter field."""
+    """Whether a keyword looks like an adapter field."""
     return key.startswith("lora") or "modalit" in key
 
 
@@ -18,21 +18,22 @@ class AdapterFields:
     Settings of the branches of a vision tower.
 
     Args:
-        lora_rank (`int`, defaults to 4): rank of every LoRA update (the paper's ablation: 4 is best of 2, 4, 6).
+        lora_rank (`int`, defaults to 4): rank of the LoRA updates (in the paper's ablation, 4 is the best of 2, 4, 6).
         lora_alpha (`int` or `float`, defaults to 8): updates are scaled by `lora_alpha / lora_rank`.
-        lora_dropout (`float`, defaults to 0.0): dropout on the input of the LoRA updates, in training.
+        lora_dropout (`float`, defaults to 0.0): dropout on the input of the LoRA updates in training.
         lora_targets (`list[str]`, *optional*): names of the linear layers that get a LoRA update, such as `q_proj`; by
             default every linear layer of the encoder.
-        modalities (`list[str]`, defaults to `["real", "gen"]`): the image branches; `"real"` must be among them.
+        modalities (`list[str]`, defaults to `["real", "gen"]`): the image branches, which must include `"real"`.
         trainable_modalities (`list[str]`, defaults to `["gen"]`): the branches with their own LoRA and head. A
-            branch that is not listed *is* the pretrained model: no parameters, no cost. `["real", "gen"]` trains both.
-        default_modality (`str`, defaults to `"real"`): the branch used where none is asked for.
-        head (`str`, defaults to `"own"`): `"own"` gives each trainable branch a copy of the module that makes the
-            pooled embedding; with `"shared"`, branches differ by LoRA alone.
+            branch that is not listed is the pretrained model, without parameters or cost. `["real", "gen"]` trains
+            both.
+        default_modality (`str`, defaults to `"real"`): the branch used if a call passes no `modality`.
+        head (`str`, defaults to `"own"`): `"own"` gives each trainable branch a copy of the module that computes the
+            pooled embedding; with `"shared"`, branches differ only by LoRA.
 
     Raises:
         huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range.
-        ValueError: a field is unknown and named like one of these.
+        ValueError: an unknown field looks like one of these.
     """
 
     lora_rank: int = 4
@@ -45,7 +46,7 @@ class AdapterFields:
     head: str = "own"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Strict configs take no mutable defaults, and accept unknown keys in silence: both are dealt with here.
+        # Strict configs allow no mutable defaults, and silently accept unknown keys.
         if self.modalities is None:
             self.modalities = ["real", "gen"]
         if self.trainable_modalities is None:
@@ -72,25 +73,25 @@ class AdapterFields:
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"`lora_dropout` must be in [0, 1), got {self.lora_dropout}.")
         if self.lora_targets is not None and not self.lora_targets:
-            raise ValueError("`lora_targets` must name one or more linear layers, got [].")
+            raise ValueError("`lora_targets` must list one or more linear layers, got [].")
         if self.head not in ("own", "shared"):
-            raise ValueError(f"`head` is 'own' or 'shared', got '{self.head}'.")
+            raise ValueError(f"`head` must be 'own' or 'shared', got '{self.head}'.")
 
     def validate_modalities(self) -> None:
         for field in ("modalities", "trainable_modalities"):
             names = getattr(self, field)
             if len(set(names)) != len(names):
-                raise ValueError(f"`{field}` names a modality twice: {names}.")
+                raise ValueError(f"`{field}` lists a modality twice: {names}.")
         if len(self.modalities) > 64:
-            raise ValueError(f"`modalities` names {len(self.modalities)} branches; at most 64 are supported.")
+            raise ValueError(f"`modalities` lists {len(self.modalities)} branches; at most 64 are supported.")
         if "real" not in self.modalities:  # training and evaluation encode photographs through it
             raise ValueError(f"`modalities` must contain 'real', the branch for photographs, got {self.modalities}.")
-        # The names become module names and folder names.
+        # The names are used as names of modules and folders.
         invalid = [name for name in self.modalities if not name.isidentifier() or name == TEXT_ADAPTER]
         if invalid:
             raise ValueError(
                 f"`modalities` must be Python identifiers other than '{TEXT_ADAPTER}' (the text encoder's adapter), "
-                f"got {invalid}."
+                f"but {invalid} are not."
             )
         unknown = [name for name in self.trainable_modalities if name not in self.modalities]
         if unknown:

@@ -1,8 +1,8 @@
 """
-Branches as PEFT folders: what is written, and what is checked before anything of a folder is used.
+Branches as PEFT folders: how they are written, and how they are checked before they are loaded.
 
-The functions take a model with branches. `model.config` has the [`AdapterFields`] and `base_model_name_or_path`,
-`model.head_name` names the module that makes the pooled embedding.
+The functions take a model with branches. `model.config` has the [`AdapterFields`] and `base_model_name_or_path`.
+`model.head_name` is the name of the module that computes the pooled embedding.
 """
 
 import json
@@ -24,10 +24,10 @@ from .routing import BranchedLinear, BranchedModule, RoutedLinear
 from .tower import is_adapter_weight
 
 PEFT_PREFIX = "base_model.model."
-# A few numbers of each weight of the base, stored with each adapter: they identify another base, at any precision.
+# A few values of each weight of the base, stored with each adapter, detect a different base at any precision.
 SIGNATURE = "gmail_base_signature"
 SIGNATURE_SIZE = 4
-# Rounding weights to bfloat16 moves them by at most 0.002 of their size; fine-tuning moves them further.
+# Rounding to bfloat16 changes weights by at most 0.002 of their size; fine-tuning changes them more.
 SIGNATURE_TOLERANCE = 0.003
 SIGNATURE_ATOL = 1e-6
 
@@ -35,13 +35,13 @@ logger = logging.get_logger(__name__)
 
 
 def routed_linears(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, RoutedLinear]]:
-    """Linear layers with LoRA by name; with `adapter`, those of the encoder that it belongs to."""
+    """Linear layers with LoRA by name; with `adapter`, only those of its encoder."""
     for name, module in model.named_modules():
         if isinstance(module, RoutedLinear):
             if name.endswith(".base_layer"):
                 raise ValueError(
-                    f"PEFT wraps {name.removesuffix('.base_layer')}, a layer with branches: restrict `target_modules` "
-                    "to the language model."
+                    f"PEFT wraps {name.removesuffix('.base_layer')}, which has branches. Restrict `target_modules` to "
+                    "the language model."
                 )
             of_text = TEXT_ADAPTER in module.adapters
             if adapter is None or of_text == (adapter == TEXT_ADAPTER):
@@ -49,7 +49,7 @@ def routed_linears(model: nn.Module, adapter: str | None = None) -> Iterator[tup
 
 
 def head_tensors(model: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
-    """The weights of a branch's head by their names in the base; the base's own for a branch without an adapter."""
+    """The weights of a branch's head by their names in the base; the base's head for a branch without an adapter."""
     head = model.get_submodule(model.head_name) if model.head_name else None
     if adapter == TEXT_ADAPTER or not isinstance(head, (BranchedLinear, BranchedModule)):
         return {}
@@ -63,7 +63,7 @@ def head_tensors(model: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
 
 
 def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
-    """The adapter's weights under PEFT's names; for a branch without one, zeros and the base's head."""
+    """An adapter's weights by PEFT's names; zeros and the base's head for a branch without an adapter."""
     tensors = {}
     for name, linear in routed_linears(model, adapter):
         if adapter in linear.adapters:
@@ -77,7 +77,7 @@ def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, torch.Tensor]:
 
 
 def merged_state_dict(model: nn.Module, adapters: list[str]) -> dict[str, torch.Tensor]:
-    """The weights of the base with adapters merged, under the base's names."""
+    """The weights of the base with merged adapters, by the base's names."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if not is_adapter_weight(name)}
     for adapter in adapters:
         for name, linear in routed_linears(model, adapter):
@@ -95,18 +95,18 @@ def write_peft_folder(
     Write one adapter as a PEFT folder, which `PeftModel.from_pretrained(base, folder)` loads.
 
     Args:
-        model: the model, or the tower of the model that `folder` is for.
-        adapter: a branch's name, or `"text"`.
-        folder: is made if need be.
-        signature: of the base, see [`base_signature`].
-        prefix: of all names, by default the tower's `outer_prefix`, its name in the other model and a dot.
+        model: the model, or the tower of the model that the folder is for.
+        adapter: the name of a branch, or `"text"`.
+        folder: the folder, which is created if needed.
+        signature: the signature of the base, see [`base_signature`].
+        prefix: prefix of all names. It defaults to the tower's `outer_prefix`, its name in the other model with a dot.
     """
     from peft import LoraConfig
 
     folder, config = Path(folder), model.config
     prefix = getattr(model, "outer_prefix", "") if prefix is None else prefix
     folder.mkdir(parents=True, exist_ok=True)
-    # One pattern for each kind of layer: the numbers of the layers are left open.
+    # One pattern per kind of layer, which matches all layer numbers.
     names = [prefix + name for name, _ in routed_linears(model, adapter)]
     kinds = {re.sub(r"(?<=\\\.)\d+(?=\\\.)", r"\\d+", re.escape(name)) for name in names}
     LoraConfig(
@@ -128,7 +128,7 @@ def write_peft_folder(
 
 
 def base_signature(model: nn.Module) -> dict[str, list[float]]:
-    """`SIGNATURE_SIZE` numbers of every weight of the base, by name."""
+    """`SIGNATURE_SIZE` values of every weight of the base, by name."""
     return {
         name: _sample(weight)
         for name, weight in model.named_parameters()
@@ -143,7 +143,7 @@ def _sample(weight: torch.Tensor) -> list[float]:
 
 
 def _old_signature(model: nn.Module) -> list[float]:
-    """The signature of folders saved before version 0.1: of CLIP's embeddings and linear layers, in one list."""
+    """The signature of folders saved before version 0.1: values of CLIP's embeddings and linear layers in one list."""
     weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     embeddings = [model.vision_model.embeddings.class_embedding]
     if hasattr(model, "text_model"):
@@ -153,33 +153,35 @@ def _old_signature(model: nn.Module) -> list[float]:
 
 def check_base(model: nn.Module, source: str, name: str | None, signature: Any) -> None:
     """
-    Check that adapters belong to this model's base.
+    Check that adapters were trained on this model's base.
 
     Args:
-        source: what the error calls the adapters.
-        name: of the base that they name.
-        signature: as [`base_signature`] gave it when they were saved; None if they have none.
+        source: the adapters' name in the error message.
+        name: the name of the base in the adapters' configuration.
+        signature: the result of [`base_signature`] when the adapters were saved; None if they have no signature.
 
     Raises:
-        ValueError: they were trained on other weights.
+        ValueError: the adapters were trained on other weights.
     """
     ours = getattr(model.config, "base_model_name_or_path", None)
     if isinstance(signature, dict):
-        mine = base_signature(model)  # of a tower alone, a part of theirs
+        mine = base_signature(model)  # a subset of theirs if the model is only the tower
         prefix = _outer_prefix(signature, mine)
         same = all(prefix + key in signature and _close(signature[prefix + key], mine[key]) for key in mine)
     elif signature is not None:
         theirs, mine = torch.tensor(signature), torch.tensor(_old_signature(model))
-        if not hasattr(model, "text_model"):  # a tower alone: it has the first numbers
+        if not hasattr(model, "text_model"):  # only the tower, which has the first values
             theirs, mine = theirs[:SIGNATURE_SIZE], mine[:SIGNATURE_SIZE]
         same = len(theirs) == len(mine) and (theirs - mine).norm() <= SIGNATURE_TOLERANCE * mine.norm()
     else:
-        logger.warning(f"{source} has no signature of its base: whether '{ours}' is that base cannot be checked.")
+        logger.warning(f"{source} has no signature, so it cannot be checked that its base is '{ours}'.")
         same = name is None or ours is None or name == ours
     if not same:
         revision = getattr(model.config, "base_model_revision", None)
         at = f" at revision {revision}" if revision else ""
-        raise ValueError(f"{source} adapts '{name}', but this model's base is '{ours}'{at} with other weights.")
+        raise ValueError(
+            f"{source} was trained on '{name}', but this model's base is '{ours}'{at} with other weights."
+        )
 
 
 def _close(theirs: list[float], mine: list[float]) -> bool:
@@ -191,10 +193,10 @@ def _close(theirs: list[float], mine: list[float]) -> bool:
 
 def read_signature(weights_file: str | os.PathLike) -> Any:
     """
-    The base's signature in a PEFT folder's weights; None if there is none.
+    Read the base's signature from a PEFT folder's weights; None if there is none.
 
     Raises:
-        ValueError: it is not lists of numbers.
+        ValueError: the signature does not consist of lists of numbers.
     """
     with safe_open(weights_file, framework="pt") as file:
         text = (file.metadata() or {}).get(SIGNATURE, "null")
@@ -202,44 +204,44 @@ def read_signature(weights_file: str | os.PathLike) -> Any:
     lists = signature.values() if isinstance(signature, dict) else [] if signature is None else [signature]
     for values in lists:
         if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
-            raise ValueError(f"The signature in {weights_file} is not lists of numbers.")
+            raise ValueError(f"The signature in {weights_file} does not consist of lists of numbers.")
     return signature
 
 
 def read_untrusted_json(file: str | os.PathLike) -> Any:
-    """As [`parse_untrusted_json`], of a file."""
+    """Like [`parse_untrusted_json`], but from a file."""
     return parse_untrusted_json(Path(file).read_text(encoding="utf-8"), str(file))
 
 
 def parse_untrusted_json(text: str, where: str) -> Any:
     """
-    JSON from elsewhere.
+    Parse JSON from an untrusted source.
 
     Raises:
-        ValueError: it is no JSON, or nested too deeply for Python.
+        ValueError: it is not JSON, or nested too deeply for Python.
     """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is damaged ({error}); download or save it again.") from None
+        raise ValueError(f"{where} is damaged ({error}). Download or save it again.") from None
 
 
 def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file: str) -> dict[str, torch.Tensor]:
     """
-    Read one PEFT folder and check that it fits this model; nothing of the model changes.
+    Read one PEFT folder and check that it fits this model. The model does not change.
 
     Args:
         model: the model.
-        adapter: the branch that it is for, or `"text"`.
+        adapter: the name of the branch, or `"text"`.
         config_file, weights_file: the folder's two files.
 
     Returns:
-        The weights under PEFT's names; empty if the folder is that of a branch without an adapter, like this model's.
+        The weights by PEFT's names; empty if the branch has no adapter in the folder nor in this model.
 
     Raises:
         OSError: a file is damaged.
-        ValueError: the adapter is of another base, rank, scale or kind; it has integer or non-finite weights; keys are
-            missing or unexpected; it was trained, and this model has no adapter of that name.
+        ValueError: the adapter has another base, rank, scale or method; it has integer or non-finite weights; keys are
+            missing or unexpected; it was trained, but this model has no adapter of that name.
     """
     try:
         peft_config = read_untrusted_json(config_file)
@@ -250,7 +252,7 @@ def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file:
         with safe_open(weights_file, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
-        raise OSError(f"{weights_file} is damaged ({error}); download or save it again.") from error
+        raise OSError(f"{weights_file} is damaged ({error}). Download or save it again.") from error
     check_base(model, weights_file, peft_config.get("base_model_name_or_path"), signature)
     _check_settings(model, adapter, config_file, peft_config)
     for key, tensor in tensors.items():
@@ -261,16 +263,16 @@ def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file:
             return {}
         remedy = "`text_lora=True`" if adapter == TEXT_ADAPTER else f"'{adapter}' in `trainable_modalities`"
         raise ValueError(
-            f"Adapter '{adapter}' of {weights_file} was trained, but this model has none of that name; build the "
-            f"model with {remedy}."
+            f"Adapter '{adapter}' of {weights_file} was trained, but this model has no adapter of that name. Create "
+            f"the model with {remedy}."
         )
     expected = adapter_tensors(model, adapter)
     names = [key.removeprefix(PEFT_PREFIX) for key in expected]
     if prefix := _outer_prefix([key.removeprefix(PEFT_PREFIX) for key in tensors], names):
-        # Saved from a model that holds this tower, whose heads are not the tower's.
+        # Saved from a model that contains this tower. The heads of that model do not belong to the tower.
         tensors = {key: tensors[PEFT_PREFIX + prefix + key.removeprefix(PEFT_PREFIX)] for key in expected}
     missing, unexpected = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    if not peft_config.get("modules_to_save"):  # the adapter kept the base's own head
+    if not peft_config.get("modules_to_save"):  # the adapter uses the base's head
         missing -= {f"{PEFT_PREFIX}{name}" for name in head_tensors(model, adapter)}
     if missing or unexpected:
         raise ValueError(
@@ -280,14 +282,14 @@ def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file:
     for key, tensor in tensors.items():
         if tensor.shape != expected[key].shape:
             raise ValueError(
-                f"{key} of {weights_file} has shape {tuple(tensor.shape)}, this model "
+                f"{key} of {weights_file} has shape {tuple(tensor.shape)}, but this model expects "
                 f"{tuple(expected[key].shape)}: the adapter belongs to another base model."
             )
     return tensors
 
 
 def _outer_prefix(names: Iterable[str], ours: Iterable[str]) -> str:
-    """What precedes `ours` in names that were saved from a model that holds this one; "" if they are the same."""
+    """The prefix of `ours` in names saved from a model that contains this one; "" if they are the same."""
     ours = list(ours)
     found = {name.removesuffix(ours[0]) for name in names if name.endswith(ours[0])} if ours else set()
     names = set(names)
@@ -298,41 +300,41 @@ def _check_settings(model: nn.Module, adapter: str, config_file: str, peft_confi
     for key, field in (("r", "lora_rank"), ("lora_alpha", "lora_alpha")):
         if peft_config.get(key) != getattr(model.config, field):
             raise ValueError(
-                f"Adapter '{adapter}' of {config_file} has {key}={peft_config.get(key)}, this model "
-                f"{field}={getattr(model.config, field)}; build the model with `{field}={peft_config.get(key)}`."
+                f"Adapter '{adapter}' of {config_file} has {key}={peft_config.get(key)}, but this model has "
+                f"{field}={getattr(model.config, field)}. Create the model with `{field}={peft_config.get(key)}`."
             )
     for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
         if peft_config.get(key):
             raise ValueError(
-                f"Adapter '{adapter}' of {config_file} has {key}={peft_config[key]}; this model supports only LoRA "
-                "with one rank and one alpha for all layers. Merge the adapter into its base with PEFT instead."
+                f"Adapter '{adapter}' of {config_file} has {key}={peft_config[key]}, but only LoRA with one rank and "
+                "one alpha for all layers is supported. Merge the adapter into its base with PEFT instead."
             )
-    # Such initialisations change the base's weights before training.
+    # These initialisations change the base's weights before training.
     initialisation = peft_config.get("init_lora_weights", True)
     if isinstance(initialisation, str) and re.match(r"pissa|olora|corda|loftq|eva", initialisation.lower()):
         raise ValueError(
-            f"Adapter '{adapter}' of {config_file} has init_lora_weights='{initialisation}', which changes the base: "
-            "convert it to plain LoRA by PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
+            f"Adapter '{adapter}' of {config_file} has init_lora_weights='{initialisation}', which changes the base. "
+            "Convert it to LoRA with PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
         )
 
 
 @torch.no_grad()
 def write_adapter(model: nn.Module, adapter: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Copy what [`read_adapter`] gave into the model's adapter; a head that the folder lacks becomes the base's."""
+    """Copy the result of [`read_adapter`] into the model's adapter. If it lacks a head, the base's head is copied."""
     base = dict(model.named_parameters())
     for key, parameter in adapter_tensors(model, adapter).items():
         parameter.copy_(tensors[key] if key in tensors else base[key.removeprefix(PEFT_PREFIX)])
 
 
 def has_adapter(model: nn.Module, adapter: str) -> bool:
-    """Whether an adapter has weights in this model: it was trained or can be."""
+    """Whether an adapter has weights in this model."""
     if adapter == TEXT_ADAPTER:
         return bool(getattr(model.config, "text_lora", False))
     return adapter in model.config.trainable_modalities
 
 
 def changes_base(model: nn.Module, tensors: dict[str, torch.Tensor]) -> bool:
-    """Whether an adapter differs from the one that is written for a branch without weights, at any precision."""
+    """Whether an adapter differs, at any precision, from the one written for a branch without an adapter."""
     if any(tensor.any() for key, tensor in tensors.items() if key.endswith("lora_B.weight")):
         return True
     for name, base in model.named_parameters():
@@ -346,6 +348,6 @@ def changes_base(model: nn.Module, tensors: dict[str, torch.Tensor]) -> bool:
 
 
 def some(keys: Any, limit: int = 3) -> str:
-    """The first few keys for an error message."""
+    """The first few keys, for error messages."""
     keys = sorted(keys)
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "") or "none"

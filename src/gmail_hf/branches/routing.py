@@ -1,9 +1,9 @@
 """
-The layers that know branches: linear layers with LoRA updates and modules with a copy per branch.
+Layers with branches: linear layers with LoRA updates, and modules with one copy per branch.
 
-A pretrained module becomes routed by changing its class: the object and the names of its parameters stay, so that
-checkpoints of the base load as before. Which branch a forward pass takes is its *route*, held in a thread-local
-variable for the time of that pass and nowhere else.
+A pretrained module is converted by changing its class. The object and the names of its parameters do not change, so
+checkpoints of the base load as before. The branch of a forward pass is its *route*, which is stored in a thread-local
+variable during that pass and nowhere else.
 """
 
 import math
@@ -19,22 +19,22 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-# None: the shared weights alone; a name: that adapter; a tensor of shape (rows, adapters) of zeros and ones: the
-# adapter of each row; False: no forward pass is going on.
+# None: only the shared weights; a name: that adapter; a tensor of shape (rows, adapters) of zeros and ones: the
+# adapter of each row; False: outside of a forward pass.
 Route = str | torch.Tensor | None | bool
 OUTSIDE = False
 
 
-class _ThreadRoute(threading.local):  # unlike a ContextVar, torch.compile traces and guards it
+class _ThreadRoute(threading.local):  # unlike a ContextVar, torch.compile can trace and guard it
     def __init__(self) -> None:
-        self.now: Route = OUTSIDE  # as an attribute of the class, torch before 2.13 would read this default instead
+        self.now: Route = OUTSIDE  # not a class attribute: torch before 2.13 would always read its default
 
 
 _ROUTE = _ThreadRoute()
 
 
 def current_route() -> Route:
-    """The route of the forward pass that this thread is in; `OUTSIDE` if there is none."""
+    """The route of this thread's forward pass; `OUTSIDE` if there is none."""
     return _ROUTE.now
 
 
@@ -48,26 +48,26 @@ def routed(route: Route, function: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 def change_class(module: nn.Module, new: type[nn.Module]) -> None:
-    """Make `module` an instance of `new`, a subclass of its class."""
+    """Change the class of `module` to `new`, a subclass of its class."""
     module.__class__ = new
-    if "_old_forward" in vars(module):  # what the hooks of accelerate call, with a `device_map` for instance
+    if "_old_forward" in vars(module):  # called by the hooks of accelerate, for example with a `device_map`
         module._old_forward = new.forward.__get__(module)
-    if hasattr(module, "_can_record_outputs"):  # transformers registers by the class in words what a model can output
-        _CAN_RECORD_REGISTRY.update({str(new): module._can_record_outputs})  # an item is set otherwise before 5.24
+    if hasattr(module, "_can_record_outputs"):  # transformers registers outputs such as hidden states by class name
+        _CAN_RECORD_REGISTRY.update({str(new): module._can_record_outputs})  # item assignment differs before 5.24
 
 
 @cache
 def with_mixin(mixin: type, base: type[nn.Module]) -> type[nn.Module]:
-    """A subclass with a mixin under the name of `base`, by which transformers and FSDP find the layers of a model."""
+    """A subclass with a mixin. It keeps the name of `base`, by which transformers and FSDP find a model's layers."""
     return type(base.__name__, (mixin, base), {"__module__": base.__module__, "__qualname__": base.__qualname__})
 
 
 class LoRAAdapter(nn.Module):
-    """The weights of one low-rank update, `lora_B @ lora_A` (Hu et al., 2022, section 4.1); zero at first."""
+    """The weights of one low-rank update, `lora_B @ lora_A` (Hu et al., 2022, section 4.1), initially zero."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, device: torch.device | None = None):
         super().__init__()
-        # In float32 whatever the precision of the base: small steps are lost in bfloat16.
+        # In float32 for any precision of the base: bfloat16 would lose small steps.
         self.lora_A = nn.Parameter(torch.empty(rank, in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.empty(out_features, rank, device=device, dtype=torch.float32))
         self.reset_parameters()
@@ -78,14 +78,14 @@ class LoRAAdapter(nn.Module):
 
 
 class RoutedLinear(nn.Linear):
-    """A linear layer of a pretrained model with one LoRA update for each adapter."""
+    """A linear layer of a pretrained model with one LoRA update per adapter."""
 
     adapters: nn.ModuleDict
     rank: int
     scaling: float
 
     def attach(self, adapters: Sequence[str], rank: int, scaling: float, dropout: float) -> None:
-        """Add fresh adapters; called once, after the class was changed."""
+        """Add fresh adapters; called once, after changing the class."""
         self.rank, self.scaling = rank, scaling
         self.dropout = nn.Dropout(dropout).train(self.training)
         size = self.in_features, self.out_features, rank, self.weight.device
@@ -97,13 +97,13 @@ class RoutedLinear(nn.Linear):
             return super().forward(hidden_states)
         if route is OUTSIDE:
             raise RuntimeError(
-                "A layer with branches ran outside of its model's forward pass. Call the model, with `modality`, not "
-                "its layers; for activation checkpointing use the model's own `gradient_checkpointing_enable`."
+                "A layer with branches ran outside of its model's forward pass. Call the model with `modality`, not "
+                "its layers. For activation checkpointing, use the model's `gradient_checkpointing_enable`."
             )
         if isinstance(route, str):
             lora_A, lora_B, scale = self.adapters[route].lora_A, self.adapters[route].lora_B, self.scaling
         else:
-            # All adapters in one product; the gate then closes the ranks that are not the row's.
+            # One product for all adapters. The gate then zeroes the ranks of the other adapters in each row.
             lora_A = torch.cat([adapter.lora_A for adapter in self.adapters.values()])  # (adapters * rank, in)
             lora_B = torch.cat([adapter.lora_B for adapter in self.adapters.values()], dim=1)  # (out, adapters * rank)
             gate = gate_of(route, hidden_states).to(hidden_states.dtype)
@@ -111,12 +111,12 @@ class RoutedLinear(nn.Linear):
         lora_A, lora_B = lora_A.to(hidden_states.dtype), lora_B.to(hidden_states.dtype)
         low_rank = nn.functional.linear(self.dropout(hidden_states), lora_A) * scale
         update = nn.functional.linear(low_rank, lora_B)
-        # The shared product comes last: a recomputation ends before it, see `RecomputedMLP`.
+        # The shared product comes last, so that `RecomputedMLP` does not recompute it.
         return super().forward(hidden_states) + update
 
     @torch.no_grad()
     def merged_weight(self, adapter: str) -> torch.Tensor:
-        """The weight `(out, in)` with an adapter's update added, in the dtype of the weight."""
+        """The weight `(out, in)` with an adapter's update added, in the weight's dtype."""
         lora = self.adapters[adapter]
         update = lora.lora_B.float() @ lora.lora_A.float() * self.scaling
         return (self.weight.float() + update).to(self.weight.dtype)
@@ -125,17 +125,17 @@ class RoutedLinear(nn.Linear):
 def gate_of(route: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The gate `(rows, 1, ..., adapters)` of a layer's input `(rows, ..., features)`."""
     step, rest = divmod(len(route), len(rows))
-    # Packed patches: a layer after patch merging sees one row in `step`. Pixtral joins all images in one row instead.
+    # Packed patches: a layer after patch merging has one row per `step` patches. Pixtral has one row for all images.
     if rest or (step > 1 and rows.dim() > 2):
         raise RuntimeError(
-            f"{len(route)} rows have a branch, a layer has {len(rows)} rows: this architecture mixes rows between its "
-            "layers, so that a batch takes one branch at a time."
+            f"`modality` covers {len(route)} rows, but a layer has {len(rows)} rows, because this architecture merges "
+            "rows between its layers. Use a single modality per batch."
         )
     return route[::step].view(len(rows), *[1] * (rows.dim() - 2), route.shape[1])
 
 
 def _select(route: Route, base: torch.Tensor, branches: dict[str, Callable[[], torch.Tensor]]) -> torch.Tensor:
-    """`base`, or for the rows of a branch what that branch computes."""
+    """The output of each row's branch; `base` for rows without one."""
     if isinstance(route, str):
         return branches[route]()
     output = base
@@ -145,12 +145,12 @@ def _select(route: Route, base: torch.Tensor, branches: dict[str, Callable[[], t
 
 
 class BranchedLinear(nn.Linear):
-    """A linear head and a copy of its weight for each adapter, such as CLIP's `visual_projection` (Figure 2)."""
+    """A linear head with a copy of its weight per adapter, such as CLIP's `visual_projection` (Figure 2)."""
 
     branches: nn.ParameterDict
 
     def attach(self, adapters: Sequence[str]) -> None:
-        self.names = tuple(adapters)  # in the order of a route's columns; ParameterDict sorts its keys
+        self.names = tuple(adapters)  # in the order of a gate's columns; ParameterDict sorts its keys
         self.branches = nn.ParameterDict({name: self.weight.detach().clone().float() for name in adapters})
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -163,12 +163,12 @@ class BranchedLinear(nn.Linear):
 
 
 class BranchedModule:
-    """Mixin of any other head, such as SigLIP's `head`: a copy of the module for each adapter."""
+    """Mixin for any other head, such as SigLIP's `head`, with a copy of the module per adapter."""
 
     def attach(self, adapters: Sequence[str]) -> None:
         copies = {name: deepcopy(self).float() for name in adapters}
         for copy in copies.values():
-            copy.__class__ = type(self).__mro__[2]  # the head as it was
+            copy.__class__ = type(self).__mro__[2]  # the original class of the head
         self.names = tuple(adapters)
         self.branches = nn.ModuleDict(copies)
 
@@ -186,7 +186,7 @@ class BranchedModule:
 
 
 class _BoundLayer:
-    """Mixin of a layer that transformers can checkpoint: computed again, it sees the route of its forward pass."""
+    """Mixin for layers that transformers can checkpoint: the recomputation uses the route of the forward pass."""
 
     @property
     def _gradient_checkpointing_func(self) -> Callable:
@@ -199,11 +199,11 @@ class _BoundLayer:
 
 class RecomputedMLP:
     """
-    Mixin of an MLP of `fc1`, `activation_fn` and `fc2`.
+    Mixin for an MLP of `fc1`, `activation_fn` and `fc2`.
 
-    In training it keeps what `fc1` gave and computes the activation again in the backward pass: a frozen `fc2` does
-    not need it, its low-rank update does. That gives the same values bit for bit, is no slower, and saves 8 of the 20
-    hidden states that a layer keeps for each token.
+    In training it keeps the output of `fc1` and recomputes the activation in the backward pass, where the low-rank
+    update of `fc2` needs it. The values are the same bit for bit, it is not slower, and it saves 8 of the 20 hidden
+    states that a layer keeps per token.
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -220,13 +220,13 @@ class RecomputedMLP:
 
 def route_modules(module: nn.Module, adapters: Sequence[str], is_target: Callable[[str], bool], **lora: Any) -> None:
     """
-    Give every matching linear layer inside `module` its adapters, and bind its checkpointed layers to the route.
+    Add adapters to every matching linear layer of `module`, and bind its checkpointed layers to the route.
 
     Args:
         module: a tower.
         adapters: names of the adapters.
-        is_target: whether a linear layer of this name gets them.
-        lora: `rank`, `scaling`, `dropout`.
+        is_target: whether a linear layer with this name gets adapters.
+        lora: `rank`, `scaling` and `dropout`.
     """
     for name, linear in list(module.named_modules()):
         if type(linear) is nn.Linear and is_target(name):
@@ -246,6 +246,6 @@ def _is_plain_mlp(module: nn.Module) -> bool:
 
 
 def branch_head(head: nn.Module, adapters: Sequence[str]) -> None:
-    """Give each adapter a copy of the module that makes the pooled embedding."""
+    """Give each adapter a copy of the module that computes the pooled embedding."""
     change_class(head, BranchedLinear if type(head) is nn.Linear else with_mixin(BranchedModule, type(head)))
     head.attach(adapters)

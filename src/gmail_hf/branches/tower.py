@@ -14,18 +14,18 @@ from .configuration import TEXT_ADAPTER, AdapterFields
 from .routing import OUTSIDE, BranchedLinear, BranchedModule, LoRAAdapter, Route, current_route, routed
 
 Modality = str | Sequence[str]
-IMAGE_INPUTS = ("pixel_values", "hidden_states")  # `main_input_name` is not to be relied on: SmolVLM's says input_ids
+IMAGE_INPUTS = ("pixel_values", "hidden_states")  # not `main_input_name`, which is input_ids for SmolVLM's tower
 
 
 def keywords_of(function: Any) -> frozenset[str]:
-    """The keywords that a method of transformers knows; what is left of them it would ignore."""
+    """The keywords that a method of transformers knows. It ignores all others."""
     known = set(inspect.signature(function).parameters) - {"self", "args", "kwargs"}
     return frozenset({*known, *TransformersKwargs.__annotations__, "return_dict", "use_cache", "is_causal"})
 
 
 def reject_unknown(method: str, known: frozenset[str], kwargs: Iterable[str]) -> None:
     """
-    transformers' models ignore keywords they do not know; `modalty="gen"` must not silently take the default branch.
+    Refuse unknown keywords, which models of transformers ignore: `modalty="gen"` must not use the default branch.
 
     Raises:
         TypeError: a keyword is not among the `known` ones.
@@ -36,12 +36,12 @@ def reject_unknown(method: str, known: frozenset[str], kwargs: Iterable[str]) ->
 
 
 def is_adapter_weight(name: str) -> bool:
-    """Whether a parameter of this name belongs to an adapter: a LoRA update or a branch's head."""
+    """Whether a parameter belongs to an adapter, a LoRA update or a branch's head, by its name."""
     return adapter_of(name) is not None
 
 
 def adapter_of(name: str) -> str | None:
-    """The adapter that a parameter belongs to; None for a weight of the base."""
+    """The adapter that a parameter belongs to, by the parameter's name; None for a weight of the base."""
     parts = name.split(".")
     for container in ("adapters", "branches"):
         if container in parts:
@@ -51,7 +51,7 @@ def adapter_of(name: str) -> str | None:
 
 @torch.no_grad()
 def init_adapters(module: nn.Module) -> None:
-    """The part of `_init_weights` for modules with branches: LoRA updates are zero, heads copies of the base's."""
+    """The part of `_init_weights` for modules with branches: zero LoRA updates, and copies of the base's head."""
     if isinstance(module, LoRAAdapter):
         init.kaiming_uniform_(module.lora_A, a=5**0.5)
         init.zeros_(module.lora_B)
@@ -67,10 +67,11 @@ def init_adapters(module: nn.Module) -> None:
 
 class BranchedTower:
     """
-    Mixin of a vision tower: `forward` takes `modality`.
+    Mixin for a vision tower whose `forward` takes `modality`.
 
-    `adapter_fields` are the settings of its branches, usually its configuration; `keywords` those of the base's
-    `forward`, among them `grid_thw` for a tower that takes the patches of all images in one sequence, as Qwen-VL's.
+    `adapter_fields` are the settings of its branches, usually its configuration. `keywords` are the keywords of the
+    base's `forward`. They contain `grid_thw` if the tower takes the patches of all images in one sequence, as in
+    Qwen-VL.
     """
 
     adapter_fields: AdapterFields
@@ -84,7 +85,7 @@ class BranchedTower:
 
     @property
     def modality(self) -> str:
-        """The branch used where a call names none."""
+        """The branch used if a call passes no `modality`."""
         return self._modality
 
     @modality.setter
@@ -104,7 +105,7 @@ class BranchedTower:
     def check_modalities(self, names: Sequence[str]) -> None:
         """
         Raises:
-            ValueError: a name is no branch of this tower.
+            ValueError: a name is not a branch of this tower.
         """
         unknown = sorted({str(name) for name in names if name not in self.adapter_fields.modalities})
         if unknown:
@@ -114,24 +115,23 @@ class BranchedTower:
 
     def route(self, modality: Modality | None, images: torch.Tensor, grid_thw: torch.Tensor | None = None) -> Route:
         """
-        What `modality` means to the layers.
+        Convert `modality` to the route of the layers.
 
         Args:
-            modality: a branch, or one per image; by default that of the forward pass around this call, or
-                `self.modality`.
+            modality: a branch, or one per image; by default that of the enclosing forward pass, or `self.modality`.
             images (`torch.Tensor` of shape `(images, ...)`): the images, or the patches of a packed tower.
             grid_thw (`torch.LongTensor` of shape `(images, 3)`, *optional*): patches per image of a packed tower.
 
         Raises:
-            ValueError: a name is no branch of this model, or a list has not one name for each image.
-            TypeError: neither a name nor a list of names.
+            ValueError: a name is not a branch of this model, or a list does not have one name per image.
+            TypeError: `modality` is neither a name nor a list of names.
         """
         if modality is None and current_route() is not OUTSIDE:
             return current_route()
         if modality is None:
             modality = self.modality
         if not isinstance(modality, Sequence):
-            raise TypeError(f"`modality` is a name or a list with one name per image, got {modality!r}.")
+            raise TypeError(f"`modality` must be a name or a list with one name per image, got {modality!r}.")
         names = [modality] if isinstance(modality, str) else list(modality)
         self.check_modalities(names)
         count = len(images) if grid_thw is None else len(grid_thw)
@@ -146,14 +146,14 @@ class BranchedTower:
 
     def forward(self, *args: Any, modality: Modality | None = None, **kwargs: Any) -> Any:
         """
-        The base's forward pass, each image through the branch of its modality.
+        The base's forward pass, with each image through the branch of its modality.
 
         Args:
-            args, kwargs: as of the base's `forward`.
-            modality (`str` or a list with one name per image, *optional*): default `self.modality`.
+            args, kwargs: the arguments of the base's `forward`.
+            modality (`str` or a list with one name per image, *optional*): defaults to `self.modality`.
 
         Raises:
-            ValueError: unknown modality, or a list of another length than the batch.
+            ValueError: unknown modality, or the length of the list differs from the batch size.
             TypeError: an unknown keyword.
         """
         reject_unknown(f"{type(self).__name__}.forward()", self.keywords, kwargs)
@@ -166,7 +166,7 @@ class BranchedTower:
 
 
 class AdaptedText:
-    """Mixin of a text encoder with a LoRA adapter that is always on: the `text` adapter of stage 2."""
+    """Mixin for a text encoder with a LoRA adapter that is always active, the `text` adapter of stage 2."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,1 +1,1 @@
-"""The two-branch models and how they are stored."""
+"""Models with branches, their configurations and their checkpoints."""

@@ -1,4 +1,4 @@
-"""`attach_branches`: branches on the vision tower of any model of transformers, for which no class is needed."""
+"""`attach_branches`: branches on the vision tower of any model of transformers, without a class for it."""
 
 import inspect
 import os
@@ -29,13 +29,13 @@ CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 @dataclass(frozen=True)
 class AttachedBranches:
     """
-    What [`attach_branches`] changed.
+    The result of [`attach_branches`].
 
     Args:
         tower (`str`): the tower's name in the model; empty if the model is the tower.
-        layers (`int`): linear layers with LoRA.
-        parameters (`int`): weights of the branches.
-        total (`int`): weights of the model without them.
+        layers (`int`): number of linear layers with LoRA.
+        parameters (`int`): number of parameters of the branches.
+        total (`int`): number of parameters of the model without branches.
     """
 
     tower: str
@@ -51,11 +51,11 @@ class AttachedBranches:
 
 class AttachedTower(GmailVisionOnly):
     """
-    Mixin of a tower that [`attach_branches`] changed: a vision-only model with the methods of [`GmailModel`].
+    Mixin for a tower that [`attach_branches`] changed: a vision-only model with the methods of [`GmailModel`].
 
-    An embedding is the tower's pooled output, or the mean of its tokens where it has none. A tower that takes the
-    patches of all images in one sequence, as Qwen-VL's, gets them padded to `(images, patches, values)` with
-    `image_grid_thw` `(images, 3)`; its embedding is the mean of the tokens that the language model reads.
+    An embedding is the tower's pooled output, or the mean of its tokens if it has none. A tower that takes the patches
+    of all images in one sequence, as in Qwen-VL, gets them padded to `(images, patches, values)` with `image_grid_thw`
+    `(images, 3)`. Its embedding is the mean of the tokens that the language model reads.
     """
 
     @property
@@ -69,14 +69,14 @@ class AttachedTower(GmailVisionOnly):
         return getattr(self.config, "out_hidden_size", None) or self.config.hidden_size
 
     def forward(self, *args: Any, modality: Modality | None = None, **kwargs: Any) -> Any:
-        """The base's forward pass with a branch, or the embeddings of a batch of pairs; see [`GmailModel.forward`]."""
+        """The base's forward pass through a branch, or the embeddings of pairs; see [`GmailModel.forward`]."""
         if "generated_pixel_values" in kwargs or "real_pixel_values" in kwargs:
             return super().forward(*args, modality=modality, **kwargs)
         return BranchedTower.forward(self, *args, modality=modality, **kwargs)
 
     @property
     def prefix_tokens(self) -> int:
-        """The class token and the registers, by the names that they have in transformers."""
+        """The number of class tokens and registers, found by their names in transformers."""
         weights = {name.rpartition(".")[-1]: weight for name, weight in self.named_parameters()}
         registers = weights.get("register_tokens")
         return any(name in weights for name in CLASS_TOKENS) + (0 if registers is None else registers.shape[-2])
@@ -88,7 +88,7 @@ class AttachedTower(GmailVisionOnly):
         image_grid_thw: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The base's output, `pooler_output` `(images, dim)` filled in; arguments as in `forward`."""
+        """The base's output with a `pooler_output` `(images, dim)`; arguments as in `forward`."""
         if self.packed:
             return self._packed_features(pixel_values, image_grid_thw, modality=modality, **kwargs)
         outputs = self(pixel_values, modality=modality, **kwargs)
@@ -106,7 +106,7 @@ class AttachedTower(GmailVisionOnly):
             sizes = sorted(set(counts.tolist()))
             if len(sizes) > 1:
                 raise ValueError(
-                    f"`token_weight` needs images of equally many patches, got {sizes}: resize all alike."
+                    f"`token_weight` needs the same number of patches in each image, got {sizes}: resize the images."
                 )
             outputs.hidden_states = tuple(states.unflatten(0, (len(grid), -1)) for states in outputs.hidden_states)
         return outputs
@@ -123,29 +123,29 @@ def attach_branches(
     tower: str | None = None,
 ) -> AttachedBranches:
     """
-    Put fresh branches on the vision tower of a model, in place.
+    Add fresh branches to the vision tower of a model, in place.
 
-    `forward` of the tower, and `forward` and `generate` of the model that holds it, then take `modality`: a branch's
-    name, or a list with one name per image. At first every branch equals the model as it was, bit for bit. The tower's
-    own weights are frozen. [`GmailTrainer`] trains the
-    branches, [`save_branches`] and [`load_branches`] store them.
+    `forward` of the tower, and `forward` and `generate` of the model that contains it, then take `modality`: the name
+    of a branch, or a list with one name per image. At first every branch equals the original model, bit for bit. The
+    tower's own weights are frozen. [`GmailTrainer`] trains the branches, [`save_branches`] and [`load_branches`] save
+    and load them.
 
     Args:
         model (`PreTrainedModel`): a vision tower, or a model with one, such as a vision-language model.
-        rank (`int`): rank of every LoRA update.
+        rank (`int`): rank of the LoRA updates.
         alpha (`float`): updates are scaled by `alpha / rank`.
         dropout (`float`): dropout on the input of the updates, in training.
         targets (`Sequence[str]`, *optional*): names of the linear layers that get an update, such as `"q_proj"`; by
             default every linear layer of the encoder.
         modalities, trainable_modalities (`Sequence[str]`): the branches, and those with their own weights.
-        tower (`str`, *optional*): the tower's name in `model`, where there are several.
+        tower (`str`, *optional*): the tower's name in `model`, if there are several.
 
     Returns:
         [`AttachedBranches`]: print it to see what was changed.
 
     Raises:
-        ValueError: no vision tower, or several; branches already; a target that matches nothing or would do nothing;
-            quantised linear layers; a setting out of range.
+        ValueError: the model has no vision tower, several, or one with branches; a target matches nothing or would
+            have no effect; linear layers are quantised; a setting is out of range.
     """
     fields = {
         "lora_rank": rank,
@@ -171,25 +171,26 @@ def from_vlm(
 
     Args:
         pretrained_model_name_or_path: a Hub id or folder of an image-text-to-text model.
-        gmail: a Hub id or folder with branches for this tower, see [`load_branches`]; without it they are fresh.
-        gmail_revision (`str`, *optional*): its revision.
+        gmail: a Hub id or folder with branches for this tower, see [`load_branches`]. By default, the branches are
+            fresh.
+        gmail_revision (`str`, *optional*): the revision of `gmail`.
         tower: as in [`attach_branches`].
-        kwargs: `lora_rank`, `lora_alpha` and other fields of [`AdapterFields`] for fresh branches; anything else goes
-            to `AutoModelForImageTextToText.from_pretrained`, such as `dtype`, `device_map`.
+        kwargs: `lora_rank`, `lora_alpha` and other fields of [`AdapterFields`] for fresh branches. All others, such as
+            `dtype` and `device_map`, are passed to `AutoModelForImageTextToText.from_pretrained`.
 
     Raises:
-        ValueError, OSError: as [`attach_branches`] and [`load_branches`].
+        ValueError, OSError: as in [`attach_branches`] and [`load_branches`].
     """
     fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AdapterFields.__dataclass_fields__}
     if fields and gmail is not None:
-        raise ValueError(f"The branches of '{gmail}' have their own settings: leave out {sorted(fields)}.")
+        raise ValueError(f"The branches of '{gmail}' have their own settings: remove {sorted(fields)}.")
     model, info = AutoModelForImageTextToText.from_pretrained(
         pretrained_model_name_or_path, output_loading_info=True, **{**kwargs, "use_safetensors": True}
     )
     if any(is_adapter_weight(name) for name in info["unexpected_keys"]):
         raise ValueError(
-            f"'{pretrained_model_name_or_path}' has weights of branches, which this would lose: save them by "
-            "`save_branches`, and give the model as it was with `gmail=`."
+            f"'{pretrained_model_name_or_path}' has weights of branches, which would be lost. Save them with "
+            "`save_branches`, and load the original model with `gmail=`."
         )
     if gmail is None:
         _attach(model, {**fields, **_origin(model)}, tower)
@@ -223,17 +224,17 @@ def from_branches(
 
 def save_branches(model: nn.Module, save_directory: str | os.PathLike, **kwargs: Any) -> None:
     """
-    Write the branches of a model that [`attach_branches`] changed: a PEFT folder for each, and their settings.
+    Save the branches of a model that [`attach_branches`] changed: one PEFT folder per branch, and their settings.
 
-    `PeftModel.from_pretrained(plain, save_directory, subfolder="gen")` loads one onto the model as it was.
+    `PeftModel.from_pretrained(plain, save_directory, subfolder="gen")` loads a branch onto the original model.
 
     Args:
         model: the model, or its tower.
-        save_directory, kwargs: as of [`GmailCheckpoints.save_adapters`].
+        save_directory, kwargs: as in [`GmailCheckpoints.save_adapters`].
 
     Raises:
         TypeError: `model` has no attached branches.
-        ValueError: as `save_adapters`.
+        ValueError: as in `save_adapters`.
     """
     attached_tower(model).save_adapters(save_directory, **kwargs)
 
@@ -245,30 +246,30 @@ def load_branches(
     **kwargs: Any,
 ) -> None:
     """
-    Load branches onto a model's vision tower, attaching them first if there are none.
+    Load branches into a model's vision tower. They are attached first if there are none.
 
     Args:
         model: a model with the tower that the branches were trained on, or that tower.
-        pretrained_model_name_or_path: a Hub id or folder that [`save_branches`] or a training wrote, also of a
-            [`GmailCLIPModel`] or [`GmailSiglipModel`] with this tower; their heads, which a language model does not
-            read, are left out.
+        pretrained_model_name_or_path: a Hub id or folder written by [`save_branches`] or by a training, which may be
+            that of a [`GmailCLIPModel`] or [`GmailSiglipModel`] with this tower. Their heads are not loaded, because a
+            language model does not use them.
         tower: as in [`attach_branches`].
-        kwargs: `revision`, `token`, `cache_dir` and the like.
+        kwargs: `revision`, `token`, `cache_dir` and other arguments for downloads.
 
     Raises:
-        ValueError: the branches belong to another base, or to other settings than the attached ones.
+        ValueError: the branches have another base, or other settings than the attached ones.
         OSError: a file is missing or damaged.
     """
     source, hub = pretrained_model_name_or_path, hub_kwargs(kwargs)
     values, _ = PreTrainedConfig.get_config_dict(source, **hub)
     if "trainable_modalities" not in values:
-        raise ValueError(f"'{source}' is a '{values.get('model_type')}' and has no branches.")
+        raise ValueError(f"'{source}' is of type '{values.get('model_type')}' and has no branches.")
     module = find_tower(model, tower)[1]
     if not isinstance(module, BranchedTower):
         if (files := adapter_files(source, values["modalities"][0], **hub)) and isinstance(
             signature := read_signature(files[1]), dict
         ):
-            check_base(module, files[1], values.get("base_model_name_or_path"), signature)  # before a change
+            check_base(module, files[1], values.get("base_model_name_or_path"), signature)  # before the model changes
         fields = {name: values[name] for name in VisionFields.__dataclass_fields__ if name in values}
         _attach(model, {**fields, "head": "shared"}, tower)
     module = attached_tower(model)
@@ -276,7 +277,7 @@ def load_branches(
     for name in module.config.modalities:
         files = adapter_files(source, name, **hub)
         if files is None:
-            raise OSError(f"'{source}' holds no adapter '{name}': expected {name}/adapter_config.json.")
+            raise OSError(f"'{source}' has no adapter '{name}': expected {name}/adapter_config.json.")
         loaded[name] = read_adapter(module, name, *files)
     for name, tensors in loaded.items():
         if has_adapter(module, name):
@@ -285,7 +286,7 @@ def load_branches(
 
 def attached_tower(model: nn.Module) -> AttachedTower:
     """
-    The tower in `model` that [`attach_branches`] changed.
+    Find the tower in `model` that [`attach_branches`] changed.
 
     Raises:
         TypeError: there is none, or more than one.
@@ -293,8 +294,8 @@ def attached_tower(model: nn.Module) -> AttachedTower:
     towers = [module for module in model.modules() if isinstance(module, AttachedTower)]
     if len(towers) != 1:
         raise TypeError(
-            f"Expected a model with one vision tower that has branches, {type(model).__name__} has {len(towers)}: use "
-            "`gmail_hf.from_base` for a base that has a class, `attach_branches` for any other."
+            f"Expected a model with one vision tower with branches, but {type(model).__name__} has {len(towers)}. Use "
+            "`gmail_hf.from_base` for a base with a class here, and `attach_branches` for any other."
         )
     return towers[0]
 
@@ -307,8 +308,8 @@ def _origin(model: PreTrainedModel) -> dict[str, str | None]:
 def _attach(model: PreTrainedModel, fields: dict[str, Any], tower: str | None) -> AttachedBranches:
     name, module = find_tower(model, tower)
     if isinstance(module, BranchedTower):
-        raise ValueError(f"The vision tower '{name}' has branches already.")
-    target_layers(module, fields.get("lora_targets"))  # refuses wrong ones before the model is changed
+        raise ValueError(f"The vision tower '{name}' already has branches.")
+    target_layers(module, fields.get("lora_targets"))  # checks the targets before the model changes
     total, training = model.num_parameters(), module.training
     _tower_class(type(module)).adopt(module, **fields).train(training)
     if name:

@@ -1,4 +1,4 @@
-"""The bases that have a class here, and the choice among them."""
+"""`from_base`, which chooses the class for a pretrained model."""
 
 import os
 from typing import Any
@@ -25,24 +25,25 @@ MODELS = (
 
 def from_base(pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> PreTrainedModel:
     """
-    Put fresh branches on a pretrained model, in the class for its architecture.
+    Add fresh branches to a pretrained model, with the class for its architecture.
 
     Args:
         pretrained_model_name_or_path: a Hub id or folder of a CLIP, MetaCLIP 2, SigLIP, SigLIP 2, DINOv2, DINOv3 or
             ViT.
-        kwargs: as of [`~GmailCLIPModel.from_base`].
+        kwargs: as in [`~GmailCLIPModel.from_base`].
 
     Raises:
-        ValueError: no class for this architecture, or as in `from_base`. Weights are downloaded only after the checks.
+        ValueError: there is no class for this architecture, or as in `from_base`. Weights are downloaded only after
+            these checks.
     """
     values, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs(kwargs))
     kind = values.get("model_type")
     classes = {model.base_class.config_class.model_type: model for model in MODELS}
     if kind in {model.config_class.model_type for model in MODELS}:
-        raise ValueError(f"'{pretrained_model_name_or_path}' has branches already: load it with `AutoModel`.")
+        raise ValueError(f"'{pretrained_model_name_or_path}' already has branches: load it with `AutoModel`.")
     if kind not in classes:
         raise ValueError(
-            f"'{pretrained_model_name_or_path}' is of type '{kind}', which has no class with branches; those that "
-            f"have are {sorted(classes)}. `gmail_hf.attach_branches` works on any loaded model with a vision tower."
+            f"'{pretrained_model_name_or_path}' is of type '{kind}', for which there is no class; there are classes "
+            f"for {sorted(classes)}. `gmail_hf.attach_branches` works on any loaded model with a vision tower."
         )
     return classes[kind].from_base(pretrained_model_name_or_path, **kwargs)

@@ -1,7 +1,7 @@
 """
 A pretrained model with branches on its vision tower: what all bases share (GMAIL, section 3).
 
-Which branch an image takes is an argument, `modality`, of every method that encodes images.
+Every method that encodes images takes `modality`, which selects the branch of each image.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 from ..branches.attach import attach_to_text, attach_to_tower
@@ -32,7 +33,7 @@ SIDES = {"generated": "gen", "real": "real"}
 @dataclass
 class GmailOutput(ModelOutput):
     """
-    What a model returns for a batch of pairs; the embeddings are this process's own, L2-normalised.
+    The output for a batch of pairs. Embeddings are L2-normalised and only those of this process.
 
     Args:
         gen_embeds (`torch.FloatTensor` of shape `(pairs, dim)`, *optional*): generated images through their branch, if
@@ -40,7 +41,7 @@ class GmailOutput(ModelOutput):
         real_embeds (same shape, *optional*): real images through `real`, if given.
         text_embeds (same shape, *optional*): captions, if given.
         gen_tokens, real_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`, *optional*): patch tokens, if
-            asked for by `token_layer`.
+            `token_layer` is given.
     """
 
     gen_embeds: torch.FloatTensor | None = None
@@ -51,18 +52,18 @@ class GmailOutput(ModelOutput):
 
 
 class ModalityMixin:
-    """The default branch of a model is that of its vision tower."""
+    """Mixin for a model whose default branch is that of its vision tower."""
 
     tower_name = "vision_model"
 
     @property
     def tower(self) -> BranchedTower:
         """The vision tower."""
-        return self.get_submodule(self.tower_name)  # of "", the model itself
+        return self.get_submodule(self.tower_name)  # the model itself for ""
 
     @property
     def modality(self) -> str:
-        """The branch used where a call names none; `config.default_modality` at first."""
+        """The branch used if a call passes no `modality`; initially `config.default_modality`."""
         return self.tower.modality
 
     @modality.setter
@@ -76,29 +77,33 @@ class ModalityMixin:
     def train(self, mode: bool = True):
         super().train(mode)
         if mode and not any(parameter.requires_grad for parameter in self.tower.parameters()):
-            self.tower.eval()  # what does not train has no use for dropout
+            self.tower.eval()  # no dropout in a frozen tower
         return self
 
 
 class GmailModel(ModalityMixin):
     """
-    Mixin of an image-text model with branches.
+    Mixin for a model with branches.
 
-    A base states four facts: `tower_name`, the module that is its vision tower; `head_name`, the module that makes the
-    pooled embedding, None if there is none; `prefix_tokens`, how many tokens come before the patches; and
-    `tower_class`, the tower with branches.
+    A base defines `tower_name`, the name of its vision tower; `head_name`, the name of the module that computes the
+    pooled embedding, None if there is none; `prefix_tokens`, the number of tokens before the patches; and
+    `tower_class`, the class of the tower with branches.
     """
 
     head_name: str | None
     tower_class: type[nn.Module] | None = None
     prefix_tokens = 0
-    base_kwargs: dict[str, Any] = {}  # of the base's constructor
+    base_kwargs: dict[str, Any] = {}  # arguments of the base's constructor
     accepts_loss_kwargs = False
-    # Small steps are lost in half precision; the base may have any.
+    # Half precision would lose small steps; the base may have any precision.
     _keep_in_fp32_modules_strict = {"adapters", "branches"}
 
+    def __init__(self, config: PreTrainedConfig, **kwargs: Any):
+        super().__init__(config, **{**self.base_kwargs, **kwargs})
+        self.attach()
+
     def attach(self) -> None:
-        """Put fresh branches on this model, by its configuration; called once."""
+        """Add fresh branches to this model according to its configuration; called once."""
         config, fields = self.config, self.tower.config
         # `from_pretrained(..., lora_rank=8)` sets fields on the finished configuration.
         config.validate_lora()
@@ -122,8 +127,8 @@ class GmailModel(ModalityMixin):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_adapters(module)
-        # A branch that no checkpoint filled starts as the base's head, so it is copied again whenever that may have
-        # been drawn again. Inside another model only `_init_weights` is called on loading.
+        # A branch that is not in the checkpoint starts as the base's head. It is copied again whenever the head may
+        # have been initialised again. Inside another model, loading calls only `_init_weights`.
         head = self.get_submodule(self.head_name) if self.head_name else None
         if isinstance(head, (BranchedLinear, BranchedModule)) and (module is self or module in head.modules()):
             init_adapters(head)
@@ -136,35 +141,35 @@ class GmailModel(ModalityMixin):
 
     def add_text_lora(self) -> None:
         """
-        Put a fresh `text` adapter on the text encoder, for stage 2 on a model whose branches are aligned.
+        Add a fresh `text` adapter to the text encoder, for stage 2 on a model with aligned branches.
 
-        It has the rank and the scale of the image adapters and changes nothing at first.
+        It has the rank and the scale of the image adapters, and is initially zero.
 
         Raises:
-            ValueError: there is one already.
+            ValueError: there is no text encoder, or it already has an adapter.
         """
         if getattr(self, "text_model", None) is None:
             raise ValueError(f"{type(self).__name__} has no text encoder.")
         if self.config.text_lora:
-            raise ValueError("This model has a `text` adapter already.")
+            raise ValueError("This model already has a `text` adapter.")
         attach_to_text(self.text_model, self.config)
         self.config.text_lora = True
         self.freeze_base()
 
     def trains(self, modality: str) -> bool:
-        """Whether a branch has an adapter that is not frozen."""
+        """Whether a branch has parameters that train."""
         return any(
             parameter.requires_grad for name, parameter in self.named_parameters() if adapter_of(name) == modality
         )
 
     def is_base(self, modality: str) -> bool:
-        """Whether a branch is the pretrained model: it has no adapter, or an untrained one."""
+        """Whether a branch equals the pretrained model: it has no adapter, or an untrained one."""
         return modality not in self.config.trainable_modalities or not changes_base(
             self, adapter_tensors(self, modality)
         )
 
     def freeze_base(self) -> None:
-        """Let only the adapters train, as Algorithm 1 of the paper asks."""
+        """Train only the adapters, as in Algorithm 1 of the paper."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(is_adapter_weight(name))
 
@@ -172,19 +177,20 @@ class GmailModel(ModalityMixin):
 
     def get_image_features(self, pixel_values: torch.Tensor, *args: Any, modality: Modality | None = None, **kwargs):
         """
-        Image embeddings, each image through the branch of its modality.
+        Image embeddings, with each image through the branch of its modality.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
-            modality (`str` or a list of `batch` of them, *optional*): default `self.modality`.
-            args, kwargs: as of the base's `get_image_features`.
+            modality (`str` or a list with one name per image, *optional*): defaults to `self.modality`.
+            args, kwargs: the arguments of the base's `get_image_features`.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(batch, dim)` holds the embeddings, not normalised, as in
             the base.
 
         Raises:
-            ValueError: unknown modality, a list of another length than the batch, images of another size.
+            ValueError: unknown modality, the length of the list differs from the batch size, or images of the wrong
+                size.
             TypeError: an unknown keyword.
         """
         reject_unknown(
@@ -205,19 +211,17 @@ class GmailModel(ModalityMixin):
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
-            modality (`str` or a list of `batch` of them, *optional*): as in `get_image_features`.
-            mini_batch_size (`int`, *optional*): images per pass.
-            images: what the base takes with the pixels, such as SigLIP 2's `spatial_shapes`, one row per image.
+            modality (`str` or a list with one name per image, *optional*): as in `get_image_features`.
+            mini_batch_size (`int`, *optional*): images per forward pass. The activations of a mini-batch are dropped
+                and recomputed in the backward pass, so a contrastive loss over the complete batch needs the memory of
+                a mini-batch, with the same gradient (gradient caching, Gao et al., 2021, as activation checkpointing).
+            images: other image inputs of the base, such as SigLIP 2's `spatial_shapes`, one row per image.
 
         Returns:
             `torch.FloatTensor` of shape `(batch, dim)`.
 
         Raises:
-            ValueError, TypeError: as `get_image_features`.
-
-        With `mini_batch_size`, images pass in mini-batches whose activations are dropped and computed again in the
-        backward pass: a contrastive loss then sees the whole batch at the memory of a mini-batch, with the same
-        gradient (the gradient caching of Gao et al., 2021, as activation checkpointing).
+            ValueError, TypeError: as in `get_image_features`.
         """
         return self._embed(pixel_values, modality, mini_batch_size, **images)[0]
 
@@ -229,8 +233,8 @@ class GmailModel(ModalityMixin):
         token_layer: int | None = None,
         **images: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings as in [`embed_images`] and, if asked for, patch tokens `(batch, tokens, hidden)` of a layer."""
-        if len(pixel_values) == 0:  # attention refuses an empty batch, DDP wants every gradient
+        """Embeddings as in [`embed_images`] and, with `token_layer`, its patch tokens `(batch, tokens, hidden)`."""
+        if len(pixel_values) == 0:  # attention refuses an empty batch, and DDP needs every gradient
             tokens = None if token_layer is None else self._empty(1, self.tower.config.hidden_size)
             return self._empty(self.embed_dim), tokens
         if mini_batch_size is None or mini_batch_size >= len(pixel_values):
@@ -241,7 +245,7 @@ class GmailModel(ModalityMixin):
             names = modality if modality is None or isinstance(modality, str) else modality[rows]
             chunk = {name: values[rows] if values.dim() > 1 else values for name, values in images.items()}
             arguments = pixel_values[rows], names, token_layer, chunk
-            # The backward pass begins with the last mini-batch: its activations may stay.
+            # The backward pass begins with the last mini-batch, so its activations are kept.
             last = start + mini_batch_size >= len(pixel_values)
             chunks.append(
                 self._unit_features(*arguments)
@@ -252,7 +256,7 @@ class GmailModel(ModalityMixin):
         return torch.cat(embeds), None if token_layer is None else torch.cat(tokens)
 
     def _empty(self, *size: int) -> torch.Tensor:
-        """A tensor `(0, *size)` that gives every adapter a gradient of zero."""
+        """A tensor of shape `(0, *size)` that gives every adapter a zero gradient."""
         zero = sum(parameter.sum() * 0 for _, parameter in self.adapter_parameters())
         return torch.zeros(0, *size, dtype=self.dtype, device=self.device) + zero
 
@@ -269,7 +273,7 @@ class GmailModel(ModalityMixin):
         images: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if pixel_values.dtype == torch.uint8:
-            images = dict(images)  # a recomputation needs them again
+            images = dict(images)  # a recomputation needs the original
             mean, std = images.pop("pixel_mean"), images.pop("pixel_std")
             pixel_values = normalise(pixel_values, mean, std, self.dtype)
         if token_layer is None:
@@ -283,9 +287,7 @@ class GmailModel(ModalityMixin):
         return self.get_image_features(pixel_values, modality=modality, **images).pooler_output
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        L2-normalised text embeddings `(texts, dim)` of `input_ids` and `attention_mask`, `(texts, tokens)`.
-        """
+        """L2-normalised text embeddings `(texts, dim)` of `input_ids` and `attention_mask`, `(texts, tokens)`."""
         if len(input_ids) == 0:
             return self._empty(self.embed_dim)
         features = self.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
@@ -307,29 +309,29 @@ class GmailModel(ModalityMixin):
         **kwargs: Any,
     ) -> Any:
         """
-        The base's forward pass with a branch or, without `pixel_values`, the embeddings of a batch of pairs for
-        [`gmail_loss`].
+        The base's forward pass through a branch or, with images of pairs, their embeddings for [`gmail_loss`].
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(texts, tokens)`), attention_mask (same shape): captions, one per
-                pair on pairs.
+            input_ids (`torch.LongTensor` of shape `(texts, tokens)`), attention_mask (same shape): captions; one per
+                pair for pairs.
             pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`): as in the base.
-            modality (`str` or a list with one name per image, *optional*): the branch of `pixel_values`; default
-                `self.modality`. On pairs the branches are given.
+            modality (`str` or a list with one name per image, *optional*): the branch of `pixel_values`; defaults to
+                `self.modality`. Not allowed for pairs.
             generated_pixel_values (`torch.Tensor` of shape `(pairs, channels, height, width)`): generated images,
-                normalised, or uint8 with `pixel_mean` and `pixel_std`.
-            real_pixel_values (same shape): their real partners. Either may be left out.
-            generated_modality (`str`): the branch of generated images.
+                either normalised, or uint8 with `pixel_mean` and `pixel_std`.
+            real_pixel_values (same shape): their real partners. One of the two may be missing.
+            generated_modality (`str`): the branch for generated images.
             mini_batch_size (`int`, *optional*): see [`~GmailModel.embed_images`].
-            token_layer (`int`, *optional*): also return the patch tokens of this layer's hidden states.
-            pixel_mean, pixel_std (`torch.FloatTensor` of shape `(channels,)`): normalise uint8 images, in their units.
-            kwargs: as of the base's `forward`.
+            token_layer (`int`, *optional*): also return the patch tokens in this element of `hidden_states`.
+            pixel_mean, pixel_std (`torch.FloatTensor` of shape `(channels,)`): mean and standard deviation for uint8
+                images, in units of their pixels.
+            kwargs: other arguments of the base's `forward`.
 
         Returns:
-            The base's output, or on pairs [`GmailOutput`]. Branches that do not train are computed without gradient.
+            The base's output, or [`GmailOutput`] for pairs. Branches that do not train are computed without gradient.
 
         Raises:
-            ValueError: missing or contradicting inputs, unknown modality, images of another size.
+            ValueError: missing or contradictory inputs, unknown modality, or images of the wrong size.
             TypeError: an unknown keyword.
         """
         method = f"{type(self).__name__}.forward()"
@@ -339,13 +341,14 @@ class GmailModel(ModalityMixin):
             reject_unknown(method, self.method_keywords["forward"], kwargs)
             if pixel_values is None or input_ids is None:
                 raise ValueError(
-                    "Specify `input_ids` and `pixel_values`, or `generated_pixel_values` and the like for pairs."
+                    "Pass `input_ids` and `pixel_values`, or `generated_pixel_values` and `real_pixel_values` "
+                    "for pairs."
                 )
             route = self.tower.route(modality, pixel_values)
             inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
             return routed(route, super().forward, **inputs, **kwargs)
         if pixel_values is not None or modality is not None:
-            raise ValueError("Pairs take no `pixel_values` or `modality`: their branches are `gen` and `real`.")
+            raise ValueError("Pairs take no `pixel_values` and no `modality`: their branches are `gen` and `real`.")
         if input_ids is not None:
             sides["input_ids"] = input_ids
         scale = pixel_mean, pixel_std
@@ -363,7 +366,7 @@ class GmailModel(ModalityMixin):
         scale: tuple[torch.Tensor | None, torch.Tensor | None],
         kwargs: dict[str, Any],
     ) -> GmailOutput:
-        """Embeddings of the images of pairs, `generated` and `real` in `rows`; all inputs need the same rows."""
+        """Embed the images of pairs, `generated` and `real` in `rows`. All inputs need the same number of rows."""
         extra = {side: _take_prefixed(kwargs, f"{side}_") for side in SIDES}
         reject_unknown(f"{type(self).__name__}.forward()", self.method_keywords["forward"], kwargs)
         counts = {
@@ -380,8 +383,8 @@ class GmailModel(ModalityMixin):
                 continue
             if (images.dtype == torch.uint8) != all(values is not None for values in scale):
                 raise ValueError(
-                    f"Images of pairs are {images.dtype}: uint8 images need `pixel_mean` and `pixel_std`, which "
-                    "others do not take."
+                    f"The images of pairs are {images.dtype}: uint8 images need `pixel_mean` and `pixel_std`, other "
+                    "images do not take them."
                 )
             if images.dtype == torch.uint8:
                 extra[side] |= dict(zip(("pixel_mean", "pixel_std"), scale, strict=True))
@@ -396,17 +399,17 @@ class GmailModel(ModalityMixin):
 
 def text_options(model: Any) -> dict[str, Any]:
     """
-    How captions are tokenised for a model, with branches or without: `padding`, `truncation` and `max_length`.
+    Tokenizer arguments for the captions of a model, with or without branches: `padding`, `truncation`, `max_length`.
 
-    The model's context length decides, whatever limit the tokenizer has: those of long-context CLIPs still say 77.
-    SigLIP is trained on captions padded to that length and pools the last position.
+    The model's context length overrides the tokenizer's limit, which is still 77 for long-context CLIPs. SigLIP is
+    trained on captions padded to the context length, and pools the last position.
     """
     padding = "max_length" if "siglip" in model.config.model_type else True
     return {"padding": padding, "truncation": True, "max_length": context_length(model)}
 
 
 def context_length(model: Any) -> int:
-    """How many tokens of a text a model reads."""
+    """The maximum number of text tokens of a model."""
     return model.config.text_config.max_position_embeddings
 
 
@@ -416,12 +419,12 @@ def _take_prefixed(kwargs: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def normalise(pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
-    What the image processor makes of 8-bit pixels, on their device.
+    Normalise 8-bit pixels as the image processor does, on their device.
 
     Args:
         pixels (`torch.ByteTensor` of shape `(images, channels, height, width)`).
         mean, std (`torch.FloatTensor` of shape `(channels,)`): in units of the pixels.
-        dtype: of the result.
+        dtype: the dtype of the result.
     """
     mean, std = (values.to(pixels.device, torch.float32).view(-1, 1, 1) for values in (mean, std))
     return pixels.float().sub_(mean).div_(std).to(dtype)

@@ -1,8 +1,8 @@
 """
 The two-branch CLIP of GMAIL (Mo & Yun, ICML 2025, section 3).
 
-One frozen CLIP serves every image modality. A branch adds a low-rank update to each linear layer of the vision encoder
-and has its own visual projection.
+All modalities share one frozen CLIP. A branch adds a low-rank update to each linear layer of the vision encoder, and
+has its own visual projection.
 """
 
 import os
@@ -37,21 +37,21 @@ from .checkpoints import GmailCheckpoints
 from .configuration_clip import GmailConfig, GmailVisionConfig
 from .loading import StrictLoading, adapter_files, adapters_config, base_arguments
 
-# The tower alone loads from a whole checkpoint, and from the layout of transformers 4, as CLIPVisionModel does.
+# Like CLIPVisionModel, the tower loads from a complete checkpoint, and from the layout of transformers 4.
 register_checkpoint_conversion_mapping("GmailVisionModel", [PrefixChange(prefix_to_remove="vision_model")])
 
 
 class _VisionLoading(StrictLoading):
-    """Loading the image side of a [`GmailCLIPModel`]'s checkpoint, whole or adapters alone."""
+    """Load the image encoder from a [`GmailCLIPModel`]'s checkpoint, complete or only with adapters."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
         """
-        Load the model from its own checkpoint or from a [`GmailCLIPModel`]'s, whole or adapters alone; arguments as in
-        `PreTrainedModel`.
+        Load the model from its own checkpoint or from a [`GmailCLIPModel`]'s, complete or only with adapters;
+        arguments as in `PreTrainedModel`.
 
         Raises:
-            ValueError: weights are missing; nothing is filled in at random.
+            ValueError: weights are missing. No weights are initialised at random.
         """
         config = adapters_config(pretrained_model_name_or_path, kwargs, GmailConfig)
         if config is None:
@@ -79,7 +79,7 @@ class GmailVisionModel(BranchedTower, _VisionLoading, CLIPVisionModel):
     """
 
     config: GmailVisionConfig
-    # Loaded from a whole checkpoint, these are left behind.
+    # Not loaded from a complete checkpoint.
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_scale$"]
     _keep_in_fp32_modules_strict = {"adapters", "branches"}
 
@@ -89,7 +89,7 @@ class GmailVisionModel(BranchedTower, _VisionLoading, CLIPVisionModel):
 
     def pooled(self, pixel_values: torch.Tensor, modality: Modality | None = None) -> torch.Tensor:
         """
-        The pooled output alone, without what only the patch tokens of the last layer need.
+        Only the pooled output, without the computations for the patch tokens of the last layer.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(images, channels, height, width)`): normalised images.
@@ -109,7 +109,7 @@ class GmailVisionModel(BranchedTower, _VisionLoading, CLIPVisionModel):
 
 
 def class_token(layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    """What an encoder layer of CLIP makes of the class token, `(images, 1, hidden)`; it asks all tokens."""
+    """The output of a CLIP encoder layer for the class token `(images, 1, hidden)`, which attends to all tokens."""
     attention, tokens = layer.self_attn, layer.layer_norm1(hidden_states)  # (images, tokens, hidden)
     heads = (len(tokens), -1, attention.num_heads, attention.head_dim)
     query = attention.q_proj(tokens[:, :1].contiguous()).view(heads).transpose(1, 2)
@@ -124,7 +124,7 @@ def class_token(layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
 
 class GmailVisionModelWithProjection(ModalityMixin, _VisionLoading, CLIPVisionModelWithProjection):
     """
-    The image side of [`GmailCLIPModel`]: the encoder and the branches' projections, without the text encoder.
+    The image encoder of [`GmailCLIPModel`] with the branches' projections, without the text encoder.
 
     Args:
         config ([`GmailVisionConfig`]): the encoder's configuration; `projection_dim` is the embeddings' dimension.
@@ -148,7 +148,7 @@ class GmailVisionModelWithProjection(ModalityMixin, _VisionLoading, CLIPVisionMo
 
     @classmethod
     def adopt(cls, base: CLIPVisionModelWithProjection, config: GmailConfig):
-        """Put fresh branches on a loaded model; the object itself becomes one of this class."""
+        """Add fresh branches to a loaded model, in place; the class of the object changes to this one."""
         vision_config = config.vision_config
         vision_config._attn_implementation = base.config._attn_implementation
         old = base.config
@@ -166,7 +166,8 @@ class GmailVisionModelWithProjection(ModalityMixin, _VisionLoading, CLIPVisionMo
         Image embeddings; arguments and errors as in [`GmailVisionModel.forward`].
 
         Returns:
-            `CLIPVisionModelOutput`: `image_embeds` `(batch, projection_dim)`, not normalised, and the encoder's own.
+            `CLIPVisionModelOutput`: `image_embeds` `(batch, projection_dim)`, not normalised, and the encoder's
+            output.
         """
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values.")
@@ -177,11 +178,11 @@ class GmailCLIPModel(GmailModel, GmailCheckpoints, CLIPModel):
     """
     A CLIP with one image branch for real images and one for generated images (GMAIL, section 3.1 and Figure 2).
 
-    Make one from a pretrained CLIP with `from_base`; load a trained one with `from_pretrained`. At first every branch
-    equals the pretrained CLIP bit for bit.
+    Create one from a pretrained CLIP with `from_base`, and load a trained one with `from_pretrained`. At first every
+    branch equals the pretrained CLIP, bit for bit.
 
     Args:
-        config ([`GmailConfig`]): the model's configuration; the weights are random.
+        config ([`GmailConfig`]): the model's configuration. The weights are initialised at random.
     """
 
     config: GmailConfig
@@ -189,11 +190,7 @@ class GmailCLIPModel(GmailModel, GmailCheckpoints, CLIPModel):
     tower_class = GmailVisionModel
     head_name = "visual_projection"
     prefix_tokens = 1
-    _without_branches = "If it is a plain CLIP, put fresh adapters on it with `GmailCLIPModel.from_base`."
-
-    def __init__(self, config: GmailConfig):
-        super().__init__(config)
-        self.attach()
+    _without_branches = "If it is a plain CLIP, add fresh adapters with `GmailCLIPModel.from_base`."
 
     @classmethod
     def from_clip(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "GmailCLIPModel":

@@ -1,4 +1,4 @@
-"""What the configurations of all bases share: the fields of the branches, and the way back to the base's own."""
+"""What the configurations of all bases share: the fields of the branches, and conversion from and to the base's."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,8 @@ class BranchFields(AdapterFields):
     The fields that a model with branches adds to its base's configuration.
 
     Args:
-        base_model_name_or_path (`str`, *optional*): the model that the shared weights come from.
-        base_model_revision (`str`, *optional*): its commit, where it came from the Hub.
+        base_model_name_or_path (`str`, *optional*): the model from which the shared weights come.
+        base_model_revision (`str`, *optional*): its commit, if it comes from the Hub.
     """
 
     base_model_name_or_path: str | None = None
@@ -28,7 +28,7 @@ class BranchFields(AdapterFields):
 
     @classmethod
     def from_base_config(cls, config: Any, **fields: Any):
-        """The configuration of `config`'s model with branches; `fields` are the ones added here."""
+        """The configuration of a model with branches from its base's `config` and the `fields` of the branches."""
         return cls(**plain_values(config), **fields)
 
     def plain(self) -> Any:
@@ -36,13 +36,13 @@ class BranchFields(AdapterFields):
         return self.base_config_class(**plain_values(self))
 
     def share_fields(self) -> None:
-        """Copy the adapter fields to where the tower reads them; a vision-only model is its own tower."""
+        """Copy the adapter fields to the tower's configuration. A vision-only model is its own tower."""
 
 
 @dataclass(kw_only=True)
 class ImageTextFields(BranchFields):
     """
-    The same for a model with a text encoder.
+    [`BranchFields`] for a model with a text encoder.
 
     Args:
         text_lora (`bool`, defaults to `False`): whether the text encoder gets a LoRA adapter, named `text`.
@@ -55,7 +55,7 @@ class ImageTextFields(BranchFields):
         self.share_fields()
 
     def share_fields(self) -> None:
-        """Copy the adapter fields and the dimension into `vision_config`, where a tower on its own reads them."""
+        """Copy the adapter fields and the dimension into `vision_config`, which a tower loads on its own."""
         for field in ADAPTER_FIELDS:
             setattr(self.vision_config, field, getattr(self, field))
         if hasattr(self, "projection_dim"):
@@ -63,7 +63,7 @@ class ImageTextFields(BranchFields):
 
 
 def plain_values(config: Any) -> dict[str, Any]:
-    """The fields of a base's configuration, without those of branches and of the file."""
+    """The fields of a base's configuration, without those of branches and of the saved file."""
     drop = {*ADAPTER_FIELDS, *BranchFields.__dataclass_fields__, *ImageTextFields.__dataclass_fields__, *NOT_SETTINGS}
     values = {key: value for key, value in config.to_dict().items() if key not in drop}
     if "vision_config" in values:

@@ -1,4 +1,4 @@
-"""Configurations of models with branches on CLIP: CLIP's own fields and those of the branches."""
+"""Configurations of models with branches on CLIP."""
 
 from typing import Any
 
@@ -31,12 +31,12 @@ class GmailConfig(ImageTextFields, CLIPConfig):
         lora_rank, lora_alpha, lora_dropout, lora_targets, modalities, trainable_modalities, default_modality, head:
             see [`AdapterFields`].
         text_lora (`bool`, defaults to `False`): whether the text encoder gets a LoRA adapter, named `text`.
-        base_model_name_or_path (`str`, *optional*): the CLIP that the shared weights come from.
-        base_model_revision (`str`, *optional*): its commit, where it came from the Hub.
+        base_model_name_or_path (`str`, *optional*): the CLIP from which the shared weights come.
+        base_model_revision (`str`, *optional*): its commit, if it comes from the Hub.
 
     Raises:
         huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range.
-        ValueError: a field is unknown and named like one of these.
+        ValueError: an unknown field looks like one of these.
     """
 
     model_type = "gmail_clip"

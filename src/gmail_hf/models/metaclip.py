@@ -41,18 +41,13 @@ class GmailMetaClip2Model(GmailModel, GmailCheckpoints, MetaClip2Model):
     A MetaCLIP 2 with the branches of [`GmailCLIPModel`].
 
     Args:
-        config ([`GmailMetaClip2Config`]): the model's configuration; the weights are random.
+        config ([`GmailMetaClip2Config`]): the model's configuration. The weights are initialised at random.
     """
 
     config: GmailMetaClip2Config
-    config_class = GmailMetaClip2Config
     base_class = MetaClip2Model
     head_name = "visual_projection"
     prefix_tokens = 1
-
-    def __init__(self, config: GmailMetaClip2Config):
-        super().__init__(config)
-        self.attach()
 
 
 AutoConfig.register("gmail_metaclip_2", GmailMetaClip2Config)

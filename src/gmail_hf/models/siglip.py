@@ -1,8 +1,8 @@
 """
 Branches on SigLIP (Zhai et al., 2023) and SigLIP 2 (Tschannen et al., 2025).
 
-The pooled embedding is made by `vision_model.head`, attention pooling; each branch has a copy of it unless
-`head="shared"`. There are no projections. Captions are padded to the context length, as these models were trained.
+The pooled embedding is computed by `vision_model.head`, attention pooling. Each branch has a copy of it unless
+`head="shared"`. There are no projections. Captions are padded to the context length, as in SigLIP's training.
 """
 
 from huggingface_hub.dataclasses import strict
@@ -74,21 +74,16 @@ class _Siglip(GmailModel, GmailCheckpoints):
 
 class GmailSiglipModel(_Siglip, SiglipModel):
     """
-    A SigLIP, or a SigLIP 2 of fixed image size, with one image branch for real and one for generated images.
+    A SigLIP, or a SigLIP 2 with a fixed image size, with one image branch for real and one for generated images.
 
-    Make one from a pretrained SigLIP with `from_base`; load a trained one with `from_pretrained`.
+    Create one from a pretrained SigLIP with `from_base`, and load a trained one with `from_pretrained`.
 
     Args:
-        config ([`GmailSiglipConfig`]): the model's configuration; the weights are random.
+        config ([`GmailSiglipConfig`]): the model's configuration. The weights are initialised at random.
     """
 
     config: GmailSiglipConfig
-    config_class = GmailSiglipConfig
     base_class = SiglipModel
-
-    def __init__(self, config: GmailSiglipConfig):
-        super().__init__(config)
-        self.attach()
 
 
 class GmailSiglip2Model(_Siglip, Siglip2Model):
@@ -96,16 +91,11 @@ class GmailSiglip2Model(_Siglip, Siglip2Model):
     A SigLIP 2 of any resolution (NaFlex), with the branches of [`GmailSiglipModel`].
 
     Images are patches `(images, patches, 3 * patch_size**2)` with `pixel_attention_mask` `(images, patches)` and
-    `spatial_shapes` `(images, 2)`, as its processor gives them.
+    `spatial_shapes` `(images, 2)`, as returned by its processor.
     """
 
     config: GmailSiglip2Config
-    config_class = GmailSiglip2Config
     base_class = Siglip2Model
-
-    def __init__(self, config: GmailSiglip2Config):
-        super().__init__(config)
-        self.attach()
 
 
 for config, model in ((GmailSiglipConfig, GmailSiglipModel), (GmailSiglip2Config, GmailSiglip2Model)):

@@ -1,8 +1,8 @@
 """
 Branches on vision-only encoders: DINOv2, DINOv3, ViT.
 
-They have no text and no module that makes a pooled embedding: the embedding is the class token after the last layer
-norm, and the branches differ by LoRA alone.
+They have no text encoder and no module that computes a pooled embedding: the embedding is the class token after the
+last layer norm, and the branches differ only by LoRA.
 """
 
 from dataclasses import dataclass
@@ -31,26 +31,22 @@ from .configuration import BranchFields
 
 @dataclass(kw_only=True)
 class VisionFields(BranchFields):
-    """The fields of a vision-only model with branches; `head` is `"shared"`, for there is no head to copy."""
+    """The fields of a vision-only model with branches. `head` is `"shared"`, because there is no head to copy."""
 
     head: str = "shared"
 
     def validate_head(self) -> None:
         if self.head != "shared":
-            raise ValueError("A vision-only model has no head that a branch could own: leave `head` at 'shared'.")
+            raise ValueError("A vision-only model has no head to copy for a branch: use `head='shared'`.")
 
 
 class GmailVisionOnly(GmailModel, BranchedTower, GmailCheckpoints):
-    """Mixin of a vision-only model, which is its own tower."""
+    """Mixin for a vision-only model, which is its own tower."""
 
     head_name = None
     tower_name = ""
     prefix_tokens = 1
     modality, using = BranchedTower.modality, BranchedTower.using
-
-    def __init__(self, config: Any, **kwargs: Any):
-        super().__init__(config, **{**self.base_kwargs, **kwargs})
-        self.attach()
 
     @property
     def embed_dim(self) -> int:
@@ -75,20 +71,20 @@ class GmailVisionOnly(GmailModel, BranchedTower, GmailCheckpoints):
         [`GmailModel.forward`].
 
         Returns:
-            The base's output, or on pairs [`GmailOutput`].
+            The base's output, or [`GmailOutput`] for pairs.
         """
         sides = {"generated": generated_pixel_values, "real": real_pixel_values}
         if all(images is None for images in sides.values()):
             return BranchedTower.forward(self, pixel_values=pixel_values, modality=modality, **kwargs)
         if pixel_values is not None or modality is not None:
-            raise ValueError("Pairs take no `pixel_values` or `modality`: their branches are `gen` and `real`.")
+            raise ValueError("Pairs take no `pixel_values` and no `modality`: their branches are `gen` and `real`.")
         scale = pixel_mean, pixel_std
         return self._embed_sides(sides, generated_modality, mini_batch_size, token_layer, scale, kwargs)
 
     def get_image_features(self, pixel_values: torch.Tensor, modality: Modality | None = None, **kwargs: Any) -> Any:
         """
-        The base's output, its `pooler_output` `(batch, hidden)` the class token, or the mean of the patch tokens where
-        there is none; arguments as in `forward`.
+        The base's output with a `pooler_output` `(batch, hidden)`: the class token, or the mean of the patch tokens if
+        there is no class token. Arguments as in `forward`.
         """
         outputs = self(pixel_values, modality=modality, **kwargs)
         tokens = outputs.last_hidden_state
@@ -108,7 +104,6 @@ class GmailDinov2Model(GmailVisionOnly, Dinov2Model):
     """A DINOv2 (Oquab et al., 2023) with branches."""
 
     config: GmailDinov2Config
-    config_class = GmailDinov2Config
     base_class = Dinov2Model
 
 
@@ -124,7 +119,6 @@ class GmailDinov2WithRegistersModel(GmailVisionOnly, Dinov2WithRegistersModel):
     """A DINOv2 with registers (Darcet et al., 2023) and branches."""
 
     config: GmailDinov2WithRegistersConfig
-    config_class = GmailDinov2WithRegistersConfig
     base_class = Dinov2WithRegistersModel
 
     @property
@@ -145,7 +139,6 @@ class GmailDINOv3ViTModel(GmailVisionOnly, DINOv3ViTModel):
     """A DINOv3 (Siméoni et al., 2025) with branches."""
 
     config: GmailDINOv3ViTConfig
-    config_class = GmailDINOv3ViTConfig
     base_class = DINOv3ViTModel
 
     @property
@@ -166,7 +159,6 @@ class GmailViTModel(GmailVisionOnly, ViTModel):
     """A ViT (Dosovitskiy et al., 2021) without its pooler, with branches."""
 
     config: GmailViTConfig
-    config_class = GmailViTConfig
     base_class = ViTModel
     base_kwargs = {"add_pooling_layer": False}
 
