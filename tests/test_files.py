@@ -112,7 +112,7 @@ def test_a_folder_is_whole_or_absent(tmp_path):
         (folder.parent / "scratch").touch()
         assert not made.exists()
     assert os.listdir(tmp_path / "parent") == ["made"] and os.listdir(made) == ["file"]
-    with pytest.raises(FileExistsError, match="made' exists already"), new_folder(made):
+    with pytest.raises(FileExistsError, match="made' already exists"), new_folder(made):
         pass
     assert os.listdir(made) == ["file"]
 
@@ -137,7 +137,7 @@ def holding():
 
 def test_a_lock_ends_with_its_process(holding, tmp_path):
     process = holding(f"a = lock_folder({str(tmp_path)!r}); b = try_lock({str(tmp_path / 'b')!r})")
-    with pytest.raises(FileExistsError, match="Another process is writing '.*wait until it has finished"):
+    with pytest.raises(FileExistsError, match="Another process is writing '.*Wait until it has finished"):
         lock_folder(tmp_path)
     assert try_lock(tmp_path / "b") is None
     process.kill()

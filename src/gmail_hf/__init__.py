@@ -1,8 +1,8 @@
 """
 GMAIL (Mo & Yun, ICML 2025) for the Hugging Face ecosystem: generated images as a separate modality.
 
-Public names load on first use, so that the import costs next to nothing; transformers' Auto classes know the models
-all the same.
+Public names load on first use, so importing the package is fast. The models are still registered with transformers'
+Auto classes.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Files and folders that exist whole or not at all, and locks for those that one process may write at a time."""
+"""Atomic writes of files and folders, and locks for those that only one process may write at a time."""
 
 import glob
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-# Uploads of a Trainer leave out names that start with "_".
+# The Trainer does not upload names that start with "_".
 FOLDER_LOCK = "_lock"
 
 
@@ -30,15 +30,14 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[dict[str, Any]]) -> None
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
-    A temporary file to write, which replaces `path` at the end of the block.
+    Write a temporary file, which replaces `path` at the end of the block.
 
-    A reader finds the old file or the new one, also after a kill or a power failure. The temporary file is in the same
-    folder. Its name starts with ".", so that no pattern for data files matches it, and is random and new, so that no
-    symbolic link can be in its place. After an error it is deleted; what a killed process left is deleted by the next
-    one that writes `path`.
+    Readers see either the old or the new file, even after a kill or a power failure. The temporary file is in the same
+    folder. Its name starts with ".", so patterns for data files do not match it, and is random, so it cannot be a
+    symbolic link. It is deleted after an error. If the process is killed, the next one that writes `path` deletes it.
 
     Raises:
-        OSError: the file cannot be written, because the disk is full for instance.
+        OSError: the file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
@@ -48,7 +47,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         with open(partial, "xb") as file:
             mode = os.fstat(file.fileno()).st_mode
         yield partial
-        partial.chmod(mode)  # safetensors lets nobody else read its files
+        partial.chmod(mode)  # safetensors writes files that only their owner can read
         _sync(partial)
         os.replace(partial, path)
     except OSError as error:
@@ -64,17 +63,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 @contextmanager
 def new_folder(path: str | os.PathLike, wait: bool = False) -> Iterator[Path]:
     """
-    A path to make a folder at, which is renamed to `path` at the end of the block.
+    Create a folder under a temporary path, which is renamed to `path` at the end of the block.
 
-    Its parent folder may hold temporary files; it is deleted at the end. What a killed process left is deleted by the
-    next one that makes `path`.
+    The parent of the temporary path may hold temporary files, and is deleted at the end. If the process is killed, the
+    next one that creates `path` deletes it.
 
     Args:
-        path: the folder, which does not exist.
-        wait: wait for another process that is making it.
+        path: the folder, which must not exist.
+        wait: wait for another process that is creating it.
 
     Raises:
-        FileExistsError: `path` exists, or another process is making it.
+        FileExistsError: `path` exists, or another process is creating it.
     """
     path = Path(path).absolute()
     work = path.with_name(f".{path.name}.part")
@@ -84,7 +83,7 @@ def new_folder(path: str | os.PathLike, wait: bool = False) -> Iterator[Path]:
     lock = lock_folder(work, wait)
     try:
         if path.exists():
-            raise FileExistsError(f"'{path}' exists already.")
+            raise FileExistsError(f"'{path}' already exists.")
         _empty(work)
         yield work / path.name
         sync_folder(work / path.name)
@@ -96,15 +95,15 @@ def new_folder(path: str | os.PathLike, wait: bool = False) -> Iterator[Path]:
 
 def try_lock(path: str | os.PathLike, wait: bool = False, again: bool = False) -> FileLock | None:
     """
-    The lock of a file `path`, held until it is released; None if another process holds it.
+    Acquire the lock file `path`; return None if another process holds it.
 
-    The operating system releases the lock of a process that dies, also that of another machine if the file system's
-    locks span machines (NFS, Lustre, GPFS).
+    The operating system releases the lock of a process that dies. This includes processes on other machines if the
+    locks of the file system span machines (NFS, Lustre, GPFS).
 
     Args:
-        path: the lock's own file, which stays.
+        path: the lock file, which is not deleted.
         wait: wait for the other process.
-        again: the process that holds the lock may acquire it again, and releases it as often.
+        again: the process that holds the lock may acquire it again, and has to release it as often.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, is_singleton=again)
@@ -117,21 +116,21 @@ def try_lock(path: str | os.PathLike, wait: bool = False, again: bool = False) -
 
 def lock_folder(folder: str | os.PathLike, wait: bool = False) -> FileLock:
     """
-    The lock of a folder, which the same process may acquire again, see [`try_lock`]; [`unlock_folder`] releases it.
+    Acquire the lock of a folder. The same process may acquire it again. [`unlock_folder`] releases it.
 
     Raises:
-        FileExistsError: another process writes the folder.
+        FileExistsError: another process is writing the folder.
     """
     lock = try_lock(Path(folder).absolute() / FOLDER_LOCK, wait, again=True)
     if lock is None:
         raise FileExistsError(
-            f"Another process is writing '{folder}': wait until it has finished, or choose another folder."
+            f"Another process is writing '{folder}'. Wait until it has finished, or choose another folder."
         )
     return lock
 
 
 def unlock_folder(lock: FileLock) -> None:
-    """Release the lock of a folder; delete its file, and the folder if there is nothing else in it."""
+    """Release the lock of a folder. Delete its file, and the folder if it is otherwise empty."""
     if lock.lock_counter == 1:
         Path(lock.lock_file).unlink(missing_ok=True)
         with suppress(OSError):

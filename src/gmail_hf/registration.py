@@ -1,8 +1,8 @@
 """
-The models of this package in transformers' Auto classes, without importing them.
+Register the models of this package with transformers' Auto classes, without importing them.
 
-Each module of models registers its own with the Auto classes when it is imported. Here transformers' table of model
-types learns which module to import for a type, once that table exists.
+Each module registers its models with the Auto classes when it is imported. Here, transformers' table of model types is
+extended to import the module of a type when it is looked up.
 """
 
 import importlib
@@ -32,7 +32,7 @@ MODULES = {
 
 
 class _OnDemand(dict):
-    """The registered configurations by model type; asked for one of this package, it imports its module first."""
+    """The registered configurations by model type. Looking up a type of this package first imports its module."""
 
     def __contains__(self, model_type: Any) -> bool:
         if not super().__contains__(model_type) and model_type in MODULES:
@@ -41,7 +41,7 @@ class _OnDemand(dict):
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds the module of transformers' table as any other, and extends the table once it is imported."""
+    """Extends transformers' table of model types when its module is imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -65,7 +65,7 @@ def _extend(table: ModuleType) -> None:
 
 
 def register_on_demand() -> None:
-    """Let the Auto classes find this package's models, whether transformers is imported yet or not."""
+    """Let the Auto classes find this package's models, whether or not transformers is already imported."""
     if TABLE in sys.modules:
         _extend(sys.modules[TABLE])
     else:

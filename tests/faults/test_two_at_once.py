@@ -35,7 +35,7 @@ def test_the_second_run_is_refused(command, pairs_file, tmp_path, capsys, monkey
             cli.main(argv)
         assert end.value.code == 2
         line = capsys.readouterr().err.splitlines()[-1]
-        assert "Another process is writing" in line and "wait until it has finished, or choose another folder" in line
+        assert "Another process is writing" in line and "Wait until it has finished, or choose another folder" in line
         assert os.listdir(output) == ["_lock"] if command == "train" else not output.exists()
     finally:
         other.kill()

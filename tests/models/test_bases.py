@@ -147,7 +147,7 @@ def test_unknown_and_mistaken_bases_are_refused_by_name(tmp_path, clip_folder):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))  # and no weights
     with pytest.raises(ValueError, match="of type 'resnet', for which there is no class.*'clip', 'dinov2'"):
         from_base(tmp_path)
-    with pytest.raises(ValueError, match="of type 'resnet', GmailCLIPModel takes 'clip'"):
+    with pytest.raises(ValueError, match="of type 'resnet', but GmailCLIPModel needs 'clip'"):
         GmailCLIPModel.from_base(tmp_path)
     GmailCLIPModel.from_base(clip_folder).save_pretrained(tmp_path / "has_branches")
     with pytest.raises(ValueError, match="already has branches"):

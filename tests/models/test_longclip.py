@@ -162,7 +162,7 @@ def test_processors(save, tmp_path):
 def test_a_tokenizer_of_another_vocabulary_is_refused(save, tmp_path):
     make_processor().save_pretrained(tmp_path / "clip")
     checkpoint = save(**{"token_embedding.weight": torch.zeros(600, TEXT_WIDTH)})
-    with pytest.raises(ValueError, match="ends texts with token 513, this model with its last one, 599"):
+    with pytest.raises(ValueError, match="ends texts with token 513, but this model with its last token, 599"):
         convert_longclip(checkpoint, tmp_path / "out", processor=tmp_path / "clip")
     assert not (tmp_path / "out").exists()
 

@@ -142,7 +142,7 @@ def test_captions_longer_than_the_old_context_are_not_cut(clip_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"length": OLD}, "has 40 text positions already: `length` must be larger, got 40"),
+        ({"length": OLD}, "already has 40 text positions: `length` must be larger, got 40"),
         ({"keep": -1}, r"in \[0, 38\]"),
         ({"keep": OLD - 1}, r"in \[0, 38\]"),
     ],

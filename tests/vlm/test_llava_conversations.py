@@ -70,21 +70,21 @@ def asked(text):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (captions("A", "B", None), "row 2, column 'caption': it holds NoneType, not text; leave the row out"),
+        (captions("A", "B", None), "row 2, column 'caption': it holds NoneType, not text; remove the row"),
         (captions("A", "an <image> of B"), "row 1, column 'caption': it contains '<image>'.*remove it"),
-        (captions("A", "B", images=[[png(0)], []]), r"row 1, column 'caption': it shows 1 image.*the row has 0"),
+        (captions("A", "B", images=[[png(0)], []]), r"row 1, column 'caption': it refers to 1 image.*the row has 0"),
         (captions("A", modality=["fake"]), "row 0, column 'modality': unknown modality 'fake'.*'real', 'gen'"),
         (captions("A", "B", images=[png(i, truncated=True) for i in range(2)]), "of 2 sampled rows.*'image'"),
         (chats(TURNS, TURNS[:1]), r"row 1, column 'messages': it needs an assistant's turn.*\['user'\]"),
-        (chats(TURNS, TURNS[1:]), r"row 1, column 'messages': .*answers another one.*\['assistant'\]"),
+        (chats(TURNS, TURNS[1:]), r"row 1, column 'messages': .*answers another turn.*\['assistant'\]"),
         (chats(TURNS, []), "row 1, column 'messages': .*not a list of turns"),
-        (chats(TEXTS), r"row 0, column 'messages': it shows 0 image\(s\).*the row has 1"),
-        (chats(asked("<image>"), asked("<image> or <image>")), r"row 1.*shows 2 image\(s\)"),
+        (chats(TEXTS), r"row 0, column 'messages': it refers to 0 image\(s\).*the row has 1"),
+        (chats(asked("<image>"), asked("<image> or <image>")), r"row 1.*refers to 2 image\(s\)"),
         (chats([{"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "A"}]), "'human' and 'gpt'"),
         (chats([{"role": None, "content": "A"}]), "row 0.*a turn needs 'role' and 'content'"),
-        (chats([{"role": "user", "content": None}]), "row 0.*the content of a turn is text or a list of items"),
-        (chats([{**TURNS[0], "content": [{"type": "text", "text": None}]}]), "row 0.*is a text or an image"),
-        (chats([{**TURNS[0], "content": [{"type": "video", "text": "A"}]}]), "row 0.*is a text or an image"),
+        (chats([{"role": "user", "content": None}]), "row 0.*the content of a turn must be text or a list of items"),
+        (chats([{**TURNS[0], "content": [{"type": "text", "text": None}]}]), "row 0.*must be a text or an image"),
+        (chats([{**TURNS[0], "content": [{"type": "video", "text": "A"}]}]), "row 0.*must be a text or an image"),
     ],
 )
 def test_rows_that_cannot_be_learned_are_named(processor, rows, message):
@@ -99,5 +99,5 @@ def test_a_path_without_an_image_is_named(processor):
 
 
 def test_question_with_an_image_token(processor):
-    with pytest.raises(ValueError, match="question contains '<image>'.*leave it out"):
+    with pytest.raises(ValueError, match="question contains '<image>'.*remove it"):
         Conversations(captions("A"), "image", question="<image>\nWhat?").check(processor, MODALITIES)

@@ -297,7 +297,7 @@ def test_towers_that_do_not_fit(llava_folder, gmail_folder, clip_folder, tmp_pat
     for field, value in shapes.items():
         make_clip(**{field: value}).save_pretrained(tmp_path / "clip")
         make_model(tmp_path / "clip").save_pretrained(tmp_path / field)
-        with pytest.raises(ValueError, match=rf"{field}=\d+, the base of .*{field}={value}"):
+        with pytest.raises(ValueError, match=rf"{field}=\d+, but the base of .*{field}={value}"):
             from_llava(tmp_path / field)
     make_clip(seed=9).save_pretrained(tmp_path / "clip")
     make_model(tmp_path / "clip").save_pretrained(tmp_path / "other")
@@ -314,7 +314,7 @@ def test_rounded_base_is_the_same_base(llava_folder, gmail_folder, tmp_path):
 def test_incomplete_llava(llava_folder, gmail_folder, tmp_path):
     save_llava(tmp_path, make_clip())
     rename_weights(tmp_path, lambda name: name.replace("multi_modal_projector", "gone"))
-    with pytest.raises(ValueError, match="lacks 4 weights"):
+    with pytest.raises(ValueError, match="lacks .* and 1 more"):
         GmailLlavaForConditionalGeneration.from_llava(tmp_path, gmail=gmail_folder)
 
 

@@ -185,7 +185,7 @@ def test_models_that_are_no_pair(clip_folder, gmail_folder, llama_folder, tmp_pa
         GmailLlavaForConditionalGeneration.from_vision_text_pretrained(clip_folder, llama_folder, processor)
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=len(processor.tokenizer)))
     gpt2.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="a gpt2, is not laid out"):
+    with pytest.raises(ValueError, match="a gpt2, does not have the layout"):
         GmailLlavaForConditionalGeneration.from_vision_text_pretrained(gmail_folder, tmp_path, processor)
     processor.patch_size = 4
     with pytest.raises(ValueError, match="patch_size 4"):

@@ -100,7 +100,7 @@ def test_a_conversation_is_rendered_once(llava_processor, monkeypatch):
 
 def test_a_template_that_rewrites_earlier_turns(llava_processor):
     template = "{% for m in messages %}{{ m['content'] if loop.last or m['role'] == 'user' else '-' }}{% endfor %}"
-    with pytest.raises(ValueError, match="does not go on as it began"):
+    with pytest.raises(ValueError, match="renders the start of a conversation differently"):
         LlavaCollator(make_llava_processor(llava_processor.tokenizer, template)).render(CONVERSATION)
 
 

@@ -1,4 +1,4 @@
-"""How a model with branches is made, stored and exported."""
+"""Creating, saving, loading and exporting a model with branches."""
 
 import copy
 import json
@@ -35,13 +35,13 @@ from .loading import (
     check_finite,
 )
 
-# Settings that make two checkpoints of a training the same model.
+# Settings that must not change when training is resumed.
 RESUMABLE = ("lora_rank", "lora_alpha", "lora_targets", "modalities", "trainable_modalities", "head", "text_lora")
 
 
 class GmailCheckpoints(StrictLoading):
     """
-    Mixin of a [`GmailModel`] that reads and writes checkpoints.
+    Mixin for a [`GmailModel`] that reads and writes checkpoints.
 
     `base_class` is the plain model of transformers.
     """
@@ -51,21 +51,21 @@ class GmailCheckpoints(StrictLoading):
     @classmethod
     def from_base(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
         """
-        Put fresh branches on a pretrained model; every branch then equals that model bit for bit.
+        Add fresh branches to a pretrained model. At first every branch equals that model, bit for bit.
 
         Args:
             pretrained_model_name_or_path: a Hub id or folder of a model of `base_class`.
-            kwargs: fields of [`GmailConfig`], such as `lora_rank`; anything else goes to the base's
-                `from_pretrained`, such as `revision`, `dtype`, `device_map`, `attn_implementation`.
+            kwargs: fields of [`GmailConfig`], such as `lora_rank`. All others, such as `revision`, `dtype`,
+                `device_map` and `attn_implementation`, are passed to the base's `from_pretrained`.
 
         Raises:
-            ValueError: an invalid field; a checkpoint of another kind, one that lacks weights or has branches already.
-            OSError: its weights are a pickle alone.
+            ValueError: a field is invalid; the checkpoint is of another type, lacks weights or already has branches.
+            OSError: the weights exist only as a pickle.
         """
         own = cls.config_class.own_fields()
-        # A field that is ours but for a typing error is kept too: the configuration refuses it.
+        # Misspelled fields are included: the configuration refuses them.
         fields = {key: kwargs.pop(key) for key in list(kwargs) if key in own or is_adapter_like(key)}
-        cls.config_class(**fields)  # refuses a wrong field before the download
+        cls.config_class(**fields)  # checks the fields before the download
         if commit := resolve_commit(pretrained_model_name_or_path, kwargs):
             kwargs["revision"] = commit
         check_checkpoint(pretrained_model_name_or_path, **hub_kwargs(kwargs))
@@ -80,7 +80,7 @@ class GmailCheckpoints(StrictLoading):
         )
         if info["missing_keys"]:
             raise ValueError(
-                f"'{pretrained_model_name_or_path}' is no complete {cls.base_class.__name__}; it lacks "
+                f"'{pretrained_model_name_or_path}' is not a complete {cls.base_class.__name__}; it lacks "
                 f"{some(info['missing_keys'])}."
             )
         check_finite(base, pretrained_model_name_or_path)
@@ -88,33 +88,32 @@ class GmailCheckpoints(StrictLoading):
 
     @classmethod
     def _check_kind(cls, source: str | os.PathLike, kwargs: dict[str, Any]) -> None:
-        """Refuse a model of another kind by its configuration, before its weights are downloaded."""
+        """Refuse a model of another type by its configuration, before its weights are downloaded."""
         values, _ = cls.base_class.config_class.get_config_dict(source, **hub_kwargs(kwargs))
         kind, expected = values.get("model_type"), cls.base_class.config_class.model_type
         if "trainable_modalities" in values:
             raise ValueError(
-                f"'{source}' has adapters already; load it with `{cls.__name__}.from_pretrained`, or name the base "
-                "that it was made from."
+                f"'{source}' already has adapters. Load it with `{cls.__name__}.from_pretrained`, or pass its base."
             )
         if kind is not None and kind != expected:
             raise ValueError(
-                f"'{source}' is of type '{kind}', {cls.__name__} takes '{expected}'. `gmail_hf.from_base` chooses the "
-                "class for a base."
+                f"'{source}' is of type '{kind}', but {cls.__name__} needs '{expected}'. `gmail_hf.from_base` chooses "
+                "the class for a base."
             )
 
     @classmethod
     def adopt(cls, base: PreTrainedModel, **fields: Any):
         """
-        Put fresh branches on a model that is loaded already; the object itself becomes one of this class.
+        Add fresh branches to a loaded model, in place; the class of the object changes to this one.
 
         Args:
             base: a model of `base_class`.
-            fields: of [`GmailConfig`].
+            fields: fields of [`GmailConfig`].
         """
         config = cls.config_class.from_base_config(base.config, **fields)
         config._attn_implementation = base.config._attn_implementation
         config.dtype = base.config.dtype
-        # Layers hold the configuration of their model.
+        # Layers refer to the configuration of their model.
         new = {id(base.config): config}
         for name in getattr(config, "sub_configs", {}):
             if (part := getattr(base.config, name, None)) is not None:
@@ -129,15 +128,15 @@ class GmailCheckpoints(StrictLoading):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
         """
-        Load what `save_pretrained` or `save_adapters` wrote.
+        Load a checkpoint of `save_pretrained` or `save_adapters`. Arguments as in `PreTrainedModel`.
 
-        The latter is a few megabytes: the base that its config.json names comes from the Hub, at the commit named
-        there, and is checked to be the one that the adapters were trained on. Arguments as in `PreTrainedModel`.
+        For `save_adapters`, the base is loaded from the name and the commit in config.json, and checked to be the one
+        that the adapters were trained on.
 
         Raises:
-            ValueError: the checkpoint's weights are not exactly this model's; nothing is filled in at random. The base
-                has other weights than the one that the adapters were trained on.
-            OSError: files are missing, or there is no access to them; the same of the base.
+            ValueError: the weights in the checkpoint are not exactly those of this model (no weights are initialised
+                at random), or the base has other weights than the one that the adapters were trained on.
+            OSError: files of the checkpoint or of the base are missing or not accessible.
         """
         config = adapters_config(pretrained_model_name_or_path, kwargs, cls.config_class)
         if config is None:
@@ -150,8 +149,8 @@ class GmailCheckpoints(StrictLoading):
         except OSError as error:
             at = f" at revision {config.base_model_revision}" if config.base_model_revision else ""
             raise OSError(
-                f"'{pretrained_model_name_or_path}' holds adapters alone; their base '{base}'{at} did not load: "
-                f"{error}"
+                f"'{pretrained_model_name_or_path}' contains only adapters, and their base '{base}'{at} could not be "
+                f"loaded: {error}"
             ) from error
         model.load_adapters(pretrained_model_name_or_path, **hub_kwargs(kwargs))
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
@@ -162,14 +161,14 @@ class GmailCheckpoints(StrictLoading):
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, is_main_process: bool = True, **kwargs: Any
     ) -> None:
         """
-        Write the whole checkpoint and, next to it, each branch as a PEFT folder.
+        Save the complete checkpoint and, in the same folder, each branch as a PEFT folder.
 
-        The plain base class loads the folder too: it gets the shared weights, which are the `real` branch unless that
-        one was trained. `PeftModel.from_pretrained(base, save_directory, subfolder="gen")` gives the `gen` branch.
-        Arguments are those of `PreTrainedModel.save_pretrained`.
+        The plain base class can load the folder, too. It gets the shared weights, which are the `real` branch unless
+        `real` was trained. `PeftModel.from_pretrained(base, save_directory, subfolder="gen")` loads the `gen` branch.
+        The arguments are those of `PreTrainedModel.save_pretrained`.
         """
         hub = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "create_pr") if key in kwargs}
-        # Under the names of this model's modules: `Trainer` could not resume from those of transformers 4.
+        # Save by the names of this model's modules: `Trainer` could not resume from those of transformers 4.
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
@@ -191,9 +190,9 @@ class GmailCheckpoints(StrictLoading):
         **commit: Any,
     ) -> str:
         """
-        Upload the whole checkpoint, the PEFT folders and the card, unless somebody edited that one on the Hub.
+        Upload the complete checkpoint, the PEFT folders and, unless it was edited on the Hub, the card.
 
-        Arguments are those of `PreTrainedModel.push_to_hub`.
+        The arguments are those of `PreTrainedModel.push_to_hub`.
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -202,19 +201,19 @@ class GmailCheckpoints(StrictLoading):
 
     def save_adapters(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **hub_kwargs: Any) -> None:
         """
-        Write the adapters and the configuration, without the base: `from_pretrained` fetches that.
+        Save the adapters and the configuration without the base, which `from_pretrained` downloads.
 
-        Each branch, and the `text` adapter if there is one, is a PEFT folder `save_directory/<name>`; a branch without
-        an adapter is written as one that changes nothing.
+        Each branch, and the `text` adapter if there is one, is a PEFT folder `save_directory/<name>`. A branch without
+        an adapter is saved as an adapter that has no effect.
 
         Args:
             save_directory: the folder.
-            push_to_hub (`bool`): upload the folder then, in one commit.
-            hub_kwargs: `repo_id` (by default the folder's name), `private`, `token`, `commit_message`, `create_pr`.
+            push_to_hub (`bool`): upload the folder in one commit.
+            hub_kwargs: `repo_id` (defaults to the folder's name), `private`, `token`, `commit_message`, `create_pr`.
 
         Raises:
-            ValueError: the folder or the repository holds a whole checkpoint, which would still be loaded; a push of
-                adapters whose base is a folder of this machine.
+            ValueError: the folder or the repository has a complete checkpoint, which would be loaded instead; or
+                `push_to_hub` with adapters whose base is a local folder.
         """
         check_adapters_can_load(save_directory, self.config, push_to_hub)
         config = copy.deepcopy(self.config)
@@ -234,17 +233,17 @@ class GmailCheckpoints(StrictLoading):
         self, pretrained_model_name_or_path: str | os.PathLike, modality: str | None = None, **hub_kwargs: Any
     ) -> None:
         """
-        Load PEFT folders into this model's branches. Everything is checked before a weight changes.
+        Load PEFT folders into this model's branches. All folders are checked before the model changes.
 
         Args:
-            pretrained_model_name_or_path: a Hub id or folder with a PEFT folder for each branch, as `save_adapters`
-                writes it; with `modality`, also a PEFT folder itself.
-            modality (`str`, *optional*): load this branch (or `"text"`) alone.
-            hub_kwargs: `revision`, `token`, `cache_dir` and the like.
+            pretrained_model_name_or_path: a Hub id or folder with a PEFT folder per branch, as saved by
+                `save_adapters`; with `modality`, it may be a PEFT folder.
+            modality (`str`, *optional*): load only this branch (or `"text"`).
+            hub_kwargs: `revision`, `token`, `cache_dir` and other arguments for downloads.
 
         Raises:
-            ValueError: unknown modality; an adapter of another base, rank or scale; missing, unexpected or non-finite
-                weights; a trained branch in the folder that this model has no adapter for.
+            ValueError: unknown modality; an adapter has another base, rank or scale; weights are missing, unexpected
+                or not finite; a branch in the folder was trained, but this model has no adapter for it.
             OSError: a file is missing or damaged.
         """
         source = pretrained_model_name_or_path
@@ -260,7 +259,7 @@ class GmailCheckpoints(StrictLoading):
                 loaded[name] = read_adapter(self, name, *files)
             elif modality or has_adapter(self, name):
                 raise OSError(
-                    f"'{source}' holds no adapter '{name}': expected {name}/adapter_config.json and "
+                    f"'{source}' has no adapter '{name}': expected {name}/adapter_config.json and "
                     f"{name}/adapter_model.safetensors."
                 )
         for name, tensors in loaded.items():
@@ -273,7 +272,7 @@ class GmailCheckpoints(StrictLoading):
 
     def to_base(self, modality: str) -> PreTrainedModel:
         """
-        One branch as a plain model of `base_class`, its adapter merged into the weights (with `text`'s, if any).
+        Export one branch as a plain model of `base_class`, with its adapter and the `text` adapter merged.
 
         Raises:
             ValueError: unknown modality.
@@ -289,20 +288,20 @@ class GmailCheckpoints(StrictLoading):
 
     def check_resumable(self, checkpoint: str | os.PathLike) -> None:
         """
-        Check that a training checkpoint is one of this very model: its base, its adapters and their scale.
+        Check that a training checkpoint has the base and the adapter settings of this model.
 
         Raises:
-            ValueError: it is not; loading its weights would silently give another model.
+            ValueError: it does not. Loading its weights would silently give another model.
         """
         theirs = self.config_class.from_pretrained(checkpoint)
         for field in RESUMABLE:
             saved, ours = getattr(theirs, field, None), getattr(self.config, field, None)
-            if field == "lora_targets":  # whose order means nothing
+            if field == "lora_targets":  # the order has no meaning
                 saved, ours = sorted(saved or []), sorted(ours or [])
             if saved != ours:
                 raise ValueError(
-                    f"'{checkpoint}' was trained with {field}={saved}, this model has {ours}: resume with the "
-                    "settings it was started with."
+                    f"'{checkpoint}' was trained with {field}={saved}, but this model has {ours}. Resume with the "
+                    "original settings."
                 )
         weights_file = Path(checkpoint, self.config.modalities[0], "adapter_model.safetensors")
         check_base(self, str(weights_file), theirs.base_model_name_or_path, read_signature(weights_file))

@@ -1,4 +1,4 @@
-"""Where checkpoints come from: strict loading, PEFT folders of a repository, adapters without their base."""
+"""Loading checkpoints: strict loading, PEFT folders of a repository, and adapters without their base."""
 
 import os
 from pathlib import Path
@@ -14,25 +14,25 @@ from ..branches.tower import is_adapter_weight
 from ..publishing.hub import WEIGHTS, hub_kwargs
 from ..publishing.provenance import on_hub
 
-# Upper limits of numbers in config.json, by a part of their names: layers are made one by one, whatever their weights.
+# Upper limits for numbers in config.json, by parts of their names. Layers are created before any weights are read.
 SIZE_LIMITS = {"layers": 1000, "heads": 1000, "image_size": 2**14, "hidden_size": 2**16, "intermediate_size": 2**18}
 
 
 class StrictLoading:
-    """Mixin of a `PreTrainedModel`: weights that are missing or left over are errors, and pickles are not read."""
+    """Mixin for a `PreTrainedModel`: missing and unexpected weights are errors, and pickles are not read."""
 
-    # What to do about a checkpoint that has a base's weights and no branches.
-    _without_branches = "If it is a plain base model, put fresh branches on it with `from_base`."
+    # The remedy for a checkpoint with a base's weights and without branches.
+    _without_branches = "If it is a plain base model, add fresh branches with `from_base`."
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
         """
-        Load a checkpoint that `save_pretrained` wrote; arguments as in `PreTrainedModel`.
+        Load a checkpoint of `save_pretrained`; arguments as in `PreTrainedModel`.
 
         Raises:
-            ValueError: the checkpoint's weights are not exactly this model's, or some are not finite. Nothing is
-                filled in at random.
-            OSError: its weights are a pickle alone, see [`check_checkpoint`].
+            ValueError: the weights in the checkpoint are not exactly those of this model, or some are not finite. No
+                weights are initialised at random.
+            OSError: the weights exist only as a pickle, see [`check_checkpoint`].
         """
         with_info = kwargs.pop("output_loading_info", False)
         check_checkpoint(pretrained_model_name_or_path, **hub_kwargs(kwargs))
@@ -42,7 +42,7 @@ class StrictLoading:
         check_nothing_missing(pretrained_model_name_or_path, info["missing_keys"], cls._without_branches)
         if info["unexpected_keys"]:
             raise ValueError(
-                f"'{pretrained_model_name_or_path}' holds weights that this configuration has no place for: "
+                f"'{pretrained_model_name_or_path}' has weights that do not fit its configuration: "
                 f"{some(info['unexpected_keys'])}. Check `trainable_modalities`, `lora_targets` and `text_lora`."
             )
         check_finite(model, pretrained_model_name_or_path)
@@ -50,19 +50,19 @@ class StrictLoading:
         return (model, info) if with_info else model
 
     def after_loading(self) -> None:
-        """Set which parameters train: loading puts new ones in the place of those that the constructor set."""
+        """Set which parameters train. Loading replaces the parameters that the constructor froze."""
 
 
 def check_nothing_missing(
     source: str | os.PathLike, missing: set[str], without_branches: str = StrictLoading._without_branches
 ) -> None:
     """
-    Refuse a checkpoint that lacks weights; transformers would fill them in at random with a warning.
+    Refuse a checkpoint that lacks weights. transformers would initialise them at random with a warning.
 
     Args:
         source: the checkpoint's name.
-        missing: the weights that it lacks.
-        without_branches: the remedy where it lacks only branches.
+        missing: the missing weights.
+        without_branches: the remedy if weights of branches are missing.
 
     Raises:
         ValueError: weights are missing.
@@ -75,15 +75,15 @@ def check_nothing_missing(
 
 def check_checkpoint(source: str | os.PathLike, **hub: Any) -> None:
     """
-    Refuse files of a whole model that cannot be meant, before any of its memory is allocated.
+    Refuse invalid or hostile files of a model, before memory is allocated for it.
 
     Args:
         source: a folder or Hub id.
-        hub: `revision`, `token`, `cache_dir` and the like.
+        hub: `revision`, `token`, `cache_dir` and other arguments for downloads.
 
     Raises:
-        OSError: the weights are a pickle alone; the message shows how to convert them.
-        ValueError: absurd sizes in config.json, an index that names files elsewhere, or integer weights.
+        OSError: the weights exist only as a pickle; the message shows how to convert them.
+        ValueError: config.json has implausible sizes, the index names files in other folders, or weights are integers.
     """
 
     def found(name: str) -> str | None:
@@ -93,8 +93,8 @@ def check_checkpoint(source: str | os.PathLike, **hub: Any) -> None:
     pickle = next((file for file in sorted(folder.glob("*.bin")) if file.name.startswith("pytorch_model")), None)
     if pickle and not any((folder / name).exists() for name in WEIGHTS):
         raise OSError(
-            f"'{folder}' holds {pickle.name} and no {SAFE_WEIGHTS_NAME}; pickles can run code and are not read. If "
-            f"you trust the file, convert it: `from transformers import AutoModel; "
+            f"'{folder}' has {pickle.name} and no {SAFE_WEIGHTS_NAME}. Pickles are not read, because they can run "
+            f"code. If you trust the file, convert it: `from transformers import AutoModel; "
             f"AutoModel.from_pretrained('{folder}').save_pretrained('{folder}')`."
         )
     if config := found(CONFIG_NAME):
@@ -111,9 +111,9 @@ def check_checkpoint(source: str | os.PathLike, **hub: Any) -> None:
         if path := found(name):
             with safe_open(path, framework="pt") as tensors:
                 integers = [key for key in tensors.keys() if "F" not in tensors.get_slice(key).get_dtype()]
-            integers = [key for key in integers if not key.endswith("position_ids")]  # of early CLIPs
+            integers = [key for key in integers if not key.endswith("position_ids")]  # in early CLIPs
             if integers:
-                raise ValueError(f"{path} holds weights that are not floating-point numbers: {some(integers)}.")
+                raise ValueError(f"{path} has weights that are not floating-point numbers: {some(integers)}.")
 
 
 def _check_sizes(values: Any, file: str) -> None:
@@ -121,14 +121,16 @@ def _check_sizes(values: Any, file: str) -> None:
     for key, value in items:
         limit = next((limit for part, limit in SIZE_LIMITS.items() if part in key), None)
         if isinstance(value, (int, float)) and limit is not None and not value <= limit:
-            raise ValueError(f"{file} has {key}={value}; at most {limit} is read.")
+            raise ValueError(f"{file} has {key}={value}; the limit is {limit}.")
         _check_sizes(value, file)
 
 
 def check_finite(model: torch.nn.Module, source: str | os.PathLike) -> None:
     """
+    Check the weights of a model.
+
     Raises:
-        ValueError: weights of a model are NaN or infinite.
+        ValueError: weights are NaN or infinite.
     """
     bad = [
         name
@@ -136,11 +138,11 @@ def check_finite(model: torch.nn.Module, source: str | os.PathLike) -> None:
         if not weight.is_meta and not weight.detach().isfinite().all()
     ]
     if bad:
-        raise ValueError(f"'{source}' holds weights that are not finite: {some(bad)}.")
+        raise ValueError(f"'{source}' has weights that are not finite: {some(bad)}.")
 
 
 def adapter_files(source: str | os.PathLike, name: str, **kwargs: Any) -> tuple[str, str] | None:
-    """Paths of the two files of the PEFT folder `name`, downloaded if need be; None if the folder does not exist."""
+    """Paths of the two files of the PEFT folder `name`, downloaded if needed; None if the folder does not exist."""
     kwargs["subfolder"] = os.path.join(kwargs.get("subfolder", ""), name)
     config_file = cached_file(source, "adapter_config.json", _raise_exceptions_for_missing_entries=False, **kwargs)
     if config_file is None:
@@ -152,15 +154,15 @@ def adapters_config(
     source: str | os.PathLike | None, kwargs: dict[str, Any], config_class: type[PreTrainedConfig]
 ) -> PreTrainedConfig | None:
     """
-    The configuration of a repository or folder that holds PEFT folders and no weights of their base, else None.
+    The configuration of a repository or folder with PEFT folders and without weights of their base, else None.
 
     Args:
         source: its Hub id or path.
-        kwargs: what `from_pretrained` was given.
-        config_class: of a whole model with branches.
+        kwargs: the arguments of `from_pretrained`.
+        config_class: the configuration class of a complete model with branches.
 
     Raises:
-        OSError: no access to the repository, or it holds neither.
+        OSError: the repository cannot be accessed, or has neither PEFT folders nor weights.
     """
     if source is None or any(kwargs.get(key) for key in ("state_dict", "gguf_file", "variant")):
         return None
@@ -179,8 +181,8 @@ def adapters_config(
     at = f" at revision {hub['revision']}" if hub.get("revision") else ""
     raise OSError(
         f"Found neither {SAFE_WEIGHTS_NAME} nor {config.modalities[0]}/adapter_config.json in '{source}'{at}. "
-        "Check that it is the repository of a model with branches and that its push was completed; offline, that it "
-        "is in the cache."
+        "Check that it is the repository of a model with branches and that its upload was completed, or if you are "
+        "offline, that it is in the cache."
     )
 
 
@@ -188,16 +190,16 @@ def base_arguments(
     source: str | os.PathLike, config: PreTrainedConfig, kwargs: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
     """
-    The base that the adapters in `source` name, and the keywords to load it with.
+    The base of the adapters in `source`, and the arguments to load it with.
 
     Raises:
-        ValueError: `config` names none.
+        ValueError: `config` does not name the base.
     """
     base = config.base_model_name_or_path
     if base is None:
         raise ValueError(
-            f"'{source}' holds adapters alone, and its config.json names no base: put them on the model that they "
-            "were trained on by `from_base` and `load_adapters`."
+            f"'{source}' contains only adapters, and its config.json names no base. Load the model that they were "
+            "trained on with `from_base`, then the adapters with `load_adapters`."
         )
     hub = hub_kwargs(kwargs)
     rest = {key: value for key, value in kwargs.items() if key not in (*hub, "config", "adapter_kwargs")}
@@ -209,19 +211,19 @@ def base_arguments(
 
 def check_adapters_can_load(folder: str | os.PathLike, config: PreTrainedConfig, push_to_hub: bool) -> None:
     """
-    Check that adapters saved in `folder` will be what is loaded from there, by others too if they are pushed.
+    Check that adapters saved in `folder` can be loaded from there, and if they are pushed, also by others.
 
     Raises:
-        ValueError: weights in `folder` would hide them, or nobody else can fetch their base.
+        ValueError: weights in `folder` would be loaded instead, or others cannot download the base.
     """
     if any(Path(folder, name).exists() for name in WEIGHTS):
         raise ValueError(
-            f"'{folder}' holds a whole checkpoint, which would be loaded in place of these adapters: save the whole "
-            "model by `save_pretrained`, or choose another folder."
+            f"'{folder}' has a complete checkpoint, which would be loaded instead of these adapters. Save the "
+            "complete model with `save_pretrained`, or choose another folder."
         )
     base = config.base_model_name_or_path
     if push_to_hub and not on_hub(base):
         raise ValueError(
-            f"Nobody else can fetch the base of these adapters, '{base}': push the whole model by `push_to_hub`, or "
-            "make it by `from_base` from a model on the Hub."
+            f"Others cannot download the base of these adapters, '{base}'. Push the complete model with "
+            "`push_to_hub`, or create it with `from_base` from a model on the Hub."
         )

@@ -1,4 +1,4 @@
-"""Official checkpoints of Long-CLIP (Zhang et al., ECCV 2024), as a CLIP of transformers."""
+"""Convert official checkpoints of Long-CLIP (Zhang et al., ECCV 2024) to a CLIP of transformers."""
 
 import os
 
@@ -9,9 +9,9 @@ from .renaming import count_layers, fill, grid_size, read_tensors, require
 from .stretching import KEPT_POSITIONS
 
 HEAD_SIZE = 64
-# What old exports of CLIP hold next to the weights.
+# Other entries in old exports of CLIP.
 SETTINGS = ("input_resolution", "context_length", "vocab_size")
-# From the names in transformers to OpenAI's.
+# From transformers' names to OpenAI's.
 RENAMES = (
     (r"^text_model\.final_layer_norm", "ln_final"),
     (r"^text_model\.embeddings\.token_embedding", "token_embedding"),
@@ -37,18 +37,18 @@ def convert_longclip(
     checkpoint: str | os.PathLike, output_dir: str | os.PathLike, processor: str | os.PathLike | None = None
 ) -> None:
     """
-    Write an official Long-CLIP checkpoint, such as `longclip-L.pt`, as a folder that [`from_base`] and
+    Convert an official Long-CLIP checkpoint, such as `longclip-L.pt`, to a folder that [`from_base`] and
     `CLIPModel.from_pretrained` load.
 
     Args:
-        checkpoint: the `.pt` file: a state dict in OpenAI's naming. Tensors alone are read, no code. Sizes are taken
+        checkpoint: the `.pt` file, a state dict with OpenAI's names. Only tensors are read, no code. Sizes are taken
             from their shapes; attention heads have 64 dimensions.
-        output_dir: the folder; it gets the model in float32 and the processor of its images.
-        processor: a folder or Hub id with CLIP's tokenizer, such as `"openai/clip-vit-large-patch14"`; the folder gets
-            it, its `model_max_length` set to the model's text positions. Without one there is no tokenizer.
+        output_dir: the folder for the model in float32 and its image processor.
+        processor: a folder or Hub id with CLIP's tokenizer, such as `"openai/clip-vit-large-patch14"`. It is saved
+            with `model_max_length` set to the model's text positions. By default no tokenizer is saved.
 
     Raises:
-        ValueError: the file holds Python objects, lacks weights or has unknown ones; the tokenizer has another
+        ValueError: the file holds Python objects, lacks weights or has unknown ones, or the tokenizer has another
             vocabulary.
     """
     weights = {name: tensor for name, tensor in read_tensors(checkpoint).items() if name not in SETTINGS}
@@ -59,10 +59,10 @@ def convert_longclip(
         tokenizer = AutoTokenizer.from_pretrained(processor, model_max_length=length)
         if tokenizer.eos_token_id != eos:
             raise ValueError(
-                f"The tokenizer of '{processor}' ends texts with token {tokenizer.eos_token_id}, this model with its "
-                f"last one, {eos}: name the processor of the CLIP that the checkpoint was made from."
+                f"The tokenizer of '{processor}' ends texts with token {tokenizer.eos_token_id}, but this model with "
+                f"its last token, {eos}. Pass the processor of the CLIP from which the checkpoint was made."
             )
-    # Two parameters of the official model, and what it reads of each.
+    # The official model has two parameters, and uses a part of each.
     kept, rest = weights.pop("positional_embedding"), weights.pop("positional_embedding_res")
     weights["positional_embedding"] = torch.cat([kept[:KEPT_POSITIONS], rest[KEPT_POSITIONS:]])
     for name in ("text_projection", "visual.proj"):
@@ -76,7 +76,7 @@ def convert_longclip(
 
 
 def longclip_config(weights: dict[str, torch.Tensor], checkpoint: str | os.PathLike) -> CLIPConfig:
-    """The configuration of a state dict in OpenAI's naming, from the shapes of its weights."""
+    """The configuration for a state dict with OpenAI's names, from the shapes of its weights."""
     fc = "transformer.resblocks.0.mlp.c_fc.weight"
     names = ["visual.conv1.weight", "visual.positional_embedding", "visual.proj", f"visual.{fc}", fc]
     names += ["token_embedding.weight", "positional_embedding", "positional_embedding_res", "text_projection"]
@@ -91,7 +91,7 @@ def longclip_config(weights: dict[str, torch.Tensor], checkpoint: str | os.PathL
         part["num_attention_heads"] = part["hidden_size"] // HEAD_SIZE
         part |= {"hidden_act": "quick_gelu", "projection_dim": weights["text_projection"].shape[1]}
     text |= {"max_position_embeddings": len(weights["positional_embedding_res"]), "pad_token_id": vocabulary - 1}
-    text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}  # CLIP pools at the highest token
+    text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}  # CLIP pools at the highest token id
     return CLIPConfig(
         text_config=text,
         vision_config={**vision, "image_size": grid * patch},

@@ -1,4 +1,4 @@
-"""Checkpoints of other code bases: their tensors, and a model of transformers filled with them."""
+"""Read checkpoints of other code bases, and load their tensors into a model of transformers."""
 
 import argparse
 import os
@@ -16,33 +16,35 @@ Weights = dict[str, torch.Tensor]
 
 def read_tensors(checkpoint: str | os.PathLike) -> Weights:
     """
-    Read the state dict in a file that `torch.save` wrote; code in the pickle is not run.
+    Read the state dict in a file of `torch.save`. Code in the pickle is not run.
 
     Args:
-        checkpoint: the file; its state dict is the whole content, or the entry `state_dict` or `model`.
+        checkpoint: the file. Its content is the state dict, or has it as the entry `state_dict` or `model`.
 
     Raises:
         ValueError: the file holds objects other than tensors and settings, or no state dict.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the settings of a training
+        with torch.serialization.safe_globals([argparse.Namespace]):  # settings of a training
             content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"'{checkpoint}' is damaged or holds Python objects, which are not read because they can run code. Save "
-            f"its tensors alone to a new file. {error}"
+            f"only its tensors to a new file. {error}"
         ) from error
     if isinstance(content, dict):
         content = next((content[key] for key in ("state_dict", "model") if key in content), content)
         tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
         if tensors:
             return tensors
-    raise ValueError(f"'{checkpoint}' holds no state dict: expected tensors by name, also in `state_dict` or `model`.")
+    raise ValueError(
+        f"'{checkpoint}' holds no state dict: expected tensors by name, possibly in `state_dict` or `model`."
+    )
 
 
 def require(weights: Weights, names: Sequence[str], checkpoint: str | os.PathLike) -> None:
     """
-    Check that a state dict has the weights that tell a model's sizes.
+    Check that a state dict has the weights from which a model's sizes are taken.
 
     Raises:
         ValueError: some are missing.
@@ -58,7 +60,7 @@ def count_layers(weights: Weights, prefix: str) -> int:
 
 def grid_size(positions: torch.Tensor, name: str) -> int:
     """
-    Patches along one side of the square images that position embeddings `(1 + patches, hidden)` are for.
+    Patches per edge of the square images for position embeddings `(1 + patches, hidden)`.
 
     Raises:
         ValueError: the patches do not form a square.
@@ -79,14 +81,14 @@ def fill(
     Load renamed weights into a model, in float32.
 
     Args:
-        model: the model; each of its weights is filled.
-        weights: the state dict; each of its weights is used.
-        renames: patterns and replacements that turn a name in `model` into the one in `weights`, applied in order. The
-            query, key and value weights of a layer come from one stacked tensor.
-        checkpoint: what errors call the weights.
+        model: the model, all of whose weights are loaded.
+        weights: the state dict, all of whose weights are used.
+        renames: patterns and replacements, applied in order, that turn a name in `model` into the one in `weights`.
+            The query, key and value weights of a layer come from one stacked tensor.
+        checkpoint: the checkpoint's name in error messages.
 
     Raises:
-        ValueError: missing or unknown weights; ones that are not finite floating-point numbers of the model's shape.
+        ValueError: weights are missing or unknown, or are not finite floating-point numbers of the expected shape.
     """
     sources = {}
     for name in model.state_dict():
@@ -97,7 +99,7 @@ def fill(
     missing, unknown = set(sources.values()) - weights.keys(), weights.keys() - set(sources.values())
     if missing or unknown:
         raise ValueError(
-            f"'{checkpoint}' is not a checkpoint of this kind of model: missing weights: {some(missing)}; unknown "
+            f"'{checkpoint}' is not a checkpoint of this kind of model. Missing weights: {some(missing)}. Unknown "
             f"weights: {some(unknown)}."
         )
     for name, parameter in model.state_dict().items():

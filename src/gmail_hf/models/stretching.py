@@ -1,4 +1,4 @@
-"""Longer texts for a CLIP: the knowledge-preserved stretching of Long-CLIP (Zhang et al., ECCV 2024)."""
+"""Longer texts for a CLIP, by the knowledge-preserved stretching of Long-CLIP (Zhang et al., ECCV 2024)."""
 
 import torch
 from torch import nn
@@ -12,32 +12,32 @@ def stretch_positions(model: CLIPModel | MetaClip2Model, length: int = 248, keep
     """
     Give a CLIP a longer text context, in place, by Long-CLIP's knowledge-preserved stretching.
 
-    The first `keep` position embeddings stay. The others are spread by the factor
-    `(length - keep) / (old length - keep)`, 4 from 77 to 248: embeddings between them are interpolated linearly, and
-    those after the last one are extrapolated from the last two. A text of at most `keep` tokens has the same embedding
-    as before. Longer texts need fine-tuning, which Long-CLIP did on long captions.
+    The first `keep` position embeddings do not change. The others are spread by the factor
+    `(length - keep) / (old length - keep)`, 4 from 77 to 248. Embeddings between them are interpolated linearly, and
+    those after the last one are extrapolated from the last two. The embedding of a text of at most `keep` tokens does
+    not change. For longer texts, fine-tune the model on long captions, as Long-CLIP did, and set the tokenizer's
+    length: `tokenizer.model_max_length = 248`.
 
     Args:
-        model: a CLIP or MetaCLIP 2, also a [`GmailCLIPModel`], which then no longer names the base that it came from.
+        model: a CLIP or MetaCLIP 2. The configuration of a [`GmailCLIPModel`] will no longer name its base.
         length: the new number of positions.
-        keep: the number of positions at the start that stay.
+        keep: the number of positions at the start that do not change.
 
     Raises:
         TypeError: `model` is not a CLIP.
-        ValueError: `length` is not longer than now; `keep` is negative or leaves fewer than two positions to stretch.
-
-    The model's tokenizer needs the new length too: `tokenizer.model_max_length = 248`.
+        ValueError: `length` is not larger than the current length; `keep` is negative or leaves fewer than two
+            positions to stretch.
     """
     if not isinstance(model, (CLIPModel, MetaClip2Model)):
         raise TypeError(f"Expected a CLIPModel, MetaClip2Model or GmailCLIPModel, got {type(model).__name__}.")
     embeddings = model.text_model.embeddings
     old = embeddings.position_embedding.weight  # (positions, hidden)
     if length <= len(old):
-        raise ValueError(f"The model has {len(old)} text positions already: `length` must be larger, got {length}.")
+        raise ValueError(f"The model already has {len(old)} text positions: `length` must be larger, got {length}.")
     if not 0 <= keep <= len(old) - 2:
         raise ValueError(f"`keep` must be in [0, {len(old) - 2}] for {len(old)} text positions, got {keep}.")
     steps = torch.arange(length - keep, device=old.device) * (len(old) - keep)
-    # The last two positions also carry what comes after them, with a share above one.
+    # Positions after the last one are extrapolated from the last two, with a share above one.
     lower = (keep + steps // (length - keep)).clamp(max=len(old) - 2)
     share = (steps / (length - keep) + keep - lower).unsqueeze(1)
     values = old.to(share.dtype)

@@ -1,4 +1,4 @@
-"""SynCLR (Tian et al., 2023): vision encoders trained on generated images alone."""
+"""Convert checkpoints of SynCLR (Tian et al., 2023), vision encoders trained only on generated images."""
 
 import os
 import re
@@ -13,9 +13,9 @@ logger = logging.get_logger(__name__)
 
 HEAD_SIZE = 64
 PREFIX = re.compile(r"^(module\.)?visual\.")
-# In the encoder, but no part of its embedding.
+# Weights of the encoder that its embedding does not use.
 UNUSED = re.compile(r"^(head\.|mask_token$)")
-# From the names in transformers to timm's.
+# From transformers' names to timm's.
 RENAMES = (
     (r"^embeddings\.cls_token", "cls_token"),
     (r"^embeddings\.position_embeddings", "pos_embed"),
@@ -31,19 +31,19 @@ RENAMES = (
 
 def convert_synclr(checkpoint: str | os.PathLike, output_dir: str | os.PathLike) -> None:
     """
-    Write an official SynCLR checkpoint as a folder that [`from_base`] and
+    Convert an official SynCLR checkpoint to a folder that [`from_base`] and
     `ViTModel.from_pretrained(..., add_pooling_layer=False)` load.
 
     Args:
-        checkpoint: the `.pth` file. Under `state_dict` or `model` it has a ViT in timm's naming, prefixed with
-            `visual.` or `module.visual.`; other weights, such as projection heads, are counted in the log and left
-            out. Tensors alone are read, no code. Sizes are taken from their shapes; attention heads have 64
+        checkpoint: the `.pth` file. Its entry `state_dict` or `model` has a ViT with timm's names and the prefix
+            `visual.` or `module.visual.`. Other weights, such as projection heads, are left out, and their number is
+            logged. Only tensors are read, no code. Sizes are taken from their shapes; attention heads have 64
             dimensions.
-        output_dir: the folder; it gets the model in float32 and the processor of its images, with the resizing and
-            cropping of SynCLR's evaluation.
+        output_dir: the folder for the model in float32 and its image processor, with the resizing and cropping of
+            SynCLR's evaluation.
 
     Raises:
-        ValueError: the file holds Python objects or another kind of encoder; weights are missing or unknown.
+        ValueError: the file holds Python objects or another kind of encoder, or weights are missing or unknown.
     """
     everything = read_tensors(checkpoint)
     encoder = {PREFIX.sub("", name): tensor for name, tensor in everything.items() if PREFIX.match(name)}

@@ -21,10 +21,10 @@ VIDEOS = "pixel_values_videos"
 
 class BranchedVLM(ModalityMixin):
     """
-    Mixin of a model that holds a vision tower with branches, such as a vision-language model.
+    Mixin for a model that contains a vision tower with branches, such as a vision-language model.
 
-    `forward` takes `modality`, a branch or a list with one name per image, in the order of the images; an image cut
-    into tiles or crops has one name. Default is `self.modality`. `generate` takes it too. `forward` refuses unknown
+    `forward` and `generate` take `modality`, a branch or a list with one name per image, in the order of the images.
+    An image that is cut into tiles or crops has one name. It defaults to `self.modality`. `forward` refuses unknown
     keywords, which transformers would ignore.
     """
 
@@ -38,7 +38,7 @@ class BranchedVLM(ModalityMixin):
 
         @wraps(plain)
         def forward(self, *args: Any, modality: Modality | None = None, **kwargs: Any) -> Any:
-            if current_route() is OUTSIDE:  # models pass to those inside them what these ignore
+            if current_route() is OUTSIDE:  # models may pass keywords to inner models, which ignore them
                 reject_unknown(f"{type(self).__name__}.forward()", known, kwargs)
             inputs = signature.bind_partial(self, *args, **kwargs).arguments
             outputs = self._with_modality(plain, modality, inputs, self, *args, **kwargs)
@@ -54,20 +54,20 @@ class BranchedVLM(ModalityMixin):
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, modality: Modality | None = None, **kwargs):
         """
-        As in transformers, each image through the branch of its modality.
+        `generate` of transformers, with each image through the branch of its modality.
 
         Args:
-            inputs, args, kwargs: as of the base's `generate`.
+            inputs, args, kwargs: the arguments of the base's `generate`.
             modality (`str` or a list with one name per image, *optional*): as in `forward`.
 
         Raises:
-            ValueError: unknown modality, or a list of another length than the images.
+            ValueError: unknown modality, or the length of the list differs from the number of images.
         """
         known = kwargs if inputs is None else {"input_ids": inputs, **kwargs}
         return self._with_modality(super().generate, modality, known, inputs, *args, **kwargs)
 
     def _with_modality(self, function: Any, modality: Modality | None, inputs: dict[str, Any], *args: Any, **kwargs):
-        """Call `function` under the route of `modality`, by default that of the call around this one."""
+        """Call `function` under the route of `modality`, by default that of the enclosing forward pass."""
         if modality is None and current_route() is not OUTSIDE:
             return function(*args, **kwargs)
         modality = self.modality if modality is None else modality
@@ -78,20 +78,20 @@ class BranchedVLM(ModalityMixin):
             return routed(None, function, *args, **kwargs)
         if not isinstance(modality, str):
             if inputs.get(VIDEOS) is not None:
-                raise ValueError("With videos, `modality` is one name for all images and videos.")
+                raise ValueError("With videos, `modality` must be one name for all images and videos.")
             modality = names if grid_thw is not None else names_of_rows(names, inputs, self.config)
         images = pixel_values if pixel_values is not None else inputs[VIDEOS]
         rows = images if isinstance(modality, str) else images.new_empty(len(modality))
         return routed(self.tower.route(modality, rows, grid_thw), function, *args, **kwargs)
 
     def _mend_loss(self, outputs: Any, inputs: dict[str, Any]) -> None:
-        """Losses of batches that have nothing to learn, or no images."""
+        """Fix the loss of batches without labels or images."""
         if not (inputs["labels"][:, 1:] != -100).any():
-            # No image of the batch could be read: a mean over no token is NaN, and would make every weight NaN.
+            # No image of the batch could be read: the mean over no tokens is NaN, and would make all weights NaN.
             outputs.loss = outputs.logits.sum() * 0
         if self.training and inputs.get("pixel_values") is None and inputs.get("mm_encoder_outputs") is None:
-            # Without images nothing reaches tower and projector: alone they could not be trained on such a batch, and
-            # DDP would wait for their gradients.
+            # Without images, tower and projector get no gradient: backward would fail if only they train, and DDP
+            # would wait for their gradients.
             parts = ("multi_modal_projector", "connector", self.tower_name.rpartition(".")[-1])
             idle = [
                 parameter
@@ -106,9 +106,10 @@ class BranchedVLM(ModalityMixin):
 
     def to_base(self, modality: str) -> PreTrainedModel:
         """
-        One branch as the plain model of transformers, its adapter merged into the tower.
+        Export one branch as the plain model of transformers, with its adapter merged into the tower.
 
-        All weights but the merged ones are shared with this model, not copied: save the result before training on.
+        All weights except the merged ones are shared with this model, not copied. Save the result before you continue
+        training.
 
         Raises:
             ValueError: unknown modality.
@@ -121,7 +122,7 @@ class BranchedVLM(ModalityMixin):
 
 
 def take_modality(model: PreTrainedModel, tower_name: str) -> None:
-    """Make `model`, and each model inside it that holds the tower, a [`BranchedVLM`]."""
+    """Turn `model`, and each model inside it that contains the tower, into a [`BranchedVLM`]."""
     path = tower_name.split(".")
     for depth in range(len(path)):
         owner = model.get_submodule(".".join(path[:depth]))
@@ -133,29 +134,29 @@ def take_modality(model: PreTrainedModel, tower_name: str) -> None:
 def assemble(
     model_class: type[PreTrainedModel], config: Any, weights: dict[str, torch.Tensor], source: PreTrainedModel
 ) -> PreTrainedModel:
-    """A model of these very tensors, with the generation settings and the mode of `source`."""
+    """A model with these tensors, not copies, and with the generation settings and the mode of `source`."""
     with init_empty_weights(include_buffers=False):
         model = model_class(config)
     model.load_state_dict({name: weights[name] for name in model.state_dict()}, assign=True)
     model.tie_weights()
     if getattr(source, "generation_config", None) is not None:
         model.generation_config = copy.deepcopy(source.generation_config)
-    model.to(source.device)  # its buffers
+    model.to(source.device)  # moves the buffers
     return model.train(source.training)
 
 
 def names_of_rows(names: list[str], inputs: dict[str, Any], config: Any) -> list[str]:
     """
-    The branch of each row that the tower sees, from one name per image.
+    The branch of each row of the tower's input, from one name per image.
 
     Args:
         names: one per image, or already one per row.
-        inputs: `pixel_values`, and what the model takes with it: `image_sizes` of LLaVA-NeXT and LLaVA-OneVision,
-            `input_ids`.
-        config: of the model.
+        inputs: `pixel_values` and the model's other inputs: `input_ids`, and `image_sizes` for LLaVA-NeXT and
+            LLaVA-OneVision.
+        config: the model's configuration.
 
     Raises:
-        ValueError: the names are as many as neither the images nor the rows.
+        ValueError: the number of names equals neither that of the images nor that of the rows.
     """
     counts = rows_per_image(inputs, config)
     if len(names) == sum(counts):
@@ -166,7 +167,7 @@ def names_of_rows(names: list[str], inputs: dict[str, Any], config: Any) -> list
 
 
 def rows_per_image(inputs: dict[str, Any], config: Any) -> list[int]:
-    """Tiles or crops of each image."""
+    """The number of tiles or crops of each image."""
     pixel_values, sizes = inputs["pixel_values"], inputs.get("image_sizes")
     if sizes is not None and hasattr(config, "image_grid_pinpoints"):  # LLaVA-NeXT, LLaVA-OneVision
         side, grid = config.vision_config.image_size, config.image_grid_pinpoints
@@ -175,19 +176,18 @@ def rows_per_image(inputs: dict[str, Any], config: Any) -> list[int]:
         return [
             image_size_to_num_patches(size, grid, side) if one else 1 for size, one in zip(sizes, alone, strict=True)
         ]
-    if pixel_values.dim() == 5:  # Idefics 3, SmolVLM: (texts, tiles, ...), padded by black tiles
+    if pixel_values.dim() == 5:  # Idefics 3, SmolVLM: (texts, tiles, ...), padded with black tiles
         return [tiles for tiles in pixel_values.flatten(2).any(dim=-1).sum(dim=1).tolist() if tiles]
-    if config.model_type != "internvl":
-        return [1] * len(pixel_values)
-    runs = image_token_runs(inputs.get("input_ids"), getattr(config, "image_token_id", None))
-    tokens, rest = divmod(sum(runs), len(pixel_values))
-    if runs and not rest and all(run % tokens == 0 for run in runs):  # InternVL: the tiles of an image in one run
-        return [run // tokens for run in runs]
+    if config.model_type == "internvl":  # one run of image tokens for all tiles of an image
+        runs = image_token_runs(inputs.get("input_ids"), getattr(config, "image_token_id", None))
+        tokens, rest = divmod(sum(runs), len(pixel_values))
+        if runs and not rest and all(run % tokens == 0 for run in runs):
+            return [run // tokens for run in runs]
     return [1] * len(pixel_values)
 
 
 def image_token_runs(input_ids: torch.Tensor | None, image_token_id: int | None) -> list[int]:
-    """Lengths of the runs of image tokens in `input_ids` `(texts, tokens)`, text by text."""
+    """Lengths of the runs of image tokens in each text of `input_ids` `(texts, tokens)`."""
     if input_ids is None or image_token_id is None:
         return []
     is_image = torch.nn.functional.pad((input_ids == image_token_id).int(), (1, 1))

@@ -1,4 +1,4 @@
-"""LLaVA and Llama 3 on GMAIL's two-branch vision tower: train on generated images, serve photographs."""
+"""LLaVA and Llama 3 on GMAIL's vision tower with two branches: train on generated images, serve photographs."""
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaProcessor
 

@@ -1,8 +1,8 @@
-"""Chat templates: Llama 3's format, and what lets the template of a text-only model take images."""
+"""Chat templates: Llama 3's format, and images in the template of a text-only model."""
 
 IMAGE_TOKEN = "<image>"
 
-# The format of Meta's Llama 3 model card; the instruct models bring a template of it, the base models none.
+# The format in Meta's Llama 3 model card. The instruct models have a template for it, the base models do not.
 LLAMA3_CHAT_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
@@ -15,8 +15,8 @@ LLAMA3_CHAT_TEMPLATE = """\
 """
 LLAMA3_HEADER_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
-# Contents that are lists of items become text, as LLaVA writes it: the image token and a line break for each image.
-# Contents that are text already stay what they are.
+# Contents that are lists of items become text as in LLaVA, with the image token and a line break for each image.
+# Contents that are text do not change.
 FLATTEN_CONTENTS = """\
 {%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -41,5 +41,5 @@ FLATTEN_CONTENTS = """\
 
 
 def with_images(chat_template: str) -> str:
-    """`chat_template` for messages whose content is text, made to take lists of text and image items too."""
+    """Extend a chat template for text messages to messages with lists of text and image items."""
     return FLATTEN_CONTENTS + chat_template

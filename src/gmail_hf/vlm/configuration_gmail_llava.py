@@ -22,7 +22,7 @@ class GmailLlavaConfig(LlavaConfig):
 
     @classmethod
     def from_llava_config(cls, config: LlavaConfig, vision_config: GmailVisionConfig) -> "GmailLlavaConfig":
-        """The configuration of `config`'s LLaVA with `vision_config`'s tower."""
+        """The configuration of a LLaVA from its `config` and the `vision_config` of a tower with branches."""
         values = config.to_dict()
         for key in ("model_type", "architectures", "transformers_version"):
             values.pop(key, None)

@@ -1,4 +1,4 @@
-"""Conversations to train and evaluate on, made from the rows of a data set, and their checks before a run."""
+"""Conversations for training and evaluation, created from the rows of a data set, and their checks before a run."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,24 +18,23 @@ DEFAULT_QUESTION = "Provide a one-sentence caption for the provided image."
 
 class Conversations:
     """
-    Rows for [`LlavaCollator`], made from a data set on access.
+    Rows for [`LlavaCollator`], created from a data set on access.
 
-    A conversation is a row's cell of `messages_column`, if the data set has that column; otherwise the result of each
-    of the functions `ask`; otherwise the row's caption as the answer to `question`.
+    A conversation is the row's `messages_column` if the data set has that column, otherwise the result of each
+    function in `ask` if given, otherwise the row's caption as the answer to `question`.
 
     Args:
-        rows (`datasets.Dataset`): the data set; a column `modality` names the branch of a row's images.
+        rows (`datasets.Dataset`): the data set. An optional column `modality` has the branch of a row's images.
         image_column: column with an image or a list of images.
-        name: of the data set, for errors.
+        name: the data set's name in error messages.
         messages_column: column with conversations in the format of transformers' chat templates.
         caption_column: column with captions.
         question: the question that captions answer.
-        ask: by name, functions from a row of the data set to a conversation about its one image. Each row of the data
-            set becomes as many rows here, with the name as their `kind`.
+        ask: functions by name, each from a row of the data set to a conversation about its image. Each row of the data
+            set gives one row per function, with the function's name as its `kind`.
 
     Attributes:
-        kinds: the `kind` of the rows that one row of the data set becomes: `messages`, the names in `ask`, or
-            `caption`.
+        kinds: the `kind` of each row that a row of the data set gives: `messages`, the names in `ask`, or `caption`.
 
     Raises:
         ValueError: a column is missing, or the data set is empty.
@@ -84,27 +83,28 @@ class Conversations:
             answer = [{"type": "text", "text": row[self.text_columns[0]]}]
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         images = row[self.image_column]
-        if images is None:  # a conversation without images needs none
+        if images is None:  # fine for a conversation without images; a missing image counts as unreadable
             images = [None] * count_images(messages)
         example = {"messages": messages, "images": images if isinstance(images, list) else [images], "kind": kind}
         return {**example, "modality": row["modality"]} if self.has_modality else example
 
     def check(self, processor: LlavaProcessor, modalities: Sequence[str], sample: int = 8) -> None:
         """
-        Read all texts once, and a sample of the images, before a long run.
+        Check all texts and a sample of the images before a long run.
 
         Args:
-            processor: the model's.
+            processor: the model's processor.
             modalities: the model's branches.
-            sample: how many rows' images to read.
+            sample: the number of rows whose images are read.
 
         Raises:
-            ValueError: a text is missing or is not a conversation with an assistant's turn; it shows another number of
-                images than its row has; a modality is unknown; none of the sampled images can be read.
+            ValueError: a text is missing or is not a conversation with an assistant's turn; the number of images in a
+                conversation differs from that of its row; a modality is unknown; none of the sampled images can be
+                read.
         """
         token = processor.image_token
         if token in self.question:
-            raise ValueError(f"The question contains '{token}', the placeholder of an image: leave it out.")
+            raise ValueError(f"The question contains '{token}', the placeholder for an image: remove it.")
         texts = self.rows.select_columns(self.text_columns)
         for index, (row, images) in enumerate(zip(texts, self._image_counts(), strict=True)):
             for column in self.text_columns:
@@ -112,15 +112,15 @@ class Conversations:
                     shown = self._check_cell(column, row[column], token, modalities)
                     if shown is not None and images is not None and shown != images:
                         raise ValueError(
-                            f"it shows {shown} image(s), by items of the type image or '{token}' in a text, and the "
-                            f"row has {images}; show each image once"
+                            f"it refers to {shown} image(s), by items of type image or '{token}' in a text, but the "
+                            f"row has {images}; refer to each image once"
                         )
                 except ValueError as error:
                     raise ValueError(f"{self.name}, row {index}, column '{column}': {error}.") from None
         self._check_images(sample)
 
     def _check_cell(self, column: str, cell: Any, token: str, modalities: Sequence[str]) -> int | None:
-        """Number of images that a text shows; None for a cell that is not text."""
+        """Number of images that a cell refers to; None for a modality."""
         if self.has_modality and column == "modality":
             if cell is not None and cell not in modalities:
                 raise ValueError(f"unknown modality '{cell}'; the model's branches are {list(modalities)}")
@@ -130,13 +130,13 @@ class Conversations:
             return count_images(cell, token)
         if self.kinds == ["caption"]:
             if not isinstance(cell, str):
-                raise ValueError(f"it holds {type(cell).__name__}, not text; leave the row out")
+                raise ValueError(f"it holds {type(cell).__name__}, not text; remove the row")
             if token in cell:
-                raise ValueError(f"it contains '{token}', the placeholder of an image; remove it")
+                raise ValueError(f"it contains '{token}', the placeholder for an image; remove it")
         return 1
 
     def _image_counts(self) -> Iterator[int | None]:
-        """Number of images of each row, without reading them; None where the cell is empty."""
+        """Number of images in each row, without reading them; None for an empty cell."""
         images = self.rows.select_columns(self.image_column).with_format("arrow")
         for batch in images.iter(1000):
             cells = batch.column(self.image_column)
@@ -156,13 +156,13 @@ class Conversations:
                 failures.append(f"row {index}: {error}")
         if len(failures) == len(indices):
             raise ValueError(
-                f"{self.name}: of {len(indices)} sampled rows none can be read in column '{self.image_column}', first "
-                f"{failures[0]}."
+                f"{self.name}: none of {len(indices)} sampled rows in column '{self.image_column}' can be read. The "
+                f"first is {failures[0]}."
             )
 
 
 def count_images(messages: Sequence[dict[str, Any]], image_token: str = IMAGE_TOKEN) -> int:
-    """Number of images that a conversation shows: items of the type `image`, and `image_token` in texts."""
+    """Number of images that a conversation refers to, by items of type `image` or by `image_token` in texts."""
     contents = [message["content"] for message in messages]
     texts = [content for content in contents if isinstance(content, str)]
     items = [item for content in contents if not isinstance(content, str) for item in content]
@@ -172,7 +172,7 @@ def count_images(messages: Sequence[dict[str, Any]], image_token: str = IMAGE_TO
 
 def check_messages(messages: Any) -> None:
     """
-    Check that a cell is a conversation in the format of transformers' chat templates that can be learned.
+    Check that a cell is a conversation in the format of transformers' chat templates, with an assistant's turn.
 
     Raises:
         ValueError: it is not.
@@ -183,7 +183,7 @@ def check_messages(messages: Any) -> None:
         keys = sorted(turn) if isinstance(turn, dict) else []
         if {"from", "value"} <= set(keys):
             raise ValueError(
-                "its turns have 'from' and 'value', as LLaVA's published data; with `dataset.map`, rename these to "
+                "its turns have 'from' and 'value', as in LLaVA's published data; with `dataset.map`, rename these to "
                 "'role' and 'content', and the roles 'human' and 'gpt' to 'user' and 'assistant'"
             )
         if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
@@ -192,11 +192,11 @@ def check_messages(messages: Any) -> None:
         if isinstance(content, str):
             continue
         if not isinstance(content, list):
-            raise ValueError(f"the content of a turn is text or a list of items, not {content!r}")
+            raise ValueError(f"the content of a turn must be text or a list of items, got {content!r}")
         for item in content:
             kind = item.get("type") if isinstance(item, dict) else None
             if kind not in ("text", "image") or (kind == "text" and not isinstance(item.get("text"), str)):
-                raise ValueError(f"an item of a turn is a text or an image, not {item!r}")
+                raise ValueError(f"an item of a turn must be a text or an image, got {item!r}")
     roles = [turn["role"] for turn in messages]
     if "assistant" not in roles[1:] or roles[0] == "assistant":
-        raise ValueError(f"it needs an assistant's turn that answers another one, its roles are {roles}")
+        raise ValueError(f"it needs an assistant's turn that answers another turn, but its roles are {roles}")

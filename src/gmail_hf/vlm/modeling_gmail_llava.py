@@ -1,8 +1,8 @@
 """
-LLaVA on GMAIL's two-branch vision tower (Mo & Yun, ICML 2025, Algorithm 1, stages 2 and 3).
+LLaVA on GMAIL's vision tower with two branches (Mo & Yun, ICML 2025, Algorithm 1, stages 2 and 3).
 
-Generated images pass the tower's `gen` branch in training, photographs its `real` branch when the model serves. LLaVA
-reads patch features of an inner layer, so the branches differ by their LoRA updates alone, not by their projections.
+Generated images use the tower's `gen` branch in training, photographs use its `real` branch in serving. LLaVA reads
+patch features of an inner layer, so the branches differ only by their LoRA updates, not by their projections.
 """
 
 import os
@@ -26,7 +26,7 @@ from transformers.conversion_mapping import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils import logging
 
-from ..branches.peft_folders import SIGNATURE_TOLERANCE
+from ..branches.peft_folders import SIGNATURE_TOLERANCE, some
 from ..branches.tower import adapter_of, is_adapter_weight
 from ..models.clip import GmailVisionModel
 from ..models.configuration import plain_values
@@ -48,27 +48,27 @@ TOWER_FIELDS = (
     "layer_norm_eps",
 )
 
-# LLaVA's checkpoints of transformers 4 keep their parts under other names.
+# LLaVA's checkpoints of transformers 4 have other names.
 register_checkpoint_conversion_mapping("gmail_llava", get_checkpoint_conversion_mapping("llava"))
 
 
 class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForConditionalGeneration):
     """
-    A LLaVA that takes generated images through `gen` and photographs through `real`.
+    A LLaVA with the branch `gen` for generated images and the branch `real` for photographs.
 
-    Make one from a LLaVA ([`~GmailLlavaForConditionalGeneration.from_llava`]) or from a language model
+    Create one from a LLaVA ([`~GmailLlavaForConditionalGeneration.from_llava`]) or from a language model
     ([`~GmailLlavaForConditionalGeneration.from_vision_text_pretrained`]), with the tower of a trained
-    [`GmailCLIPModel`]; load a trained one with `from_pretrained`. The tower is frozen, as the paper keeps f_g in this
-    stage.
+    [`GmailCLIPModel`]. Load a trained one with `from_pretrained`. The tower is frozen, as f_g is in this stage of the
+    paper.
 
     Args:
-        config ([`GmailLlavaConfig`]): the model's configuration; the weights are random.
+        config ([`GmailLlavaConfig`]): the model's configuration. The weights are initialised at random.
     """
 
     config: GmailLlavaConfig
     tower_name = "model.vision_tower"
     _keep_in_fp32_modules_strict = {"adapters"}
-    _without_branches = "Give a plain LLaVA its branches with `GmailLlavaForConditionalGeneration.from_llava`."
+    _without_branches = "Add branches to a plain LLaVA with `GmailLlavaForConditionalGeneration.from_llava`."
 
     def __init__(self, config: GmailLlavaConfig):
         super().__init__(config)
@@ -80,10 +80,10 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
 
     def save_pretrained(self, save_directory: str | os.PathLike, save_original_format: bool = False, **kwargs: Any):
         """
-        As in `PreTrainedModel`, with the names of this model's own modules.
+        `save_pretrained` of `PreTrainedModel`, with the names of this model's modules.
 
-        LLaVA saves under the names of transformers 4, which `Trainer` does not know: it would resume from such a
-        checkpoint with the weights that it started from.
+        LLaVA saves with the names of transformers 4, from which `Trainer` cannot resume: it would silently keep the
+        initial weights.
         """
         return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
 
@@ -96,19 +96,19 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
         **kwargs: Any,
     ):
         """
-        A pretrained LLaVA with the adapters of a [`GmailCLIPModel`] on its vision tower.
+        Load a pretrained LLaVA with the adapters of a [`GmailCLIPModel`] on its vision tower.
 
-        The `real` branch, unless it was trained, is then LLaVA itself, bit for bit.
+        The `real` branch equals the original LLaVA bit for bit, unless it was trained.
 
         Args:
             pretrained_model_name_or_path: a Hub id or folder of a `LlavaForConditionalGeneration`.
             gmail: a Hub id or folder of a [`GmailCLIPModel`] whose base is that LLaVA's vision tower.
-            gmail_revision (`str`, *optional*): its revision.
-            kwargs: go to `from_pretrained`, such as `revision`, `dtype`, `attn_implementation`, `device_map`.
+            gmail_revision (`str`, *optional*): the revision of `gmail`.
+            kwargs: arguments of `from_pretrained`, such as `revision`, `dtype`, `attn_implementation`, `device_map`.
 
         Raises:
-            ValueError: `gmail` has no branches, or its base has another shape or other weights than the tower;
-                weights are missing.
+            ValueError: `gmail` has no branches, its base has another shape or other weights than the tower, or weights
+                are missing.
         """
         kwargs["use_safetensors"] = True
         hub = {key: kwargs[key] for key in ("token", "cache_dir") if key in kwargs}
@@ -125,18 +125,18 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
             theirs, ours = getattr(llava_config.vision_config, field), getattr(vision_config, field)
             if theirs != ours:
                 raise ValueError(
-                    f"The vision tower of '{pretrained_model_name_or_path}' has {field}={theirs}, the base of "
-                    f"'{gmail}' {field}={ours}: align generated images on LLaVA's own CLIP first."
+                    f"The vision tower of '{pretrained_model_name_or_path}' has {field}={theirs}, but the base of "
+                    f"'{gmail}' has {field}={ours}. Align generated images on LLaVA's own CLIP first."
                 )
         config = GmailLlavaConfig.from_llava_config(llava_config, vision_config)
         name_publicly(config)
-        with _without_report():  # of adapters that the checkpoint lacks
+        with _without_report():  # the checkpoint has no adapters
             model, info = super(StrictLoading, cls).from_pretrained(
                 pretrained_model_name_or_path, config=config, output_loading_info=True, **kwargs
             )
-        missing = sorted(key for key in info["missing_keys"] if not is_adapter_weight(key))
+        missing = [key for key in info["missing_keys"] if not is_adapter_weight(key)]
         if missing:
-            raise ValueError(f"'{pretrained_model_name_or_path}' lacks {len(missing)} weights, first {missing[0]}.")
+            raise ValueError(f"'{pretrained_model_name_or_path}' lacks {some(missing)}.")
         tower = GmailVisionModel.from_pretrained(gmail, revision=gmail_revision, **hub).state_dict()
         _check_same_base(model.model.vision_tower, tower, str(pretrained_model_name_or_path), str(gmail))
         with torch.no_grad():
@@ -158,23 +158,23 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
         **kwargs: Any,
     ):
         """
-        A fresh projector between the tower of a [`GmailCLIPModel`] and a causal language model such as Llama 3.
+        Connect the tower of a [`GmailCLIPModel`] to a causal language model, such as Llama 3, by a fresh projector.
 
         Args:
             vision_model_name_or_path: a Hub id or folder of a [`GmailCLIPModel`].
-            text_model_name_or_path: a Hub id or folder of a `LlamaForCausalLM` or another model of that layout.
-            processor (`LlavaProcessor`): what [`build_processor`] makes for the two; the embeddings of the language
-                model are resized to its tokenizer.
+            text_model_name_or_path: a Hub id or folder of a `LlamaForCausalLM` or another model with its layout.
+            processor (`LlavaProcessor`): the result of [`build_processor`] for the two models. The embeddings of the
+                language model are resized to its tokenizer.
             vision_revision, text_revision (`str`, *optional*): revisions.
-            vision_feature_layer (`int` or a list of them): the tower's layers whose patch features are projected; -2,
-                as in LLaVA, is the last but one.
-            kwargs: go to both `from_pretrained`, such as `dtype`, `attn_implementation`.
+            vision_feature_layer (`int` or a list of them): the tower's layers whose patch features are projected. -2,
+                as in LLaVA, is the second-to-last layer.
+            kwargs: arguments of both `from_pretrained`, such as `dtype`, `attn_implementation`.
 
         Returns:
-            A model that is all of the language model's dtype.
+            A model in the dtype of the language model.
 
         Raises:
-            ValueError: one of the models is of another kind; the processor does not fit them.
+            ValueError: a model is of another type, or the processor does not fit the models.
         """
         kwargs["use_safetensors"] = True
         _gmail_vision_config(vision_model_name_or_path, vision_revision)
@@ -183,14 +183,14 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
             text_model_name_or_path, revision=text_revision, output_loading_info=True, **kwargs
         )
         if info["missing_keys"]:
-            raise ValueError(f"'{text_model_name_or_path}' lacks weights, first {sorted(info['missing_keys'])[0]}.")
+            raise ValueError(f"'{text_model_name_or_path}' lacks {some(info['missing_keys'])}.")
         strange = [name for name in language_model.state_dict() if not name.startswith(("model.", "lm_head.weight"))]
         if strange:
             raise ValueError(
-                f"'{text_model_name_or_path}', a {language_model.config.model_type}, is not laid out like Llama, "
-                f"`model.*` and `lm_head.weight`: it has {strange[0]}."
+                f"'{text_model_name_or_path}', a {language_model.config.model_type}, does not have the layout of "
+                f"Llama, `model.*` and `lm_head.weight`: it has {strange[0]}."
             )
-        tower.to(language_model.dtype)  # its features go on through projector and language model
+        tower.to(language_model.dtype)  # the projector and the language model read its features
         tower.config.dtype = language_model.dtype
         config = GmailLlavaConfig(
             dtype=language_model.dtype,
@@ -220,22 +220,22 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
         return model
 
     def freeze_vision_tower(self) -> None:
-        """Keep the tower and its adapters as they are: the state of a new or loaded model."""
+        """Freeze the tower and its adapters, which is the default for a new or loaded model."""
         self.model.vision_tower.requires_grad_(False)
 
     def train_vision_adapters(self, modalities: Sequence[str] = ("gen",)) -> None:
         """
-        Let the adapters of some branches train, those that reach the patch features.
+        Train the adapters of some branches, in the layers that the patch features depend on.
 
-        Layers above `vision_feature_layer` get no gradient, which would stop DDP; they stay frozen.
+        Layers above `vision_feature_layer` get no gradient, on which DDP fails, so they stay frozen.
 
         Raises:
-            ValueError: a name is no branch that has an adapter.
+            ValueError: a name is not a branch with an adapter.
         """
         tower = self.model.vision_tower
         unknown = [name for name in modalities if name not in tower.config.trainable_modalities]
         if unknown:
-            raise ValueError(f"{unknown} have no adapter; those that have: {tower.config.trainable_modalities}.")
+            raise ValueError(f"{unknown} have no adapter; branches with one are {tower.config.trainable_modalities}.")
         self.freeze_vision_tower()
         chosen = self.config.vision_feature_layer
         states = tower.config.num_hidden_layers + 1  # the embeddings come first
@@ -245,15 +245,13 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
                 parameter.requires_grad_(adapter_of(name) in modalities)
 
     def freeze_all_but_projector(self) -> None:
-        """Let the projector alone train, as in LLaVA's first stage."""
+        """Train only the projector, as in LLaVA's first stage."""
         self.requires_grad_(False)
         self.model.multi_modal_projector.requires_grad_(True)
 
     def to_llava(self, modality: str) -> LlavaForConditionalGeneration:
         """
-        One branch as a plain `transformers.LlavaForConditionalGeneration`, its adapter merged into the tower.
-
-        All weights but the merged ones are shared with this model, not copied: save the result before training on.
+        Export one branch as a plain `transformers.LlavaForConditionalGeneration`, see [`BranchedVLM.to_base`].
 
         Raises:
             ValueError: unknown modality.
@@ -283,8 +281,8 @@ def _gmail_vision_config(name: str | os.PathLike, revision: str | None, **hub: A
         config = config.vision_config
     if not isinstance(config, GmailVisionConfig):
         raise ValueError(
-            f"'{name}' is a {config.model_type}, not a GmailCLIPModel: align generated images on it first "
-            "(examples/train_gmail.py)."
+            f"'{name}' is a {config.model_type}, not a GmailCLIPModel. Align generated images on it first, with "
+            "`gmail-hf train`."
         )
     return config
 
@@ -292,7 +290,7 @@ def _gmail_vision_config(name: str | os.PathLike, revision: str | None, **hub: A
 def _check_same_base(
     tower: GmailVisionModel, weights: dict[str, torch.Tensor], tower_name: str, weights_name: str
 ) -> None:
-    """Refuse adapters of another CLIP of the same shape; rounding to another precision passes."""
+    """Refuse adapters of another CLIP of the same shape; rounding to another precision is accepted."""
     difference, norm = 0.0, 0.0
     for name, ours in tower.state_dict().items():
         if not is_adapter_weight(name):
@@ -301,6 +299,6 @@ def _check_same_base(
             norm += ours.square().sum().item()
     if difference**0.5 > SIGNATURE_TOLERANCE * norm**0.5:
         raise ValueError(
-            f"'{weights_name}' adapts another CLIP than the vision tower of '{tower_name}', of the same shape but "
-            "with other weights: align generated images on LLaVA's own CLIP first."
+            f"'{weights_name}' adapts another CLIP than the vision tower of '{tower_name}': the shape is the same, "
+            "but the weights differ. Align generated images on LLaVA's own CLIP first."
         )

@@ -1,4 +1,4 @@
-"""The processor of a LLaVA between a two-branch CLIP and a language model, and the check that one fits a model."""
+"""The processor of a LLaVA from a CLIP with branches and a language model, and its check against a model."""
 
 import os
 from typing import Any
@@ -19,23 +19,23 @@ def build_processor(
     text_revision: str | None = None,
 ) -> LlavaProcessor:
     """
-    A `LlavaProcessor` of a CLIP's image processor and a language model's tokenizer.
+    Create a `LlavaProcessor` from a CLIP's image processor and a language model's tokenizer.
 
-    The tokenizer gets an image token and, if it has none, a padding token, and pads on the left. The chat template is
-    the tokenizer's own, made to take image items; a chat of texts renders as before.
+    The tokenizer gets an image token and, if it has none, a padding token, and pads on the left. The tokenizer's chat
+    template is extended to image items; a chat without images renders as before.
 
     Args:
         vision_model_name_or_path: a Hub id or folder of a [`GmailCLIPModel`] or CLIP.
         text_model_name_or_path: a Hub id or folder of the language model.
-        chat_template (`str`, *optional*): a Jinja template for messages whose content is text, in place of the
-            tokenizer's. A tokenizer with Llama 3's header tokens needs none.
+        chat_template (`str`, *optional*): a Jinja template for messages whose content is text. It defaults to the
+            tokenizer's own, or to Llama 3's if the tokenizer has its header tokens.
         vision_revision, text_revision (`str`, *optional*): revisions.
 
     Raises:
-        ValueError: there is no chat template.
+        ValueError: there is no chat template for the tokenizer.
     """
     vision_config = AutoConfig.from_pretrained(vision_model_name_or_path, revision=vision_revision)
-    # On the left, where `generate` needs it; collators name their own side.
+    # `generate` needs padding on the left. Collators set their own `padding_side`.
     tokenizer = AutoTokenizer.from_pretrained(text_model_name_or_path, revision=text_revision, padding_side="left")
     if chat_template is None and tokenizer.chat_template:
         chat_template = tokenizer.get_chat_template()
@@ -44,7 +44,7 @@ def build_processor(
         chat_template = LLAMA3_CHAT_TEMPLATE
     if chat_template is None:
         raise ValueError(
-            f"The tokenizer of '{text_model_name_or_path}' has no chat template and no header tokens of Llama 3: give "
+            f"The tokenizer of '{text_model_name_or_path}' has no chat template and no header tokens of Llama 3: pass "
             "`chat_template=`."
         )
     tokenizer.add_tokens(AddedToken(IMAGE_TOKEN, special=True, normalized=False), special_tokens=True)
@@ -55,17 +55,17 @@ def build_processor(
         tokenizer=tokenizer,
         patch_size=getattr(vision_config, "vision_config", vision_config).patch_size,
         vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # CLIP's class token, which the strategy "default" leaves out again
+        num_additional_image_tokens=1,  # CLIP's class token, which the strategy "default" removes
         chat_template=with_images(chat_template),
     )
 
 
 def check_processor(processor: LlavaProcessor, config: LlavaConfig) -> None:
     """
-    Check that a processor makes what a LLaVA takes: images of its tower's size, and as many image tokens as patches.
+    Check that a processor fits a LLaVA: images of its tower's size, and as many image tokens as patches.
 
     Raises:
-        ValueError: it does not; the message names the difference.
+        ValueError: it does not fit; the message has the difference.
     """
     vision_config = config.vision_config
     tokenizer = processor.tokenizer
@@ -85,11 +85,11 @@ def check_processor(processor: LlavaProcessor, config: LlavaConfig) -> None:
     }
     for field, (processors, models) in expected.items():
         if processors != models:
-            raise ValueError(f"The processor has {field} {processors}, the model {models}.")
+            raise ValueError(f"The processor has {field} {processors}, but the model needs {models}.")
 
 
 def end_of_turn(processor: Any) -> int | None:
-    """Id of the special token with which the chat template ends an assistant's turn; None if there is none."""
+    """Id of the special token that ends an assistant's turn in the chat template; None if there is none."""
     turns = [("user", "?"), ("assistant", "!")]
     messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
     text = processor.apply_chat_template(messages, tokenize=False).rstrip()
@@ -99,6 +99,6 @@ def end_of_turn(processor: Any) -> int | None:
 
 
 def lacks_bos(processor: LlavaProcessor, text: str) -> bool:
-    """Whether the tokenizer must add the beginning of a rendered chat: the chat template may have written it."""
+    """Whether the tokenizer must add the BOS token to a rendered chat, because the chat template did not."""
     bos_token = processor.tokenizer.bos_token
     return bos_token is None or not text.startswith(bos_token)

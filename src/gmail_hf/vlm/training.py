@@ -1,4 +1,4 @@
-"""What training a LLaVA takes in addition to the Trainer: batches of conversations, and LoRA on the language model."""
+"""Training a LLaVA with the Trainer: batches of conversations, and LoRA on the language model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,28 +19,28 @@ logger = logging.get_logger(__name__)
 
 class LlavaCollator:
     """
-    Conversations about images to the arguments of [`GmailLlavaForConditionalGeneration.forward`].
+    Turn conversations about images into the arguments of [`GmailLlavaForConditionalGeneration.forward`].
 
-    The assistant's turns alone are labelled, with the token that ends them. A chat template without such a token gets
-    the tokenizer's end-of-sequence token there, as in LLaVA's own training format.
+    Only the assistant's turns are labelled, including the token that ends them. If the chat template has no such
+    token, the tokenizer's end-of-sequence token is added, as in LLaVA's training format.
 
     Args:
         processor (`LlavaProcessor`): see [`build_processor`].
-        modality (`str`, *optional*): the branch of the images of rows that name none.
-        max_length (`int`, *optional*): the language model's `max_position_embeddings`; the first conversation of more
-            tokens gives a warning. Nothing is cut: that would part an image from its tokens.
+        modality (`str`, *optional*): the branch for rows without `modality`.
+        max_length (`int`, *optional*): the language model's `max_position_embeddings`. The first longer conversation
+            logs a warning. Conversations are not truncated, because that could separate an image from its tokens.
 
     A call takes rows with `messages`, a conversation in the format of transformers' chat templates; `images`, the list
-    of its images in their order (see [`decode_image`]); and, optionally, `modality`, a name.
+    of its images in order (see [`decode_image`]); and optionally `modality`, a name.
 
     Returns of a call:
         `input_ids`, `attention_mask`, `labels` `(rows, tokens)` int64, padded on the right; `pixel_values` `(images,
-        channels, height, width)` float32; `modality`, a list of one name an image, if rows or collator name one. The
-        row of an image that cannot be read stays, with a blank image, without labels and with a warning.
+        channels, height, width)` float32; `modality`, a list of one name per image, if the rows or the collator have
+        one. A row with an unreadable image is kept with a blank image and without labels, and a warning is logged.
 
     Raises:
-        ValueError: a conversation has not one image item for each image, or no assistant's turn; the template renders
-            the start of a conversation otherwise than the whole.
+        ValueError: the number of image items in a conversation differs from that of its images; there is no
+            assistant's turn; the template renders the start of a conversation differently without the rest.
     """
 
     def __init__(self, processor: LlavaProcessor, modality: str | None = None, max_length: int | None = None):
@@ -57,7 +57,7 @@ class LlavaCollator:
             try:
                 images += [decode_image(image) for image in row["images"]]
             except BadImageError as error:
-                logger.warning(f"A conversation is not trained on: {error}.")
+                logger.warning(f"Skipping a conversation: {error}.")
                 images += [PILImage.new("RGB", (64, 64)) for _ in row["images"]]
                 answers = []
             if text.count(self.processor.image_token) != len(row["images"]):
@@ -82,11 +82,11 @@ class LlavaCollator:
         length = batch["input_ids"].shape[1]
         if self.max_length is not None and length > self.max_length:
             logger.warning(
-                f"A conversation has {length} tokens, more than the {self.max_length} that the language model takes; "
-                "shorten such conversations. Others are not reported."
+                f"A conversation has {length} tokens, more than the {self.max_length} of the language model. Shorten "
+                "long conversations. Further ones are not reported."
             )
             self.max_length = None
-        offsets = batch.pop("offset_mapping")  # (rows, tokens, 2), characters of the text with expanded images
+        offsets = batch.pop("offset_mapping")  # (rows, tokens, 2), characters in the text with expanded image tokens
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for index, (text, answers) in enumerate(zip(texts, spans, strict=True)):
             ids = batch["input_ids"][index]
@@ -103,29 +103,34 @@ class LlavaCollator:
         return batch
 
     def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
-        """The text of a conversation, images unexpanded, and where in it the assistant's turns begin and end."""
+        """The text of a conversation, without expanding image tokens, and the spans of the assistant's turns in it."""
         text, answers, rendered = "", [], ""
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             prompt = self._template(messages[:index], add_generation_prompt=True)
             if not prompt.startswith(rendered):
-                raise ValueError(f"The chat template does not go on as it began: {rendered!r}, then {prompt!r}.")
+                raise ValueError(
+                    "The chat template renders the start of a conversation differently with the next turn: "
+                    f"{rendered!r}, then {prompt!r}."
+                )
             text += prompt[len(rendered) :]
             rendered = self._template(messages[: index + 1])
             if not rendered.startswith(prompt):
-                raise ValueError(f"The chat template does not go on after its generation prompt: {rendered!r}.")
+                raise ValueError(
+                    f"The chat template does not continue its generation prompt: {prompt!r}, then {rendered!r}."
+                )
             turn = rendered[len(prompt) :]
             answer = turn.rstrip() + self.end_of_turn
             answers.append((len(text), len(text) + len(answer)))
             text += answer if self.end_of_turn else turn
         if not answers:
-            raise ValueError(f"A conversation has no assistant's turn to learn: {messages}.")
+            raise ValueError(f"A conversation has no assistant's turn: {messages}.")
         return text, answers
 
     def _template(self, messages: list[dict[str, Any]], **kwargs: Any) -> str:
         key = f"{messages} {kwargs}"
-        if key not in self._rendered:  # questions repeat, and templates take long compared with a small model's step
+        if key not in self._rendered:  # questions repeat, and rendering is slow compared with a small model's step
             if len(self._rendered) == KEPT_RENDERINGS:
                 self._rendered.clear()
             self._rendered[key] = self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
@@ -135,7 +140,7 @@ class LlavaCollator:
 def language_model_lora(rank: int, alpha: float, dropout: float = 0.0) -> Any:
     """
     A `peft.LoraConfig` for a [`GmailLlavaForConditionalGeneration`]: LoRA on each linear layer of the language model,
-    none on the vision tower, and the whole projector trained and saved with it.
+    none on the vision tower, and all weights of the projector trained and saved.
 
     Args:
         rank, alpha, dropout: `r`, `lora_alpha` and `lora_dropout` of the `LoraConfig`.
@@ -156,8 +161,8 @@ def optimizer_of(
     model: torch.nn.Module, args: TrainingArguments, projector_learning_rate: float | None = None
 ) -> torch.optim.Optimizer | None:
     """
-    The optimizer that `args` ask for, with a separate learning rate for the projector, as LLaVA-1.5 is fine-tuned;
-    None, which leaves the choice to `Trainer`, if there is none.
+    The optimizer of `args` with a separate learning rate for the projector, as in LLaVA-1.5's fine-tuning; None, for
+    `Trainer`'s own, if there is no such rate.
     """
     if projector_learning_rate is None:
         return None
@@ -172,11 +177,11 @@ def optimizer_of(
 
 class ModalityCollator:
     """
-    Wrap a collator for vision-language models, such as TRL's, and add `modality` for each image of a batch.
+    Wrap a collator for vision-language models, such as TRL's, and add the `modality` of each image to a batch.
 
     Args:
         collator: takes rows with `images` (or `image`) and returns the arguments of the model's `forward`.
-        default (`str`): the branch of rows that name none.
+        default (`str`): the branch for rows without `modality`.
 
     A call takes rows whose optional `modality` is a name, or a list with one name per image.
     """
