@@ -1,7 +1,8 @@
 """
-A step of stage 1 on images in memory: a base with branches, next to two of the base with PEFT's LoRA on one.
+A step of stage 1 on images in memory: a base with branches, compared with two copies of the base and PEFT's LoRA on
+    one.
 
-The branches need no pass over the real images, which are embedded once before training.
+The branches need no forward pass for the real images, which are embedded once before training.
 """
 
 import tempfile
@@ -27,20 +28,20 @@ SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "n
 
 @dataclass
 class Tower:
-    """A vision encoder in training; `embed_real` is None where real images were embedded once, before training."""
+    """A vision encoder in training. `embed_real` is None if real images are embedded once, before training."""
 
     embed: Callable[[torch.Tensor], torch.Tensor]
     embed_real: Callable[[torch.Tensor], torch.Tensor] | None
     parameters: list[torch.nn.Parameter]
 
     def step(self, images: torch.Tensor, settings: Settings) -> Callable[..., None]:
-        """`step(count)`: Eq. 1 and AdamW on the first images, by default all."""
+        """A function that does a step of Eq. 1 and AdamW on the first `count` images, by default on all."""
         optimizer = torch.optim.AdamW([p for p in self.parameters if p.requires_grad], lr=1e-4)
 
         def advance(count: int = len(images)) -> None:
             with subjects.autocast(settings):
                 generated = self.embed(images[:count]).float()
-                with torch.no_grad():  # an embedding made before costs the same, whatever it holds
+                with torch.no_grad():  # the values of precomputed embeddings do not matter for speed
                     real = self.embed_real(images[:count]).float() if self.embed_real else generated.detach()
             gmail_hf.alignment_loss(generated, real).backward()
             optimizer.step()
@@ -55,7 +56,7 @@ def gmail_tower(model: Any, **options: Any) -> Tower:
 
 
 def two_models(make: Callable[[], Any], targets: str | list[str], head: list[str] | None) -> Tower:
-    """What people would write instead: a frozen model, and another with PEFT's LoRA."""
+    """The common alternative: a frozen model and another one with PEFT's LoRA."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(r=trainers.RANK, lora_alpha=trainers.ALPHA, target_modules=targets, modules_to_save=head)
@@ -70,22 +71,22 @@ def two_models(make: Callable[[], Any], targets: str | list[str], head: list[str
 
 
 def siglip(small: bool) -> SiglipModel:
-    """transformers' default sizes, those of B/16."""
+    """The default sizes of transformers, which are those of B/16."""
     return SiglipModel(SiglipConfig(vision_config=SMALL if small else {}, text_config={"num_hidden_layers": 1}))
 
 
 def dinov2(small: bool) -> Dinov2Model:
-    """transformers' default sizes, those of B/14."""
+    """The default sizes of transformers, which are those of B/14."""
     return Dinov2Model(Dinov2Config(image_size=224, patch_size=14, **(SMALL if small else {})))
 
 
-# By name, what makes a base, and its modules that make the pooled embedding, which each branch owns.
+# By name: the function that creates a base, and the modules of its head, which each branch copies.
 BASES = {"SigLIP-B/16": (siglip, ["head"]), "DINOv2-B/14": (dinov2, None)}
 
 
 @contextmanager
 def towers_of(name: str, settings: Settings) -> Iterator[tuple[Callable[[], Tower], Callable[[], Tower]]]:
-    """Makers of both towers of a base: with branches, and two of it with PEFT on the same layers."""
+    """Functions that create both sides for a base: branches, and two copies with PEFT on the same layers."""
     make, head = BASES[name]
     with tempfile.TemporaryDirectory() as folder:
         with torch.device(settings.device):

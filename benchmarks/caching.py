@@ -1,13 +1,13 @@
 """
-Gradient caching: a large batch at the memory of a mini-batch, and what that costs in time.
+Gradient caching: a large batch with the memory of a mini-batch, and its cost in time.
 
-A plain batch of 1,024 needs some 43 GB for ViT-B/32's activations and 300 GB for ViT-L/14's, so in time 1,024 in
-mini-batches of 64 is compared with the same pairs in plain batches of 64: the same operations, forward and backward
-once. Fewer pairs in as many mini-batches are compared with a plain batch of them all. The whole batch's images count
-in the peak, in 8 bits, as `GmailTrainer` has them.
+The activations of a plain batch of 1,024 need some 43 GB for ViT-B/32 and 300 GB for ViT-L/14. The time of 1,024 pairs
+in mini-batches of 64 is therefore compared with plain batches of 64, which do the same operations, forward and
+backward once. Smaller batches with the same number of mini-batches are compared with one plain batch of the same
+pairs. The peak includes the images of the complete batch in 8 bits, as in `GmailTrainer`.
 
-On a CPU all sides run with `MALLOC`, or the peak would be the allocator's: the graph of each mini-batch is small and
-stays, between large freed blocks, and glibc 2.36 does not reuse those. A separate line shows what that amounts to.
+On a CPU all sides run with `MALLOC`, otherwise the peak would depend on the allocator: the small graph of each
+mini-batch is kept between large freed blocks, which glibc 2.36 does not reuse. A separate row shows this effect.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ import subjects
 import trainers
 from measuring import Settings, alone, forget_peak, imports, peak_mb, row, timed
 
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "100000"}  # bytes; larger blocks are the system's and go back when freed
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "100000"}  # bytes; larger blocks are returned to the system when freed
 
 
 def cached(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Peak memory against a plain batch of a mini-batch's size, time against plain batches of as many pairs."""
+    """Peak memory against a plain batch of a mini-batch's size, and time against plain batches of the same pairs."""
     size = settings.size or settings.choose("narrow", "vit-b-32", "vit-l-14")
     for batch, mini, whole in settings.choose(
         [(64, 4, True)], [(128, 8, True), (1024, 64, False)], [(256, 16, True), (1024, 64, False)]
@@ -32,7 +32,7 @@ def cached(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def compared(settings: Settings, size: str, batch: int, mini: int, whole: bool) -> Iterator[dict[str, Any]]:
-    """`batch` pairs in mini-batches, next to one plain batch of them all (`whole`) or many of a mini-batch's size."""
+    """`batch` pairs in mini-batches, compared with one plain batch (`whole`) or with many of a mini-batch's size."""
     kinds = {"cached": (batch, mini), "plain mini-batch": (mini, None)} | ({"plain": (batch, None)} if whole else {})
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for _ in range(settings.choose(1, 2, 3)):
@@ -56,7 +56,7 @@ def compared(settings: Settings, size: str, batch: int, mini: int, whole: bool) 
 
 
 def allocators(settings: Settings, size: str, batch: int, mini: int) -> dict[str, Any]:
-    """The peak of the same step with the system's allocator as it is."""
+    """The peak of the same step with the default settings of the system's allocator."""
     chosen = {"size": size, "batch": batch, "mini_batch_size": mini}
     peaks = []
     for environment in ({}, MALLOC):
@@ -70,10 +70,10 @@ def allocators(settings: Settings, size: str, batch: int, mini: int) -> dict[str
 def one_step(
     settings: Settings, size: str, batch: int, mini_batch_size: int | None, **fields: Any
 ) -> dict[str, float]:
-    """Seconds of a step after one of a mini-batch's size, and the peak of the process."""
+    """Seconds of a step after a step with a mini-batch, and the peak of the process."""
     imports(settings)
     model = subjects.gmail(size, settings, **fields).train()
     trainers.bare_step(settings, model, mini_batch_size or batch, eight_bit=True)()
     advance = trainers.bare_step(settings, model, batch, mini_batch_size, eight_bit=True)
-    forget_peak(settings)  # of making the model
+    forget_peak(settings)  # that of creating the model
     return {"seconds": timed(advance, settings), "mb": peak_mb(settings)}

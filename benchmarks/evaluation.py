@@ -1,10 +1,11 @@
 """
-Retrieval and zero-shot classification next to clip_benchmark's, on equal embeddings; retrieval by number of captions.
+Retrieval and zero-shot classification compared with clip_benchmark on equal embeddings; retrieval by number of
+captions.
 
-clip_benchmark is LAION's evaluation of CLIP models. Its own functions run, with a model that looks up the embeddings,
-at its default batch of 64. It needs torchvision and open_clip, so it is best kept in a separate environment, whose
-interpreter `run.py --peer_python` names. Each run has a process to itself and the sides take turns. Seconds and memory
-(the latter on Linux) are of the call alone, with imports done and embeddings loaded.
+clip_benchmark is LAION's evaluation of CLIP models. Its own functions run with a model that looks up the embeddings,
+at the default batch size of 64. It needs torchvision and open_clip. Install it in a separate environment, and pass the
+interpreter with `run.py --peer_python`. Each run is a separate process, and the sides take turns. Seconds and memory
+(memory only on Linux) are those of the call, after imports and loading.
 """
 
 import argparse
@@ -22,8 +23,8 @@ DIM, CLASSES, PROMPTS, IMAGES_OF_CLASSES = 512, 1000, 7, 50_000
 
 
 def retrieval(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Seconds and memory of Recall@K, and beyond the aims of top-1 accuracy; scores must agree."""
-    settings = replace(settings, device="cpu")  # numpy computes
+    """Seconds and memory of Recall@K and, without an aim, of top-1 accuracy, with the difference of the scores."""
+    settings = replace(settings, device="cpu")  # the computation is in numpy
     num_images, rounds = settings.choose(500, 5000, 5000), settings.choose(1, 3, 3)
     tasks = {
         "retrieval": f"Recall@K, {num_images:,} images x {5 * num_images:,} captions",
@@ -57,7 +58,7 @@ def retrieval(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def captions(settings: Settings) -> Iterator[dict[str, Any]]:
-    """1,000 images by more and more captions."""
+    """Recall@K of 1,000 images by number of captions."""
     settings = replace(settings, device="cpu")
     counts = settings.choose((10_000, 30_000), (100_000, 300_000, 1_000_000), (100_000, 300_000, 1_000_000))
     runs = {count: alone("evaluation:recall_of", settings, num_captions=count) for count in counts}
@@ -67,7 +68,7 @@ def captions(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def write_embeddings(folder: Path, num_images: int) -> None:
-    """Noisy copies of random directions, so that the scores lie well inside 0 and 1."""
+    """Write noisy copies of random directions, so that the scores are well between 0 and 1."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -85,7 +86,7 @@ def write_embeddings(folder: Path, num_images: int) -> None:
 
 
 def timed(call: Callable[[], dict[str, float]], settings: Settings) -> dict[str, Any]:
-    """Scores and seconds of a call, and the MB that the process grew by at its peak."""
+    """Scores and seconds of a call, and the growth of the process at its peak in MB."""
     forget_peak(settings)
     before, start = peak_mb(settings), time.perf_counter()
     scores = call()
@@ -127,7 +128,7 @@ def recall_of(settings: Settings, num_captions: int) -> dict:
 
 
 def lookup(images, texts):
-    """A model that "encodes" rows of images as they are, and numbers of texts by looking them up."""
+    """A model whose encoders return image rows unchanged and look up texts by number, and its tokenizer."""
     import torch
 
     class Lookup(torch.nn.Module):
@@ -141,7 +142,7 @@ def lookup(images, texts):
 
 
 def clip_benchmark(name: str) -> Any:
-    """A module of its metrics."""
+    """Import a module of clip_benchmark's metrics."""
     import numpy
 
     remedy = (
@@ -182,7 +183,7 @@ def zero_shot_peer(settings: Settings, folder: str) -> dict:
     classified, prompts, labels = map(torch.from_numpy, arrays(folder, "classified", "prompts", "labels"))
     model, tokenizer = lookup(classified, prompts.flatten(0, 1))
     names = [str(number) for number in range(CLASSES)]
-    # A prompt is its number: the class in full, the prompt as the last digit of base PROMPTS.
+    # A prompt is a number in base PROMPTS: its last digit is the prompt, the others are the class.
     templates = {name: [PROMPTS * int(name) + i for i in range(PROMPTS)] for name in names}
 
     class Batches(list):

@@ -1,8 +1,9 @@
 """
-Making pairs: `synthesize` next to a bare loop around the pipeline, and how soon a finished run knows that it is.
+Generating images: `synthesize` compared with a bare loop around the pipeline, and the time of restarting a finished
+    run.
 
-On the CPU with the shipped generator; on CUDA with the architecture of Stable Diffusion v2 at random weights, 512
-pixels. The bare loop reads the captions, makes PIL images and drops them: it neither encodes nor writes.
+On the CPU it uses the bundled generator, on CUDA the architecture of Stable Diffusion v2 with random weights and 512
+pixels. The bare loop reads the captions, generates PIL images and drops them, without encoding or writing them.
 """
 
 import itertools
@@ -14,11 +15,11 @@ from measuring import Settings, growth, row, take_turns, timed
 
 
 def generate(settings: Settings) -> Iterator[dict[str, Any]]:
-    """images/s on the same captions, seeds and batches; seconds until a run of finished rows ends."""
+    """images/s on the same captions, seeds and batches, and the seconds of a finished run."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    num_images = settings.choose(64, 1024, 256)  # what is paid once a run must not decide
+    num_images = settings.choose(64, 1024, 256)  # enough to make the fixed cost of a run small
     with tempfile.TemporaryDirectory() as folder:
         generator = "digits"
         if settings.device == "cuda":
@@ -49,7 +50,7 @@ def generate(settings: Settings) -> Iterator[dict[str, Any]]:
 def bare_and_synthesize(
     generator: str, num_images: int, batch_size: int, folder: str, **fields: Any
 ) -> tuple[dict[str, Callable[..., float]], Any]:
-    """A call for each side that makes the images and returns images/s, and the pipeline that both use."""
+    """A function per side that generates the images and returns images/s, and the pipeline of both sides."""
     import torch
 
     from gmail_hf.commands.bundled import make_job, synthesize
@@ -88,7 +89,7 @@ def bare_and_synthesize(
 
 
 def write_captions(captions: list[str], folder: str) -> str:
-    """The path of a parquet file of captions."""
+    """Write captions to a parquet file and return its path."""
     from datasets import Dataset
 
     path = f"{folder}/captions-{len(captions)}.parquet"
@@ -97,7 +98,7 @@ def write_captions(captions: list[str], folder: str) -> str:
 
 
 def finished_run(num_rows: int, generator: str, folder: str) -> float:
-    """Seconds until a run knows that all its rows are finished: captions read, settings compared, shards listed."""
+    """Seconds of a run whose rows are all finished: it reads captions, compares settings and lists shards."""
     from gmail_hf.commands.bundled import make_job, synthesize
     from gmail_hf.generation import SynthesisArguments
     from gmail_hf.generation.engines import CONTACT_SHEET
@@ -105,7 +106,7 @@ def finished_run(num_rows: int, generator: str, folder: str) -> float:
     captions = [f"a photograph of thing {row % 7919} near thing {row % 104729}" for row in range(num_rows)]
     path = write_captions(captions, folder)
     args = SynthesisArguments(output_dir=f"{folder}/finished-{num_rows}", dataset=path, generator=generator)
-    job = make_job(args)  # also builds the cache that datasets keeps of the parquet file
+    job = make_job(args)  # also fills the cache of datasets for the parquet file
     job.open()
     for shard in job.shards:
         job.folder.shard_path(shard).touch()
@@ -114,7 +115,7 @@ def finished_run(num_rows: int, generator: str, folder: str) -> float:
 
 
 def random_stable_diffusion_2(settings: Settings) -> Any:
-    """Stable Diffusion v2-base's architecture, 0.87 billion parameters of the denoiser, at random weights."""
+    """Stable Diffusion v2-base's architecture with random weights; the denoiser has 0.87 billion parameters."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -135,7 +136,7 @@ def random_stable_diffusion_2(settings: Settings) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.device(settings.device):  # weights are drawn where they will be
+    with torch.device(settings.device):
         unet = UNet2DConditionModel(
             sample_size=64,
             block_out_channels=(320, 640, 1280, 1280),

@@ -1,8 +1,8 @@
 """
-What might make a stage-1 step faster: each idea next to the step as it is, in one run; the bare step of `training.py`.
+Ideas for a faster step of stage 1, each compared with the bare step of `training.py` in one run.
 
-Some change results by rounding (bfloat16), some the method (LoRA in the upper layers alone): these are no defaults.
-`digits_alignment.py` has what the latter costs in quality.
+Some change results by rounding (bfloat16), some change the method (LoRA only in the upper layers), so they are not
+defaults. `digits_alignment.py` measures the quality of LoRA only in the upper layers.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ UPPER = 4  # layers with LoRA
 
 
 def ideas(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Speed of a step with the idea by that of one without."""
+    """The speed of a step with each idea, compared with a step without it."""
     import dataclasses
 
     size = settings.size or settings.choose("narrow", "vit-b-32", "vit-l-14")
@@ -38,7 +38,7 @@ def ideas(settings: Settings) -> Iterator[dict[str, Any]]:
             half, size, batch, lambda model: model.set_attn_implementation("eager")
         )
     for advance in sides.values():
-        advance()  # compiles, and takes memory
+        advance()  # compiles and allocates memory
     speeds = take_turns(
         {name: lambda advance=advance: batch / timed(advance, settings) for name, advance in sides.items()},
         settings.choose(1, 5, 5),
@@ -70,7 +70,7 @@ def freeze_lower(model: Any) -> None:
 
 
 def join_updates(model: Any) -> None:
-    """Let q, k and v share the product with their lora_A, one after another in one matrix."""
+    """Compute the products of q, k and v with their lora_A as one product with the concatenated matrices."""
     import torch
     from torch.nn.functional import linear
 
@@ -89,7 +89,7 @@ def join_updates(model: Any) -> None:
 
         attention.register_forward_pre_hook(before, with_kwargs=True)
 
-    for layer in model.vision_model.encoder.layers[:-1]:  # of the last one, fewer tokens ask than are asked
+    for layer in model.vision_model.encoder.layers[:-1]:  # the last layer has fewer queries than keys
         attention, lows = layer.self_attn, {}
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
         share(attention, projections, lows)

@@ -1,4 +1,4 @@
-"""Image embeddings by a two-branch CLIP next to those by transformers' own CLIPModel."""
+"""Image embeddings of a CLIP with branches, compared with those of transformers' CLIPModel."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def infer(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def branches(settings: Settings, size: str, batch: int) -> dict[str, Callable[[], float]]:
-    """A call for each side that embeds the batch and returns its seconds."""
+    """A function per side that embeds the batch and returns the seconds."""
     import torch
 
     dtype = getattr(torch, settings.dtype)

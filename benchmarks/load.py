@@ -1,9 +1,9 @@
 """
 Pairs/s that reach the trainer with two worker processes, from JPEGs of 640x480 and from prepared pairs.
 
-The bare side decodes the JPEGs of a pair by PIL and resizes them so that the shorter side has 224 pixels, and that is
-all: it neither crops nor normalises, and sends nothing to the main process. A row with one image is stage 1 by
-default: the partner's embedding is cached.
+The bare loop only decodes the JPEGs of a pair with PIL and resizes their shorter edge to 224 pixels. It neither crops
+nor normalises, and sends nothing to the main process. Rows with one image are the default of stage 1, where the
+partner's embedding is cached.
 """
 
 import io
@@ -18,7 +18,7 @@ WORKERS, BATCH = 2, 32
 
 
 def load(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Pairs/s, all sides in a `DataLoader` of the same settings; time to start its workers is not counted."""
+    """Pairs/s of all sides in a `DataLoader` with the same settings, without the time to start its workers."""
     import datasets
 
     from gmail_hf.generation.prepare import prepare_pairs
@@ -53,7 +53,7 @@ def load(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def reader(pairs: Any, collate: Callable[[list[dict]], Any], workers: int = WORKERS) -> Callable[[], float]:
-    """A call that reads all pairs once in random order and returns pairs/s."""
+    """A function that reads all pairs once in random order and returns pairs/s."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
@@ -79,7 +79,7 @@ def reader(pairs: Any, collate: Callable[[list[dict]], Any], workers: int = WORK
 
 
 def gmail_collator(processor: Any) -> Callable[[list[dict]], Any]:
-    """`GmailTrainer`'s collator, whose rows of one image get an embedding as from the cache."""
+    """`GmailTrainer`'s collator. Rows with one image get a constant embedding in place of a cached one."""
     import numpy as np
 
     from gmail_hf.training.data import GmailCollator

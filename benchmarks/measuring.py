@@ -1,8 +1,8 @@
 """
-How the benchmarks measure: sides that take turns, peaks of memory in separate processes, rows with an aim.
+How the benchmarks measure: sides take turns, peaks of memory are taken in separate processes, rows may have an aim.
 
-As a script it runs one job in a separate process and prints what that returned: `python measuring.py MODULE:FUNCTION
-ARGUMENTS`, the latter in JSON. It imports the standard library alone, so that a peer's own interpreter can run it too.
+As a script it runs one job in a separate process and prints its result: `python measuring.py MODULE:FUNCTION
+ARGUMENTS`, with the arguments in JSON. It imports only the standard library, so that a peer's interpreter can run it.
 """
 
 import importlib
@@ -25,12 +25,12 @@ COMPARISONS = {">=": operator.ge, "<=": operator.le}
 
 
 class MissingPeer(Exception):
-    """A side that cannot run: a peer that is not installed, with the remedy, or one that does not fit in memory."""
+    """A side cannot run: a peer is not installed (the message has the remedy) or does not fit in memory."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all benchmarks have in common; each takes its sizes from `quick` and `device`."""
+    """The settings of all benchmarks. Each benchmark chooses its sizes by `quick` and `device`."""
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -43,12 +43,12 @@ class Settings:
     peer_python: str = sys.executable
 
     def choose(self, quick: Any, cpu: Any, cuda: Any) -> Any:
-        """A size by the kind of run."""
+        """Choose a size by the kind of run."""
         return quick if self.quick else cuda if self.device == "cuda" else cpu
 
 
 def take_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each side measures, round by round; every other round goes backwards, so that a drift meets all alike."""
+    """The values of each side by round. Every other round is in reverse order, so a drift affects all sides alike."""
     values: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds):
         for side in list(sides) if number % 2 == 0 else list(sides)[::-1]:
@@ -67,9 +67,9 @@ def row(
     note: str = "",
 ) -> dict[str, Any]:
     """
-    One line of the table: medians, and the ratio ours / theirs with its spread over the rounds.
+    One row of the table: medians, and the ratio ours / theirs with its spread over the rounds.
 
-    `aim` bounds the median ratio, such as ">= 1.5".
+    `aim` is a bound for the median ratio, such as ">= 1.5".
     """
     ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
     ratio = statistics.median(ratios)
@@ -87,12 +87,12 @@ def row(
 
 
 def missing(benchmark: str, measured: str, against: str, reason: str) -> dict[str, Any]:
-    """The line of a peer that could not run."""
+    """The row of a peer that could not run."""
     return {"benchmark": benchmark, "measured": measured, "against": against, "missing": reason}
 
 
 def growth(benchmark: str, measured: str, points: dict[int, float], unit: str, note: str = "") -> dict[str, Any]:
-    """How much more the last size takes than the first, against how much larger it is; 10 % are left to noise."""
+    """The growth from the first to the last size, against the growth of the size, with a margin of 10 % for noise."""
     sizes = list(points)
     grown, larger = points[sizes[-1]] / points[sizes[0]], sizes[-1] / sizes[0]
     line = row(
@@ -110,12 +110,11 @@ def alone(
     **arguments: Any,
 ) -> Any:
     """
-    What a function of a module here returns in a separate process; the function is given the settings first, and the
-    process what `environment` adds.
+    Call a function of a module here in a separate process, with `settings` as its first argument.
 
     Raises:
-        MissingPeer: it did, or there was not enough memory.
-        RuntimeError: it failed; the message has the end of its error output.
+        MissingPeer: the function raised it, or there was not enough memory.
+        RuntimeError: the process failed; the message has the end of its error output.
     """
     call = json.dumps({"settings": asdict(settings), "arguments": arguments})
     done = subprocess.run(
@@ -127,7 +126,7 @@ def alone(
     if "OutOfMemoryError" in done.stderr:
         raise MissingPeer("out of memory")
     if done.returncode == -signal.SIGKILL:
-        raise MissingPeer("killed, as the system does when its memory is used up")
+        raise MissingPeer("killed, which the system does if it runs out of memory")
     if done.returncode:
         raise RuntimeError(f"{job} failed in a separate process:\n{done.stderr[-3000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])
@@ -137,7 +136,7 @@ def alone(
 
 
 def forget_peak(settings: Settings) -> None:
-    """Let the peak restart at what is held now, where the system can."""
+    """Reset the peak to the current memory, if the system supports it."""
     if settings.device == "cuda":
         import torch
 
@@ -148,10 +147,9 @@ def forget_peak(settings: Settings) -> None:
 
 def peak_mb(settings: Settings) -> float:
     """
-    The most memory that this process has had, in MB: of the GPU what torch allocated, else what was resident.
+    The peak memory of this process in MB: what torch allocated on the GPU, otherwise resident memory.
 
-    Linux counts it afresh for each process (VmHWM); getrusage's ru_maxrss there is never less than that of the process
-    that started this one, and serves elsewhere.
+    On Linux it is VmHWM, because ru_maxrss of getrusage is there at least that of the parent process.
     """
     if settings.device == "cuda":
         import torch
@@ -160,17 +158,17 @@ def peak_mb(settings: Settings) -> float:
     if CLEAR_REFS.exists():
         return status_mb("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # in bytes there, elsewhere in kibibytes
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # in bytes on macOS, elsewhere in kibibytes
 
 
 def status_mb(key: str) -> float:
-    """VmRSS or VmHWM of this process, Linux."""
+    """VmRSS or VmHWM of this process on Linux."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 
 
 def imports(settings: Settings) -> float:
-    """The peak of a process that has imported what all sides import: the baseline that theirs are counted from."""
+    """The peak of a process with the imports of all sides, the baseline for their peaks."""
     import datasets  # noqa: F401
     import peft  # noqa: F401
     import torch
@@ -178,13 +176,13 @@ def imports(settings: Settings) -> float:
 
     import gmail_hf  # noqa: F401
 
-    transformers.CLIPModel  # noqa: B018  # transformers imports its models when they are named
+    transformers.CLIPModel  # noqa: B018  # transformers imports its models on first access
     torch.randn(64, 64, device=settings.device) @ torch.randn(64, 64, device=settings.device)
     return peak_mb(settings)
 
 
 class Clock:
-    """Seconds between two ticks, on a GPU with all its work done."""
+    """Seconds between two ticks. On a GPU, a tick waits until all work is done."""
 
     def __init__(self, settings: Settings):
         self.cuda = settings.device == "cuda"
@@ -198,7 +196,7 @@ class Clock:
         self.ticks.append(time.perf_counter())
 
     def seconds(self, skip: int = 1) -> float:
-        """Mean of the time between two ticks, the first `skip` of them left out."""
+        """Mean time between two ticks, without the first `skip` intervals."""
         return (self.ticks[-1] - self.ticks[skip - 1]) / (len(self.ticks) - skip)
 
 
@@ -228,7 +226,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # `import measuring` in a job must find this very module, or its MissingPeer is another class.
+    # `import measuring` in a job must find this module, otherwise its MissingPeer is another class.
     sys.modules["measuring"] = sys.modules["__main__"]
     sys.path.insert(0, str(Path(__file__).parent))
     main()

@@ -1,4 +1,4 @@
-"""How a step and the data set grow with batch, processes, LoRA rank and number of images, each by its own line."""
+"""How time and memory grow with the batch, the LoRA rank, the number of processes, images and captions."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ def scale(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def batches(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Gradient caching in mini-batches of 64; on the CPU of a narrow model: 4,096 images of ViT-B/32 take long."""
+    """Gradient caching in mini-batches of 64; on the CPU with a narrow model, because ViT-B/32 is slow there."""
     size = settings.choose("narrow", "narrow", "vit-l-14")
     runs = {
         batch: alone("caching:one_step", settings, environment=MALLOC, size=size, batch=batch, mini_batch_size=64)
@@ -53,7 +53,7 @@ def ranks_of_lora(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def processes(settings: Settings) -> Iterator[dict[str, Any]]:
-    """The same batch by one process and by two that share the work; on the CPU a thread each."""
+    """The same batch in one process and split over two; on the CPU with one thread per process."""
     import torch
 
     if settings.device == "cuda" and torch.cuda.device_count() < 2:
@@ -80,7 +80,7 @@ def launcher(count: int) -> tuple[str, ...]:
 
 
 def step_of_processes(settings: Settings, size: str, batch: int) -> float:
-    """Seconds of a step under DDP, negatives gathered from all processes."""
+    """Seconds of a step with DDP and negatives gathered from all processes."""
     import torch
     import torch.distributed as dist
     import trainers

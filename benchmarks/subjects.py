@@ -1,4 +1,4 @@
-"""What the benchmarks run on: CLIPs of real sizes at random weights, and pairs of smooth random pictures."""
+"""Models and data of the benchmarks: CLIPs of real sizes with random weights, and pairs of smooth random images."""
 
 import io
 from typing import Any
@@ -50,12 +50,12 @@ def gmail(size: str, settings: Settings, **fields: Any):
 
 
 def compile_layers(model: Any, settings: Settings) -> Any:
-    """The model; with `settings.compile` each layer of its encoders compiled, which are all alike."""
+    """Compile each layer of the model's encoders if `settings.compile` is set, and return the model."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     for module in model.modules():
         if settings.compile and isinstance(module, GradientCheckpointingLayer):
-            module.compile(backend="aot_eager" if settings.quick else "inductor")  # the former needs no compiler
+            module.compile(backend="aot_eager" if settings.quick else "inductor")  # aot_eager needs no C++ compiler
     return model
 
 
@@ -72,7 +72,7 @@ def pixels(count: int, settings: Settings):
 
 
 def eight_bit_pixels(count: int, settings: Settings) -> dict[str, Any]:
-    """Random pixels as `GmailCollator(eight_bit=True)` leaves them."""
+    """Random pixels in the format of `GmailCollator(eight_bit=True)`."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -96,7 +96,7 @@ def tokenizer():
 
 
 def jpeg_pairs(count: int):
-    """Pairs of 640x480 JPEGs at quality 90, smooth random fields with noise: about as large as photographs'."""
+    """Pairs of 640x480 JPEGs with quality 90: smooth random fields with noise, about as large as photographs."""
     import numpy as np
     from datasets import Dataset, Features, Image, Value
     from PIL import Image as PILImage
@@ -118,7 +118,7 @@ def jpeg_pairs(count: int):
 
 
 def small_png() -> bytes:
-    """An image of few bytes, where only their number matters."""
+    """A very small image, for data sets where only the number of images matters."""
     from PIL import Image as PILImage
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The sides of `training.py`: calls that train for a few steps and return pairs/s, the first step not counted."""
+"""The sides of `training.py`: functions that train for a few steps and return pairs/s, without the first step."""
 
 import tempfile
 from collections.abc import Callable
@@ -12,7 +12,7 @@ TARGETS = r".*vision_model.*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 
 
 def hugging_face_arguments(settings: Settings, batch: int, steps: int) -> dict[str, Any]:
-    """Of a Hugging Face Trainer, ours and sentence-transformers'."""
+    """Arguments for our Trainer and that of sentence-transformers."""
     return {
         "output_dir": "run",
         "max_steps": 1 + steps,
@@ -160,7 +160,7 @@ def bare_loop(settings: Settings, size: str, batch: int, steps: int) -> Callable
 def bare_step(
     settings: Settings, model: Any, batch: int, mini_batch_size: int | None = None, eight_bit: bool = False
 ) -> Callable[[], None]:
-    """A step on images in memory, in 8 bits as `GmailTrainer` has them or as pixel values, and on embeddings."""
+    """A step on generated images in memory, as pixel values or in 8 bits as in `GmailTrainer`, and real embeddings."""
     import torch
 
     from gmail_hf.training.losses import gmail_loss

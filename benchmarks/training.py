@@ -1,9 +1,9 @@
 """
-Stage 1: a step of `GmailTrainer` next to what people would write or take instead, in time and in memory.
+Stage 1: a step of `GmailTrainer` compared with the common alternatives, in time and in memory.
 
-All sides see the same pairs of JPEGs and batches, and train the same LoRA targets by AdamW at the same precision. A
-round is one short training of each; its first step is not counted, loading is. Ours embeds the real images before
-training (`cache_real_embeds`): that one pass is not in a step, and has a separate line.
+All sides use the same pairs of JPEGs and batches, and train the same LoRA targets with AdamW in the same precision. A
+round is one short training of each side. It includes loading, but not the first step. Ours embeds the real images once
+before training (`cache_real_embeds`), which is not part of a step.
 """
 
 import os
@@ -34,7 +34,7 @@ BARE = "(c) the same tower on tensors in memory, no Trainer, no loading"
 
 
 def sizes(settings: Settings) -> dict[str, Any]:
-    """Model, pairs a step, steps that count and rounds."""
+    """The model, the pairs per step, the number of measured steps and the rounds."""
     size = settings.size or settings.choose("vit-b-32", "vit-b-32", "vit-l-14")
     return {
         "size": size,
@@ -45,7 +45,7 @@ def sizes(settings: Settings) -> dict[str, Any]:
 
 
 def step(settings: Settings) -> Iterator[dict[str, Any]]:
-    """images/s of ours by those of each other side."""
+    """Pairs/s of our trainer, compared with each other side."""
     import torch
 
     chosen = sizes(settings)
@@ -60,7 +60,7 @@ def step(settings: Settings) -> Iterator[dict[str, Any]]:
             try:
                 sides[name] = build(settings, **chosen)
                 if settings.device == "cuda":
-                    sides[name]()  # warms up, and tells what does not fit
+                    sides[name]()  # warms up, and fails if it does not fit
             except torch.OutOfMemoryError:
                 del sides[name]
                 yield missing("step", "GmailTrainer, stage 1", name, "out of memory")
@@ -85,7 +85,7 @@ def step(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def memory(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Peak memory of training, each side in its own process, beyond that of a process with the same imports."""
+    """Peak memory of training minus that of a process with the same imports. Each side has its own process."""
     chosen = sizes(settings) | {"steps": 1, "batch": settings.batch or settings.choose(4, 24, 64)}
     del chosen["rounds"]
     builders = {"ours": "gmail_trainer", TWO_CLIPS: "two_clips", SENTENCE_TRANSFORMERS: "sentence_transformers"}
@@ -109,14 +109,14 @@ def peak(settings: Settings, builder: str, **chosen: Any) -> float:
     imports(settings)
     with working_folder():
         train = getattr(trainers, builder)(settings, **chosen)
-        forget_peak(settings)  # of making the model
+        forget_peak(settings)  # that of creating the model
         train()
         return peak_mb(settings)
 
 
 @contextmanager
 def working_folder() -> Iterator[None]:
-    """A folder for what is written, gone afterwards; cached embeddings among it."""
+    """A temporary working folder, also for cached embeddings."""
     import datasets
     from transformers.utils import logging
 
@@ -135,7 +135,7 @@ def working_folder() -> Iterator[None]:
 
 
 def floor_pairs_per_second(settings: Settings, size: str, batch: int) -> float:
-    """Pairs/s if all operations of a step ran at the rate that the product of tokens and fc1's weight has here."""
+    """Pairs/s if all operations of a step ran at the rate of the product of the tokens and fc1's weight."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

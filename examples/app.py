@@ -1,17 +1,17 @@
 """
-A demo page: score an image against texts by both branches, and compare a real image with a generated one.
+A demo page: score an image against texts with both branches, and compare a real image with a generated one.
 
 The bundled digits, after `gmail-hf train` has written gmail-digits (needs `pip install "gmail-hf[app,digits]"`):
 
     python examples/app.py
 
-Any model, with other pairs to click on:
+Any model, with other example pairs:
 
     python examples/app.py --model org/gmail-coco --dataset org/coco-sd2 --split validation
 
-`--model` may be a plain CLIP; its two branches are the same, and the page says so. Without gmail-digits the page shows
-the bundled CLIP. The page loads nothing from other servers; gradio's own variables (GRADIO_SERVER_NAME,
-GRADIO_SERVER_PORT, GRADIO_SHARE) set the address.
+`--model` may be a plain CLIP. Its two branches are equal, and the page says so. Without gmail-digits, the page uses
+the bundled CLIP. The page loads nothing from other servers. Set the address with gradio's variables
+(GRADIO_SERVER_NAME, GRADIO_SERVER_PORT, GRADIO_SHARE).
 """
 
 import os
@@ -35,10 +35,11 @@ NUM_EXAMPLES = 6
 BRANCHES = ("real", "gen")
 TITLE = "GMAIL: one CLIP, two image branches"
 INTRODUCTION = (
-    "Photographs pass the `real` branch, generated images the `gen` branch. Training pulled what `gen` makes of "
-    "generated images onto what `real` makes of real ones ([Mo & Yun, ICML 2025](https://arxiv.org/abs/2602.15368))."
+    "Photographs use the `real` branch, generated images use the `gen` branch. Training aligned the `gen` embeddings "
+    "of generated images with the `real` embeddings of real images "
+    "([Mo & Yun, ICML 2025](https://arxiv.org/abs/2602.15368))."
 )
-# Pictures of a few pixels fill their frame, unblurred.
+# Small images fill their frame without blur.
 CSS = """
 .pixels img { image-rendering: pixelated; }
 .pixels .image-frame img { width: 100%; height: 100%; object-fit: contain; }
@@ -52,7 +53,7 @@ CSS = """
 class AppArguments:
     _argument_group_name = "page"
 
-    model: str = option("A GmailCLIPModel or a CLIP, by Hub id or folder.", DEFAULT_MODEL)
+    model: str = option("Hub id or folder of a GmailCLIPModel or a CLIP.", DEFAULT_MODEL)
     model_revision: str | None = option(REVISION)
     dataset: str = option(PAIRS, "digits")
     split: str = option("Split of --dataset.", "test")
@@ -60,10 +61,9 @@ class AppArguments:
 
 def load(name: str, revision: str | None = None) -> tuple["GmailCLIPModel", Any, str]:
     """
-    A model, its processor, and what to tell visitors about it.
+    Load a model and its processor, and describe it for visitors.
 
-    A plain CLIP gets fresh branches, both equal to itself; so does the bundled CLIP, if the default model was not
-    trained yet.
+    A plain CLIP gets fresh branches, which are equal. If the default model does not exist, the bundled CLIP is loaded.
     """
     import torch
 
@@ -73,14 +73,13 @@ def load(name: str, revision: str | None = None) -> tuple["GmailCLIPModel", Any,
     model, processor = load_two_branches("digits" if missing else name, None if missing else revision)
     if missing:
         note = (
-            f"**Not trained yet: both branches are still the same CLIP, so every score shows twice.** There is no "
-            f"`{name}` here. `gmail-hf train` writes it in minutes; then start this page "
-            "again."
+            f"**Not trained yet: both branches are still the same CLIP, so every score is shown twice.** `{name}` "
+            "does not exist here. `gmail-hf train` creates it in minutes. Then start this page again."
         )
     elif model.is_base("gen"):
         note = (
-            f"**`{name}` is not aligned: both branches are the same CLIP, so every score shows twice.** Align it by "
-            f"`gmail-hf train --model {name} --dataset ...`."
+            f"**`{name}` is not aligned: both branches are the same CLIP, so every score is shown twice.** Align it "
+            f"with `gmail-hf train --model {name} --dataset ...`."
         )
     else:
         note = f"Model: `{name}`."
@@ -90,24 +89,24 @@ def load(name: str, revision: str | None = None) -> tuple["GmailCLIPModel", Any,
 
 def score(model: "GmailCLIPModel", processor: Any, image: "Image", texts: list[str]) -> dict[str, dict[str, float]]:
     """
-    Zero-shot probabilities of texts for an image, by each branch.
+    Zero-shot probabilities of texts for an image, with each branch.
 
     Returns:
-        `{"real": {text: probability}, "gen": ...}`; the probabilities of a branch sum to one.
+        `{"real": {text: probability}, "gen": ...}`. The probabilities of a branch sum to one.
 
     Raises:
-        ValueError: no text, or one that is too long for the model.
+        ValueError: there is no text, or a text is too long for the model.
     """
     import torch
 
     texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
     if not texts:
-        raise ValueError("Write at least one text, one a line.")
+        raise ValueError("Write at least one text, one per line.")
     inputs = processor(text=texts, images=[image] * len(BRANCHES), return_tensors="pt", padding=True)
     room = model.config.text_config.max_position_embeddings
     for text, mask in zip(texts, inputs["attention_mask"], strict=True):
         if mask.sum() > room:
-            raise ValueError(f"'{text[:40]}...' has {mask.sum()} tokens; this model reads {room}.")
+            raise ValueError(f"'{text[:40]}...' has {mask.sum()} tokens; the limit of this model is {room}.")
     with torch.no_grad():
         logits = model(**inputs.to(model.device), modality=list(BRANCHES)).logits_per_image  # (branches, texts)
     scores = [dict(zip(texts, row, strict=True)) for row in logits.softmax(-1).tolist()]
@@ -116,7 +115,7 @@ def score(model: "GmailCLIPModel", processor: Any, image: "Image", texts: list[s
 
 def compare(model: "GmailCLIPModel", processor: Any, real: "Image", generated: "Image") -> dict[str, float]:
     """
-    Cosine similarity of a real image through `real` to a generated one: through `real`, taken for a photograph, and
+    Cosine similarity of a real image through `real` and a generated image, through `real` like a photograph and
     through `gen`.
     """
     import torch
@@ -129,8 +128,7 @@ def compare(model: "GmailCLIPModel", processor: Any, real: "Image", generated: "
 
 def examples(name: str, split: str) -> list[dict[str, Any]]:
     """
-    The first pairs of a data set with different captions, of those that can be read: `real_image`, `generated_image`,
-    `caption`.
+    The first readable pairs of a data set with different captions: `real_image`, `generated_image`, `caption`.
 
     Raises:
         ValueError: a column is missing, or no row can be read.
@@ -141,7 +139,7 @@ def examples(name: str, split: str) -> list[dict[str, Any]]:
     pairs = load_pairs(name, split, max_samples=4 * NUM_EXAMPLES)
     missing = [column for column in ("real_image", "generated_image", "caption") if column not in pairs.column_names]
     if missing or not len(pairs):
-        raise ValueError(f"The page shows pairs; '{name}' has {len(pairs)} rows and lacks the columns {missing}.")
+        raise ValueError(f"The page needs pairs; '{name}' has {len(pairs)} rows and lacks the columns {missing}.")
     rows = {}
     for row in undecoded(pairs):
         try:
@@ -155,14 +153,14 @@ def examples(name: str, split: str) -> list[dict[str, Any]]:
 
 
 def read_upload(upload: dict[str, Any] | None) -> "Image":
-    """The picture behind what the browser sent, checked here so that the message names the file and the remedy."""
+    """Read an uploaded image. It is checked here, so that the message has the file name and the remedy."""
     import gradio as gr
 
     from gmail_hf.training.data import BadImageError, decode_image
 
     if upload is None:
         raise gr.Error("Choose an image first: drop one in, or click on an example.", print_exception=False)
-    # Whoever calls the page's endpoint can name any path: gradio keeps uploads and examples in this folder.
+    # Callers of the endpoint can send any path. Gradio keeps uploads and examples in this folder.
     uploads = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir(), "gradio"))
     if not Path(str(upload.get("path"))).resolve().is_relative_to(uploads.resolve()):
         raise gr.Error("This is not an uploaded image.", print_exception=False)
@@ -205,7 +203,7 @@ def build(model: "GmailCLIPModel", processor: Any, note: str, pairs: list[dict[s
         return similarity_bars(compare(model, processor, *(read_upload(upload) for upload in uploads)))
 
     def picture(value, label):
-        # The file as it is: gradio would decode it before this page can tell what is wrong with it.
+        # Take the unchanged file. Otherwise gradio decodes it before this page can report an error.
         how = {"type": "filepath", "image_mode": None, "format": "png", "sources": ["upload", "clipboard"]}
         return gr.Image(value, label=label, height=280, min_width=220, elem_classes=look, **how)
 
@@ -220,10 +218,10 @@ def build(model: "GmailCLIPModel", processor: Any, note: str, pairs: list[dict[s
             with gr.Column():
                 image = picture(first["generated_image"], "Image")
                 gr.Examples(singles, [image], label="Real and generated images in turn", elem_id="images")
-                text = gr.Textbox(captions, label="Texts, one a line", lines=NUM_EXAMPLES)
+                text = gr.Textbox(captions, label="Texts, one per line", lines=NUM_EXAMPLES)
                 button = gr.Button("Score", variant="primary")
             with gr.Column(scale=2):
-                gr.Markdown("For a photograph read `real`, for a generated image `gen`.")
+                gr.Markdown("Read `real` for a photograph, and `gen` for a generated image.")
                 with gr.Row():
                     look_of_scores = {"min_width": 280, "show_heading": False}
                     labels = [gr.Label(label=name, elem_id=f"{name}-scores", **look_of_scores) for name in BRANCHES]
@@ -233,7 +231,7 @@ def build(model: "GmailCLIPModel", processor: Any, note: str, pairs: list[dict[s
                     couple = [picture(first["real_image"], "Real"), picture(first["generated_image"], "Generated")]
                 bars = gr.HTML(elem_id="bars")
             with gr.Column():
-                gr.Examples(couples, couple, label="Pairs of one caption", elem_id="pairs")
+                gr.Examples(couples, couple, label="Pairs with the same caption", elem_id="pairs")
         button.click(on_score, [image, text], labels, preprocess=False)
         gr.on([page.load, image.change], on_image, [image, text], labels, preprocess=False)
         gr.on([page.load, *(upload.change for upload in couple)], on_pair, couple, bars, preprocess=False)
@@ -241,7 +239,7 @@ def build(model: "GmailCLIPModel", processor: Any, note: str, pairs: list[dict[s
 
 
 def launch(page: Any, **options: Any) -> tuple[Any, str, str]:
-    """Serve the page; fonts are the visitor's own, and nothing comes from other servers."""
+    """Serve the page with the visitor's own fonts and without resources from other servers."""
     import gradio as gr
 
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])

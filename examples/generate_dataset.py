@@ -1,5 +1,5 @@
 """
-Make synthetic pairs, in one process or many: `gmail-hf generate`.
+Generate pairs, in one process or several: `gmail-hf generate`.
 
     python examples/generate_dataset.py --dataset digits --generator digits --num_captions 96 --shard_size 16 \\
         --output_dir out

@@ -1,5 +1,5 @@
 """
-Push the finished shards of synthetic pairs and their card to the Hub: `gmail-hf push`.
+Push the finished shards of generated pairs and their card to the Hub: `gmail-hf push`.
 
     python examples/push_dataset.py out org/digits-pairs
     python examples/push_dataset.py coco-sd2 org/coco-sd2 --captions_license cc-by-4.0

@@ -1,5 +1,5 @@
 """
-Train LLaVA or a projector to Llama 3 on generated images, ask about real ones: `gmail-hf vlm` on several devices.
+Train LLaVA or a projector to Llama 3 on generated images, test it on real ones: `gmail-hf vlm` on several devices.
 
     accelerate launch examples/train_llava.py
     accelerate launch examples/train_llava.py --config examples/configs/llava_1.5_7b.yaml --model gmail-coco-336 \\

@@ -36,7 +36,7 @@ def test_texts_are_checked(model, processor):
     image = make_pairs(1)[0]["real_image"]
     with pytest.raises(ValueError, match="at least one text"):
         app.score(model, processor, image, ["", "  "])
-    with pytest.raises(ValueError, match="'a catttt.*tokens; this model reads 40"):
+    with pytest.raises(ValueError, match="'a catttt.*tokens; the limit of this model is 40"):
         app.score(model, processor, image, ["a dog", "a cat" + "t" * 50])
 
 

@@ -56,7 +56,7 @@ def test_a_job_of_its_own_returns_fails_or_lacks_its_peer(tmp_path, monkeypatch)
         alone("jobs:broken", Settings())
     assert alone("jobs:allocator", Settings(), environment=caching.MALLOC) == "100000"
     if sys.platform != "win32":
-        with pytest.raises(MissingPeer, match="memory is used up"):
+        with pytest.raises(MissingPeer, match="runs out of memory"):
             alone("jobs:greedy", Settings())
 
 

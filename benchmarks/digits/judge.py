@@ -32,7 +32,7 @@ def caption_recall(
 def probe_accuracy(
     train_embeds: np.ndarray, train_labels: np.ndarray, test_embeds: np.ndarray, test_labels: np.ndarray
 ) -> list[float]:
-    """Accuracy of one logistic probe a label column, such as left and right digit.
+    """Accuracy of one logistic probe per label column, such as left and right digit.
 
     Args:
         train_embeds, test_embeds: `(n, dim)`.

@@ -1,4 +1,4 @@
-"""What the recipes of the bundled checkpoints share: the optimisation loop, resumable state and half-size weights."""
+"""The common parts of the recipes for the bundled checkpoints: training loop, resumable state, float16 weights."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps of a run, peak and warm-up steps of [`learning_rate`], steps between two saved states."""
+    """The steps of a run, the peak and the warm-up steps of [`learning_rate`], and the steps between saved states."""
 
     num_steps: int
     peak: float
@@ -36,17 +36,17 @@ def fit(
     ema_decay: float | None = None,
 ) -> torch.nn.Module:
     """
-    Train a model in place. A run that was interrupted resumes from its last saved state.
+    Train a model in place. An interrupted run resumes from its last saved state.
 
     Args:
-        accelerator, model, optimizer: not prepared yet.
-        loss_of: from the model and the number of a step to that step's loss, a scalar.
-        schedule: of the run.
-        state_folder: where the state is kept.
-        ema_decay: keep a moving average of the weights with this decay.
+        accelerator, model, optimizer: must not be prepared.
+        loss_of: a function from the model and the step to a scalar loss.
+        schedule: the schedule of the run.
+        state_folder: the folder of the saved state.
+        ema_decay: decay of a moving average of the weights; by default there is none.
 
     Returns:
-        The model, or the moving average of it.
+        The model, or its moving average.
     """
     model, optimizer = accelerator.prepare(model, optimizer)
     modules = {"model": model}
@@ -76,7 +76,7 @@ def fit(
 
 
 def adamw(model: torch.nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW that decays matrices alone, not biases and scales; [`fit`] sets the learning rate."""
+    """AdamW with weight decay only for matrices, not for biases and scales; [`fit`] sets the learning rate."""
     decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     return torch.optim.AdamW(
@@ -93,10 +93,10 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int) -> 
 
 
 def save_state(folder: Path, step: int, modules: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer) -> None:
-    """Writes what a resumed run needs.
+    """Save the state of a run.
 
-    No random state is kept: the recipes derive a step's scenes and the denoiser's noise from the step's number. Only
-    the autoencoder's sampling noise differs after a resumption.
+    There is no random state: the recipes derive the scenes and the denoiser's noise from the step. Only the
+    autoencoder's sampling noise differs in a resumed run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -104,14 +104,14 @@ def save_state(folder: Path, step: int, modules: dict[str, torch.nn.Module], opt
     }
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": tensor for key, tensor in state.items()}
-    # One file, renamed into place: an interruption leaves the previous state whole.
+    # Rename a complete file, so that an interruption keeps the previous state.
     partial = folder / "state.safetensors.partial"
     save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, partial, {"step": str(step)})
     partial.rename(folder / "state.safetensors")
 
 
 def load_state(folder: Path, modules: dict[str, torch.nn.Module], optimizer: torch.optim.Optimizer) -> int:
-    """Restores what [`save_state`] wrote and returns the number of steps done, 0 if nothing was written."""
+    """Restore the state of [`save_state`] and return its number of steps, 0 if there is no state."""
     path = folder / "state.safetensors"
     if not path.exists():
         return 0
@@ -132,11 +132,11 @@ def load_state(folder: Path, modules: dict[str, torch.nn.Module], optimizer: tor
 
 
 def save_half(model: PreTrainedModel | ModelMixin, folder: Path) -> None:
-    """Saves float16 weights under a config that says float32: half the size, loaded at full precision."""
+    """Save float16 weights with a config for float32: half the size, but loaded in full precision."""
     model.half().save_pretrained(folder)
     model.float()
     config_path = folder / "config.json"
     config = json.loads(config_path.read_text())
-    if "dtype" in config:  # transformers' models; those of diffusers load as float32 unless asked otherwise
+    if "dtype" in config:  # in models of transformers; those of diffusers load as float32 by default
         config["dtype"] = "float32"
         config_path.write_text(json.dumps(config, indent=2) + "\n")

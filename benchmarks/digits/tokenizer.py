@@ -7,14 +7,14 @@ from transformers import CLIPTokenizer
 
 from gmail_hf.digits.scenes import COLOR_NAMES, DIGIT_NAMES
 
-MAX_LENGTH = 16  # a caption takes 9 tokens: seven words, start and end
+MAX_LENGTH = 16  # a caption has 9 tokens: seven words, start and end
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Trains byte-level BPE on the caption language: every word of a caption becomes one token.
+    """Train a byte-level BPE on the captions, so that every word of a caption is one token.
 
-    All bytes are in the vocabulary, inside and at the end of a word, so any other text is tokenised too. As in CLIP,
-    the two special tokens close the vocabulary and the end token also pads.
+    The vocabulary has all bytes, inside and at the end of a word, so any text can be tokenised. As in CLIP, the two
+    special tokens come last, and the end token is also the padding token.
     """
     blank = CLIPTokenizer()  # CLIP's normaliser and pre-tokeniser around an empty vocabulary
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,12 +1,13 @@
 """
-Train further bases for the paper's tables on real train scenes, no generated image, in minutes on a CPU.
+Train further bases for the paper's tables on real train scenes, without generated images, in minutes on a CPU.
 
     python benchmarks/digits/train_bases.py --kind siglip --output_dir siglip
 
-siglip: a SigLIP from scratch (Zhai et al., 2023), by its sigmoid loss. synclr: a vision-only ViT from scratch, by the
-contrast of SynCLR (Tian et al., 2023): images with the same caption are positives; there they are generated, here
-real. longclip: the bundled CLIP with its text positions stretched, fine-tuned on captions that also name places and
-ground (Long-CLIP, Zhang et al., 2024). Towers have the size of the bundled CLIP's.
+siglip: a SigLIP from scratch with its sigmoid loss (Zhai et al., 2023). synclr: a vision-only ViT from scratch with
+the contrastive loss of SynCLR (Tian et al., 2023), where images with the same caption are positives; SynCLR uses
+generated images, this recipe uses real ones. longclip: the bundled CLIP with stretched text positions, fine-tuned on
+captions that also describe positions and background (Long-CLIP, Zhang et al., 2024). The towers have the size of the
+bundled CLIP's.
 """
 
 import time
@@ -51,12 +52,12 @@ class BaseArguments:
     num_steps: int = 800
     batch_size: int = 256
     learning_rate: float = 1e-3
-    mixed_precision: str = "no"  # bf16 takes half the time on CPUs with AVX-512 and 25 times as long on others
+    mixed_precision: str = "no"  # bf16 is twice as fast on CPUs with AVX-512, and 25 times slower on others
     seed: int = 0
 
 
 def long_captions(scenes: dict[str, np.ndarray | list]) -> list[str]:
-    """Captions of `draw_scenes` with the places of both digits and the colour of the ground, n strings."""
+    """Captions of `draw_scenes` with the positions of both digits and the colour of the background, n strings."""
     captions = []
     for caption, heights, tint in zip(scenes["captions"], scenes["heights"], scenes["tints"], strict=True):
         left, right = caption.split(" and ")
@@ -98,7 +99,7 @@ def siglip(args: BaseArguments) -> tuple[SiglipModel, SiglipProcessor, Callable]
 def synclr(args: BaseArguments) -> tuple[ViTModel, SiglipImageProcessorPil, Callable]:
     model = ViTModel(ViTConfig(**VISION), add_pooling_layer=False)
     width = VISION["hidden_size"]
-    # Part of the model, so that the optimizer trains it; it is not saved.
+    # Part of the model, so that the optimizer trains it. It is not saved.
     model.head = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.GELU(), torch.nn.Linear(width, 64))
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
 
@@ -115,7 +116,7 @@ def synclr(args: BaseArguments) -> tuple[ViTModel, SiglipImageProcessorPil, Call
 
 def longclip(args: BaseArguments) -> tuple[CLIPModel, AutoProcessor, Callable]:
     model = CLIPModel.from_pretrained(clip_path())
-    stretch_positions(model, LONG_CONTEXT, keep=9)  # the tokens of a short caption
+    stretch_positions(model, LONG_CONTEXT, keep=9)  # a short caption has 9 tokens
     processor = AutoProcessor.from_pretrained(clip_path())
     processor.tokenizer.model_max_length = LONG_CONTEXT
 
@@ -138,7 +139,7 @@ def train(args: BaseArguments) -> None:
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=True)
     model, processor, loss_of = KINDS[args.kind](args)
     if args.mixed_precision == "bf16":
-        model.set_attn_implementation("eager")  # the fused one is several times slower backward in bfloat16 on a CPU
+        model.set_attn_implementation("eager")  # in bfloat16 on CPUs, fused attention is much slower backward
     schedule = Schedule(args.num_steps, args.learning_rate, warmup_steps=100, save_steps=250)
     fit(accelerator, model, adamw(model, 0.05), loss_of, schedule, Path(args.output_dir, "training_state"))
     if args.kind == "synclr":

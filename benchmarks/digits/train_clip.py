@@ -1,5 +1,6 @@
 """
-Train the base CLIP of `gmail_hf.digits` from scratch on real train scenes and their captions, no generated image.
+Train the base CLIP of `gmail_hf.digits` from scratch on real train scenes and their captions, without generated
+images.
 
     python benchmarks/digits/train_clip.py --output_dir clip
 """
@@ -43,7 +44,7 @@ class ClipArguments:
 
 
 def build_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
-    """32x32 in, 32x32 out: nothing is cropped away."""
+    """A processor for 32x32 images that neither resizes nor crops them."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = CLIPImageProcessorPil(
         size=size, crop_size=size, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
@@ -52,7 +53,7 @@ def build_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """1.3 million parameters, randomly initialised."""
+    """A CLIP with 1.3 million parameters and random weights."""
     special_tokens = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -68,18 +69,18 @@ def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
         **special_tokens,
     }
     config = CLIPConfig(text_config=text_config, vision_config=VISION, projection_dim=64)
-    # The fused attention of CPUs is several times slower backward in bfloat16; a loaded model uses its own default.
+    # In bfloat16 on CPUs, fused attention is several times slower backward. A loaded model uses its own default.
     config._attn_implementation = "eager"
     return CLIPModel(config)
 
 
 def caption_ids(captions: list[str]) -> torch.Tensor:
-    """`(n,)` integers that are equal where captions are."""
+    """Integers `(n,)`, equal for equal captions."""
     return torch.from_numpy(np.unique(captions, return_inverse=True)[1])
 
 
 def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.Tensor:
-    """Image-text contrast in both directions, where another copy of the same caption is not a negative.
+    """CLIP's image-text loss in both directions. Pairs with the same caption are not negatives of each other.
 
     Args:
         logits: scaled similarities, `(n, n)`, image i with caption j.
@@ -94,7 +95,7 @@ def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.T
 
 
 def train(args: ClipArguments, accelerator: Accelerator, model: CLIPModel, processor: CLIPProcessor) -> None:
-    """Trains `model` in place; every step draws new scenes of the train handwriting."""
+    """Train `model` in place. Every step draws new scenes from the train handwriting."""
     optimizer = adamw(model, args.weight_decay)
     optimizer.register_step_post_hook(lambda *_: model.logit_scale.data.clamp_(max=np.log(100)))
 

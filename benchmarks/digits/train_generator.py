@@ -1,10 +1,10 @@
 """
-Train the generator of `gmail_hf.digits` from scratch: a latent diffusion model of the real train scenes.
+Train the generator of `gmail_hf.digits` from scratch, a latent diffusion model of the real train scenes.
 
     python benchmarks/digits/train_generator.py --output_dir generator
 
-First the autoencoder (32x32x3 <-> 8x8x4), then the denoiser on its latents, conditioned on the frozen text tower of
-the base CLIP. An interrupted run resumes from its last saved state.
+It first trains the autoencoder (32x32x3 <-> 8x8x4), then the denoiser on its latents, conditioned on the frozen text
+encoder of the base CLIP. An interrupted run resumes from its last saved state.
 """
 
 import time
@@ -49,7 +49,7 @@ class GeneratorArguments:
 
 
 def build_vae() -> AutoencoderKL:
-    """0.4 million parameters."""
+    """An autoencoder with 0.4 million parameters."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -64,7 +64,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet(text_width: int) -> UNet2DConditionModel:
-    """1.4 million parameters; the caption enters at 4x4, where a digit covers about two cells by two."""
+    """A denoiser with 1.4 million parameters. It attends to the caption at 4x4, where a digit covers about 2x2."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -79,7 +79,7 @@ def build_unet(text_width: int) -> UNet2DConditionModel:
 
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
-    """Stable Diffusion's noise schedule with v-prediction; serves training and sampling."""
+    """Stable Diffusion's noise schedule with v-prediction, for training and sampling."""
     return DPMSolverMultistepScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
         beta_start=0.00085,
@@ -96,7 +96,7 @@ def to_pixel_values(images: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def train_vae(args: GeneratorArguments, accelerator: Accelerator) -> AutoencoderKL:
-    """Autoencoder of fresh train scenes: absolute error and a light pull of the latents to a standard normal."""
+    """Train the autoencoder on new train scenes, with the absolute error and a small KL term."""
     set_seed(args.seed)
     vae = build_vae()
     optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=1e-4, betas=(0.9, 0.98))
@@ -122,7 +122,7 @@ def encode_scenes(
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Means and standard deviations of the latents of `num_scenes` train scenes, `(n, 4, 8, 8)`, and the captions.
 
-    Sets the autoencoder's scaling factor, by which latents have unit variance.
+    Sets the autoencoder's scaling factor, with which latents have unit variance.
     """
     means, deviations, captions = [], [], []
     for start in tqdm(range(0, args.num_scenes, 500), desc="encode scenes"):
@@ -141,7 +141,7 @@ def encode_scenes(
 def embed_captions(
     captions: list[str], tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token states `(distinct captions + 1, 16, width)`, the empty caption first, and each scene's row, `(n,)`."""
+    """Token states `(distinct captions + 1, 16, width)` with the empty caption first, and each scene's row `(n,)`."""
     distinct, index = np.unique(captions, return_inverse=True)
     tokens = tokenizer(["", *distinct], padding="max_length", return_tensors="pt").input_ids
     states = [text_encoder(ids)[0] for ids in tokens.split(500)]
@@ -155,12 +155,12 @@ def train_unet(
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
 ) -> UNet2DConditionModel:
-    """Denoiser of the latents; returns the moving average of its weights."""
+    """Train the denoiser on the latents and return the moving average of its weights."""
     mean, deviation, captions = encode_scenes(args, accelerator, vae)
     text_states, caption_index = embed_captions(captions, tokenizer, text_encoder, accelerator.device)
     set_seed(args.seed)
     unet = build_unet(text_encoder.config.hidden_size)
-    # The fused attention of CPUs is several times slower backward in bfloat16; a loaded model uses its own default.
+    # In bfloat16 on CPUs, fused attention is several times slower backward. A loaded model uses its own default.
     unet.set_attn_processor(AttnProcessor())
     optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=1e-2, betas=(0.9, 0.98))
     alphas = build_scheduler().alphas_cumprod.to(accelerator.device)
@@ -191,7 +191,7 @@ def save_pipeline(
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
 ) -> None:
-    """Writes the folder that `StableDiffusionPipeline.from_pretrained` loads, with float16 weights."""
+    """Save a folder for `StableDiffusionPipeline.from_pretrained`, with float16 weights."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

@@ -1,5 +1,5 @@
 """
-Train the small language model of `gmail_hf.digits` from scratch on the language of the captions, no image.
+Train the small language model of `gmail_hf.digits` from scratch on the language of the captions, without images.
 
     python benchmarks/digits/train_llama.py --output_dir llama
 """
@@ -24,7 +24,7 @@ BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id
 SPECIAL_TOKENS = (BOS, EOS, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", PAD)
 MAX_LENGTH = 512
 IGNORED = -100
-# Every `HELD_OUT`th of the 3,000 captions is never trained on, in any wording.
+# Every `HELD_OUT`th of the 3,000 scenes is held out from training, in any wording.
 HELD_OUT = 10
 
 
@@ -42,7 +42,7 @@ class LlamaArguments:
 
 
 def all_scenes(held_out: bool) -> list[dict]:
-    """The scenes that there can be, without images: 2,700 to train on or 300 to test on."""
+    """All possible scenes without images: 2,700 for training or 300 held out for testing."""
     scenes = [
         {"digits": [left, right], "colors": [first, second]}
         for left in range(10)
@@ -56,7 +56,7 @@ def all_scenes(held_out: bool) -> list[dict]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Llama 3's byte-level BPE, trained on the language of the scenes: every word of it becomes one token."""
+    """Train Llama 3's byte-level BPE on the language of the scenes, so that every word of it is one token."""
     tokenizer = Tokenizer(models.BPE())
     words = r"\p{L}+| \p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -93,7 +93,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """0.4 million parameters, randomly initialised."""
+    """A Llama with 0.4 million parameters and random weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -114,10 +114,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def describe(scene: dict, rng: np.random.Generator) -> str:
     """
-    The scene in words: its caption, or one of several other wordings.
+    Describe a scene by its caption or in one of several other wordings.
 
-    A language model that had seen captions alone would look words up by their position; many wordings teach it to go
-    by their meaning, which is what a projector of images can provide.
+    A language model that has seen only captions would find words by their position. With many wordings it learns to
+    use their meaning, which a projector of images can provide.
     """
     answers = scene_answers(scene)
     facts = [
@@ -129,7 +129,7 @@ def describe(scene: dict, rng: np.random.Generator) -> str:
         return answers["caption"]
     if wording == 1:
         return " and ".join(sides[i] for i in rng.permutation(2))
-    # Loose facts in any order, some of them said again.
+    # Facts in any order, some of them repeated.
     said = [*rng.permutation(4), *rng.integers(4, size=rng.integers(5))]
     if wording == 2:
         return ", ".join(f"{facts[i][0]} {facts[i][1]}" for i in said)
@@ -144,12 +144,12 @@ def draw_texts(
     rng: np.random.Generator,
 ) -> dict[str, torch.Tensor]:
     """
-    A batch of random texts: each eighth a plain caption, the others chats that describe a scene in the first user turn
-    and ask `num_questions` of `QUESTIONS`.
+    Draw a batch of random texts. Every eighth one is a caption. The others are chats that describe a scene in the
+    first user turn and ask `num_questions` of `QUESTIONS`.
 
     Returns:
-        `input_ids`, `attention_mask` and `labels`, int64 `(texts, tokens)`, padded on the right. Labelled are captions
-        and the assistant's turns.
+        `input_ids`, `attention_mask` and `labels`, int64 `(texts, tokens)`, padded on the right. Only captions and the
+        assistant's turns are labelled.
     """
     rows, labels = [], []
     for index in range(batch_size):

@@ -1,8 +1,8 @@
 """
-Collect in wheels/ what a GPU machine without a network lacks; `make gpu-bundle` runs this.
+Download the packages that a GPU machine without network needs into wheels/; `make gpu-bundle` runs this.
 
-The wheels are for Linux x86-64 and Python 3.12. Together with the working tree they must not exceed 64 MiB; if they
-do, the largest files are listed. The commit is written next to them, for a copy of the tree without its history.
+The wheels are for Linux x86-64 and Python 3.12. Together with the working tree they must not exceed 64 MiB. If they
+do, the largest files are listed. The commit is saved with them, because the copied tree has no history.
 """
 
 import os
@@ -32,10 +32,10 @@ def main() -> None:
 
 def check_size(tree: list[Path], wheels: list[Path], limit_mib: float = LIMIT_MIB) -> str:
     """
-    The sizes in words.
+    Describe the sizes in words.
 
     Raises:
-        SystemExit: together they are larger than `limit_mib`; the message lists the largest files.
+        SystemExit: the total is larger than `limit_mib`; the message lists the largest files.
     """
     sizes = {path: path.stat().st_size / 2**20 for path in [*tree, *wheels]}
     total = sum(sizes.values())

@@ -1,7 +1,7 @@
 """
-The parts that runner.py starts, each as `python parts.py NAME RATES [--tiny]` in its own process.
+The parts of runner.py, each started as `python parts.py NAME RATES [--tiny]` in its own process.
 
-A part prints one JSON object for each thing it measured. Weights are random and of real sizes, inputs are random.
+A part prints one JSON object per measurement. Models have real sizes and random weights, inputs are random.
 """
 
 import gc
@@ -36,7 +36,7 @@ import gmail_hf  # noqa: E402
 
 @dataclass
 class Part:
-    """Settings, the rates measured before (operations per second as `FLOP`, bytes as `B`), where lines go."""
+    """Settings, the measured rates (operations per second as `FLOP`, bytes per second as `B`), and the output."""
 
     settings: Settings
     rates: dict[str, float]
@@ -47,7 +47,7 @@ class Part:
 
     @contextmanager
     def line(self, name: str):
-        """A line of the summary to fill in. An error inside becomes its content, and the part continues."""
+        """A line of the summary to fill in. An error inside the block is recorded in it, and the part continues."""
         line: dict[str, Any] = {"name": name}
         torch.compiler.reset()
         gc.collect()
@@ -63,7 +63,7 @@ class Part:
     def measure(
         self, line: dict[str, Any], call: Callable[[], Any], repeats: int = 5, warm_up: int = 2, **work: Any
     ) -> None:
-        """Time `call`; `work` as in `add`, by one call."""
+        """Time `call`; `work` is that of one call, as in `add`."""
         for _ in range(warm_up):
             call()
         forget_peak(self.settings)
@@ -79,7 +79,11 @@ class Part:
         operations: float | None = None,
         moved: float | None = None,
     ) -> None:
-        """Speed and floor of `count` items of `unit`, made by these operations and bytes in each of `seconds`."""
+        """
+        Add speed and lower bounds of the time to a line.
+
+        Each entry of `seconds` is the time for `count` items of `unit`, with `operations` and bytes `moved`.
+        """
         median = statistics.median(seconds)
         line |= {"seconds": median, "spread": [min(seconds), max(seconds)], "speed": count / median, "unit": unit}
         line |= {"operations": operations, "bytes": moved}
@@ -96,18 +100,18 @@ def count_operations(call: Callable[[], Any]) -> int:
 
 
 def moved_by_training(parameters: Iterable[torch.Tensor]) -> int:
-    """Bytes of a step: weights read forward and backward; of trained ones, gradient and AdamW's state both ways."""
+    """Bytes of a step: weights are read forward and backward, gradients and AdamW's state are read and written."""
     return sum(p.numel() * p.element_size() * (2 + 7 * p.requires_grad) for p in parameters)
 
 
 def rates(part: Part) -> None:
-    """The two ceilings: a large product of random matrices, a large copy counting bytes read and written."""
+    """The two upper bounds: a product of large random matrices, and a large copy, in bytes read and written."""
     settings = part.settings
     with part.line("environment") as line:
         from gmail_hf.evaluation import environment
 
         found, commit = environment(BENCHMARKS if shutil.which("git") else None), BENCHMARKS / "gpu/wheels/COMMIT"
-        if commit.exists():  # a copied tree may have another history, or none
+        if commit.exists():  # a copied tree has another history or none
             found |= {"git_commit": commit.read_text().strip(), "uncommitted_changes": False}
         line |= {"environment": found, "note": found["machine"]}
     with part.line(f"matrix product, {settings.dtype}") as line:
@@ -123,7 +127,7 @@ def rates(part: Part) -> None:
 
 
 def tests(part: Part) -> None:
-    """The tests marked `gpu`; without a GPU their counterparts on the CPU."""
+    """Run the tests marked `gpu`, or without a GPU their counterparts on the CPU."""
     import pytest
 
     class Reporter:
@@ -161,9 +165,9 @@ def measure_step(
     against: dict[str, Any] | None = None,
     repeats: int = 5,
 ) -> dict[str, Any]:
-    """A line for a step of Eq. 1 and AdamW on images in memory; `operations` of a pair are counted unless given."""
+    """Measure a step of Eq. 1 and AdamW on images in memory. The `operations` per pair are counted unless given."""
     with part.line(name) as line:
-        with torch.device(part.settings.device):  # weights are drawn where they will be
+        with torch.device(part.settings.device):
             tower = make()
         images = torch.randn(batch, 3, 224, 224, device=part.settings.device)
         advance = tower.step(images, part.settings)
@@ -178,7 +182,7 @@ def measure_step(
 
 
 def stage1(part: Part) -> None:
-    """ViT-L/14 in stage 1: our step, two CLIPs with PEFT, the Trainer with its loading; then both steps compiled."""
+    """ViT-L/14 in stage 1: our step, two CLIPs with PEFT, and the Trainer with loading; then both steps compiled."""
     size, batch = part.choose("narrow", "vit-l-14"), part.choose(4, 256)
     theirs = measure_step(part, "two CLIPs, PEFT on one", lambda: two_clips(part, size), batch)
     name = f"GmailCLIPModel ({size}, batch {batch})"
@@ -194,8 +198,8 @@ def stage1(part: Part) -> None:
 
 
 def gmail_trainer(settings: Settings, size: str, batch: int, steps: int) -> float:
-    """pairs/s of a short training with the Trainer, the first step not counted."""
-    distinct = min(batch, 32)  # making a JPEG takes longer than reading it
+    """Pairs/s of a short training with the Trainer, without the first step."""
+    distinct = min(batch, 32)  # encoding a JPEG takes longer than reading it
     clock = Clock(settings)
     arguments = trainers.hugging_face_arguments(settings, batch, steps)
     with torch.device(settings.device):
@@ -203,7 +207,7 @@ def gmail_trainer(settings: Settings, size: str, batch: int, steps: int) -> floa
     gmail_hf.GmailTrainer(
         model=model,
         args=gmail_hf.GmailTrainingArguments(**arguments, per_device_eval_batch_size=min(batch, 128)),
-        # One epoch, since a batch is one worker's: with two batches an epoch, two workers would do all.
+        # One epoch, because each batch is loaded by one worker: two batches per epoch would use only two workers.
         train_dataset=subjects.jpeg_pairs(distinct).select([row % distinct for row in range((1 + steps) * batch)]),
         processing_class=subjects.image_processor(),
         callbacks=[trainers.ticking(clock)],
@@ -212,7 +216,7 @@ def gmail_trainer(settings: Settings, size: str, batch: int, steps: int) -> floa
 
 
 def bases(part: Part) -> None:
-    """A step of stage 1 on other bases, next to two of the base with PEFT on the same layers; Qwen3-VL's tower."""
+    """A step of stage 1 on other bases, compared with two copies and PEFT on the same layers; Qwen3-VL's tower."""
     batch = part.choose(4, 256)
     for name in BASES:
         with towers_of(name, part.settings) as (ours, two):
@@ -222,7 +226,7 @@ def bases(part: Part) -> None:
 
 
 def qwen3_vl(part: Part) -> Tower:
-    """The vision tower of Qwen3-VL at transformers' default sizes, on packed patches; an image is their mean."""
+    """The vision tower of Qwen3-VL with transformers' default sizes, on packed patches with a mean per image."""
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionConfig, Qwen3VLVisionModel
 
     small = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 64}
@@ -241,7 +245,7 @@ def qwen3_vl(part: Part) -> Tower:
 
 
 def vlm(part: Part) -> None:
-    """One LoRA step of a LLaVA by LLaVA-1.5's recipe: 16 conversations, rank 128, gradient checkpointing."""
+    """One LoRA step of a LLaVA with LLaVA-1.5's recipe: 16 conversations, rank 128, gradient checkpointing."""
     sizes = {
         "LLaVA-1.5-7B": {"vocab_size": 32064},
         "LLaVA of Llama-3-8B": {"intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128320},
@@ -280,8 +284,8 @@ def measure_llava(part: Part, line: dict[str, Any], text: dict[str, int]) -> Non
         optimizer.step()
         optimizer.zero_grad()
 
-    # Counted without checkpoints, on one conversation: what is computed twice is no necessary work. In plain matrix
-    # products, since PyTorch 2.11 cannot count an attention whose queries have more heads than the keys.
+    # Operations are counted on one conversation without checkpointing, because recomputation is not necessary work,
+    # and with eager attention, because PyTorch 2.11 cannot count attention with more heads for queries than for keys.
     llava_model = model.get_base_model()
     llava_model.set_attn_implementation("eager")
     work = {"operations": rows * count_operations(lambda: advance(1)), "moved": moved_by_training(model.parameters())}
@@ -312,7 +316,7 @@ def generation(part: Part) -> None:
 
 
 def caching(part: Part) -> None:
-    """Gradient caching: 4,096 pairs in mini-batches of 256, next to a plain batch of 256."""
+    """Gradient caching: 4,096 pairs in mini-batches of 256, compared with a plain batch of 256."""
     size, batch, mini = part.choose(("narrow", 16, 4), ("vit-l-14", 4096, 256))
     plain = measure_step(part, f"plain batch of {mini} ({size})", lambda: gmail_clip(part, size), mini)
     cached = partial(gmail_clip, part, size, mini_batch_size=mini)
@@ -325,9 +329,9 @@ PARTS = {part.__name__: part for part in (rates, tests, stage1, bases, vlm, gene
 def main(name: str, measured: str, *options: str) -> None:
     cuda, tiny = torch.cuda.is_available(), "--tiny" in options
     if not cuda and not tiny:
-        raise SystemExit("There is no CUDA device here; --tiny rehearses the parts on the CPU.")
+        raise SystemExit("There is no CUDA device. Use --tiny to try the parts on the CPU.")
     lines = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what else is printed, by pytest for instance, goes to the log
+    os.dup2(2, 1)  # all other output, such as that of pytest, goes to the log
     settings = Settings("cuda" if cuda else "cpu", "bfloat16", quick=tiny)
     PARTS[name](Part(settings, json.loads(measured), lambda line: print(json.dumps(line), file=lines, flush=True)))
 

@@ -1,8 +1,8 @@
 """
-Run the parts of parts.py one after the other, the most important first, and collect what they measure.
+Run the parts of parts.py in sequence, the most important first, and collect their measurements.
 
-Each part is a process with a time limit. What it measured before it failed or ran out of time is kept: summary.json
-and summary.md are written after every line, log.txt has the parts' own output. Only the standard library is imported.
+Each part is a process with a time limit. summary.json and summary.md are written after every line, so measurements are
+kept if a part fails or runs out of time. log.txt has the output of the parts. Only the standard library is imported.
 """
 
 import argparse
@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(__file__).with_name("parts.py")
-# Seconds of each part, 9 minutes in all with the installation. What one leaves is added to those after it.
+# Seconds of each part, in total 9 minutes with the installation. Unused time is added to the next parts.
 SECONDS = {"rates": 40, "tests": 100, "stage1": 120, "bases": 50, "vlm": 90, "generation": 85, "caching": 40}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs/gpu"), help="Folder of the results.")
-    parser.add_argument("--only", nargs="+", choices=SECONDS, help="These parts, after `rates`.")
-    parser.add_argument("--tiny", action="store_true", help="Every part in small, on a CPU where there is no GPU.")
+    parser.add_argument("--output", type=Path, default=Path("outputs/gpu"), help="Folder for the results.")
+    parser.add_argument("--only", nargs="+", choices=SECONDS, help="Only these parts, after `rates`.")
+    parser.add_argument(
+        "--tiny", action="store_true", help="Small versions of all parts, on a CPU if there is no GPU."
+    )
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     chosen = [part for part in SECONDS if args.only is None or part in ("rates", *args.only)]
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def run(part: str, summary: dict[str, Any], args: argparse.Namespace, deadline: float, log: Any) -> None:
-    """Run a part until `deadline`, and add what it prints to `summary`."""
+    """Run a part until `deadline`, and add its output to `summary`."""
     began = time.monotonic()
     lines: list[dict[str, Any]] = []
     summary["parts"][part] = {"status": "running", "seconds": 0.0, "lines": lines}

@@ -1,4 +1,4 @@
-"""Scripts in separate processes that inherit imported libraries: importing torch and transformers takes seconds."""
+"""Functions in separate processes that inherit imported libraries, because importing torch takes seconds."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = ["gmail_hf", "gmail_hf.digits", "gmail_hf.metrics.caption_scores", "transformers.models.clip", "peft"]
-# One thread each. These settings make glibc keep the memory that a training step frees for the next step.
+# One thread per process. With these settings, glibc keeps the memory freed by a training step for the next step.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
@@ -24,24 +24,24 @@ STARTS = threading.Lock()
 
 def call(log: Path, function: Callable, *arguments: Any) -> None:
     """
-    Call a function in a process of one thread, write its output to `log`, and wait for its end.
+    Call a function in a process with one thread, write its output to `log`, and wait until it ends.
 
     Raises:
-        RuntimeError: it failed; the message has the end of the log.
+        RuntimeError: the process failed; the message has the end of the log.
     """
     log.write_text("")
     with STARTS, _environment():
         process = _context().Process(target=_logged, args=(str(log), function, arguments))
         process.start()
     wait([process.sentinel])
-    with STARTS:  # a start looks at the ends of all processes, and would take this one's
+    with STARTS:  # starting a process joins all finished ones, which must not happen during this join
         process.join()
     if process.exitcode:
         raise RuntimeError(f"the end of {log}:\n{log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
 
 
 def _context() -> BaseContext:
-    """Processes forked from one that has imported the libraries, or fresh ones where forking is not safe."""
+    """Fork from a process that has imported the libraries, or start new processes if forking is not safe."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -51,7 +51,7 @@ def _context() -> BaseContext:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """`ENVIRONMENT` for a process that starts; the user's own settings take precedence."""
+    """Set `ENVIRONMENT` while a process starts; existing variables take precedence."""
     added = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
     os.environ.update(added)
     try:

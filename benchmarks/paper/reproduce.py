@@ -7,8 +7,8 @@ The tables and figures of the paper (Mo & Yun, ICML 2025) at small scale, from d
     python benchmarks/paper/reproduce.py --table 1 --split validation --seeds 0    # choose settings here
     python benchmarks/paper/reproduce.py --world coco --table 1                    # the commands for COCO
 
-Each row is a run of a command, printed as it starts. The rows of a table take the same number of steps on the same
-number of images with the same captions, and are scored on the same real images through the real branch:
+Each row is a run of a command, which is printed when it starts. The rows of a table train for the same number of steps
+on the same number of images with the same captions, and are scored on the same real images through the real branch:
 
     no fine-tuning            the model before the run, if there is one
     generated taken for real  f_r(generated), the common practice
@@ -16,7 +16,7 @@ number of images with the same captions, and are scored on the same real images 
     GMAIL                     f_g(generated)
     real                      f_r(real), the upper bound
 
-Gap closed = (row - generated taken for real) / (real - generated taken for real), as the paper's Table 9 can be read.
+Gap closed = (row - generated taken for real) / (real - generated taken for real), one reading of the paper's Table 9.
 Finished runs in --work_dir are reused. The output is NAME.json, NAME.md and the figures.
 """
 
@@ -38,16 +38,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=("digits", "coco"), default="digits")
     parser.add_argument("--table", type=int, nargs="+", choices=range(1, 18), metavar="1..17", help="of the paper")
-    parser.add_argument("--title", nargs="+", default=[""], help="tables whose title contains one of these, no others")
+    parser.add_argument("--title", nargs="+", default=[""], help="only tables whose title contains one of these")
     parser.add_argument("--figure", type=int, nargs="+", choices=list(FIGURES), metavar="2,3", help="of the paper")
-    parser.add_argument("--name", default="paper", help="of the files written")
+    parser.add_argument("--name", default="paper", help="name of the output files")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/paper"))
-    parser.add_argument("--work_dir", type=Path, default=Path("outputs/stage2"), help="of the runs themselves")
-    parser.add_argument("--split", choices=("validation", "test"), default="test", help="scored on its real images")
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/stage2"), help="folder of the runs")
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="split of the scored images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_pairs", type=int, default=2000, help="training pairs")
-    parser.add_argument("--num_test", type=int, default=1000, help="real images that are scored")
-    parser.add_argument("--jobs", type=int, default=2, help="concurrent runs, one thread each")
+    parser.add_argument("--num_test", type=int, default=1000, help="scored real images")
+    parser.add_argument("--jobs", type=int, default=2, help="concurrent runs, with one thread per run")
     args = parser.parse_args(argv)
     if args.table is None and args.figure is None:
         args.table, args.figure = list(range(1, 18)), list(FIGURES) if args.title == [""] else []
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> dict:
     if args.world == "coco":
         printed: set[str] = set()
         for table in tables:
-            # Each command once: a second training run into the same folder is refused.
+            # Print each command once, because a second training run into the same folder is refused.
             above = ["# This table also needs commands from above."] if printed else []
             lines = [line for line in coco_commands(table) if line not in printed]
             printed.update(lines)
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> dict:
     sizes = (args.split, args.num_pairs, args.num_test)
     runs = [Runs(folder / f"seed{seed}", seed, *sizes, slots) for seed in args.seeds]
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    # A thread for each table, which waits for its runs; `slots` limits the number of concurrent runs.
+    # One thread per table waits for its runs; `slots` limits the number of concurrent runs.
     with ThreadPoolExecutor(max_workers=len(runs) * (len(tables) + len(FIGURES))) as pool:
         rows = {(table.title, one.seed): pool.submit(table.rows, one) for one in runs for table in tables}
         figures = {
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 def with_gaps(rows: list[dict], headline: tuple[str, ...]) -> list[dict]:
-    """Add `NAME_gap_closed` for each headline score; None without a gap or a score."""
+    """Add `NAME_gap_closed` for each headline score, None if there is no gap or no score."""
     from gmail_hf.metrics import gap_closed
 
     by_name = {row["row"]: row for row in rows}
@@ -136,7 +136,7 @@ def with_gaps(rows: list[dict], headline: tuple[str, ...]) -> list[dict]:
 
 
 def to_markdown(mean: list[dict], spread: list[dict], headline: tuple[str, ...]) -> str:
-    """A table with gap closed after each headline score; `row` comes first."""
+    """A Markdown table with `row` first and the gap closed after each headline score."""
     scores = [key for key in mean[0] if key != "row" and not key.endswith("_gap_closed")]
     columns = []
     for score in scores:
