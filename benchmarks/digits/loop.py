@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
@@ -73,6 +74,11 @@ def fit(
         if (step + 1) % schedule.save_steps == 0 or step + 1 == num_steps:
             save_state(state_folder, step + 1, modules, optimizer)
     return accelerator.unwrap_model(model) if ema_decay is None else modules["average"].module
+
+
+def to_pixel_values(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """uint8 `(n, 32, 32, 3)` to float32 in [-1, 1], `(n, 3, 32, 32)`."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def adamw(model: torch.nn.Module, weight_decay: float) -> torch.optim.AdamW:

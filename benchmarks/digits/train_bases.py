@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from loop import Schedule, adamw, fit, save_half
+from loop import Schedule, adamw, fit, save_half, to_pixel_values
 from tokenizer import MAX_LENGTH, build_tokenizer
-from train_clip import VISION, caption_ids, contrastive_loss
+from train_clip import VISION, caption_ids
 from transformers import (
     AutoProcessor,
     CLIPModel,
@@ -37,7 +37,7 @@ from transformers import (
 from gmail_hf import stretch_positions
 from gmail_hf.digits import clip_path
 from gmail_hf.digits.scenes import IMAGE_SIZE, draw_scenes
-from gmail_hf.training.losses import sigmoid_loss
+from gmail_hf.training.losses import contrastive_loss, sigmoid_loss
 
 LONG_CONTEXT = 96
 HEIGHTS = {"high": (0, 14.4), "in the middle": (14.4, 17.6), "low": (17.6, 32)}  # pixels from the top
@@ -69,11 +69,6 @@ def long_captions(scenes: dict[str, np.ndarray | list]) -> list[str]:
     return captions
 
 
-def pixels(scenes: dict[str, np.ndarray | list]) -> torch.Tensor:
-    """`(n, 3, 32, 32)` in [-1, 1]."""
-    return torch.from_numpy(scenes["images"]).permute(0, 3, 1, 2) / 127.5 - 1
-
-
 def siglip(args: BaseArguments) -> tuple[SiglipModel, SiglipProcessor, Callable]:
     tokenizer = build_tokenizer()
     text = {"vocab_size": len(tokenizer), "hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2}
@@ -88,7 +83,7 @@ def siglip(args: BaseArguments) -> tuple[SiglipModel, SiglipProcessor, Callable]
     def loss_of(model: SiglipModel, step: int) -> torch.Tensor:
         scenes = draw_scenes("train", args.batch_size, np.random.default_rng([args.seed, step]))
         tokens = tokenizer(scenes["captions"], padding="max_length", max_length=MAX_LENGTH, return_tensors="pt")
-        outputs = model(pixel_values=pixels(scenes), input_ids=tokens["input_ids"])
+        outputs = model(pixel_values=to_pixel_values(scenes["images"]), input_ids=tokens["input_ids"])
         embeds = outputs.image_embeds.float(), outputs.text_embeds.float()
         ids = caption_ids(scenes["captions"])
         return sigmoid_loss(*embeds, model.logit_scale.exp(), model.logit_bias, caption_ids=ids)
@@ -107,9 +102,10 @@ def synclr(args: BaseArguments) -> tuple[ViTModel, SiglipImageProcessorPil, Call
         rng = np.random.default_rng([args.seed, step])
         first = draw_scenes("train", args.batch_size // 2, rng)
         second = draw_scenes("train", args.batch_size // 2, rng, first)
-        embeds = [model.head(model(pixels(scenes)).last_hidden_state[:, 0]) for scenes in (first, second)]
-        embeds = [torch.nn.functional.normalize(values.float(), dim=-1) for values in embeds]
-        return contrastive_loss(embeds[0] @ embeds[1].T * 10, caption_ids(first["captions"]))
+        outputs = [model(to_pixel_values(scenes["images"])) for scenes in (first, second)]
+        embeds = [model.head(output.last_hidden_state[:, 0]).float() for output in outputs]
+        embeds = [torch.nn.functional.normalize(values, dim=-1) for values in embeds]
+        return contrastive_loss(*embeds, 10, caption_ids=caption_ids(first["captions"]))
 
     return model, SiglipImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3), loss_of
 
@@ -124,8 +120,9 @@ def longclip(args: BaseArguments) -> tuple[CLIPModel, AutoProcessor, Callable]:
         scenes = draw_scenes("train", args.batch_size, np.random.default_rng([args.seed, step]))
         captions = long_captions(scenes)
         tokens = processor.tokenizer(captions, padding=True, return_tensors="pt")
-        logits = model(pixel_values=pixels(scenes), **tokens).logits_per_image
-        return contrastive_loss(logits, caption_ids(captions))
+        outputs = model(pixel_values=to_pixel_values(scenes["images"]), **tokens)
+        embeds = outputs.image_embeds.float(), outputs.text_embeds.float()
+        return contrastive_loss(*embeds, model.logit_scale.exp(), caption_ids=caption_ids(captions))
 
     return model, processor, loss_of
 

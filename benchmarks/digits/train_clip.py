@@ -14,11 +14,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from judge import caption_recall, embed_images, probe_accuracy
-from loop import Schedule, adamw, fit, save_half
+from loop import Schedule, adamw, fit, save_half, to_pixel_values
 from tokenizer import MAX_LENGTH, build_tokenizer
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer, HfArgumentParser
 
 from gmail_hf.digits.scenes import IMAGE_SIZE, draw_scenes, load_digits
+from gmail_hf.training.losses import contrastive_loss
 
 VISION = {
     "image_size": IMAGE_SIZE,
@@ -79,21 +80,6 @@ def caption_ids(captions: list[str]) -> torch.Tensor:
     return torch.from_numpy(np.unique(captions, return_inverse=True)[1])
 
 
-def contrastive_loss(logits: torch.Tensor, caption_ids: torch.Tensor) -> torch.Tensor:
-    """CLIP's image-text loss in both directions. Pairs with the same caption are not negatives of each other.
-
-    Args:
-        logits: scaled similarities, `(n, n)`, image i with caption j.
-        caption_ids: `(n,)`.
-    """
-    same = caption_ids[:, None] == caption_ids[None, :]
-    same.fill_diagonal_(False)
-    logits = logits.float().masked_fill(same, -torch.inf)
-    target = torch.arange(len(logits), device=logits.device)
-    cross_entropy = torch.nn.functional.cross_entropy
-    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
-
-
 def train(args: ClipArguments, accelerator: Accelerator, model: CLIPModel, processor: CLIPProcessor) -> None:
     """Train `model` in place. Every step draws new scenes from the train handwriting."""
     optimizer = adamw(model, args.weight_decay)
@@ -102,10 +88,11 @@ def train(args: ClipArguments, accelerator: Accelerator, model: CLIPModel, proce
     def loss_of(model: CLIPModel, step: int) -> torch.Tensor:
         scenes = draw_scenes("train", args.batch_size, np.random.default_rng([args.seed, step]))
         tokens = processor.tokenizer(scenes["captions"], padding=True, return_tensors="pt").to(accelerator.device)
-        pixel_values = torch.from_numpy(scenes["images"]).to(accelerator.device).permute(0, 3, 1, 2) / 127.5 - 1
         with accelerator.autocast():
-            logits = model(pixel_values=pixel_values, **tokens).logits_per_image
-        return contrastive_loss(logits, caption_ids(scenes["captions"]).to(accelerator.device))
+            outputs = model(pixel_values=to_pixel_values(scenes["images"], accelerator.device), **tokens)
+        embeds = outputs.image_embeds.float(), outputs.text_embeds.float()
+        ids = caption_ids(scenes["captions"]).to(accelerator.device)
+        return contrastive_loss(*embeds, model.logit_scale.exp(), caption_ids=ids)
 
     schedule = Schedule(args.num_steps, args.learning_rate, args.warmup_steps, args.save_steps)
     fit(accelerator, model, optimizer, loss_of, schedule, Path(args.output_dir, "training_state"))

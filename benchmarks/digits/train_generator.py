@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from loop import Schedule, fit, save_half
+from loop import Schedule, fit, save_half, to_pixel_values
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, HfArgumentParser
 
@@ -88,11 +88,6 @@ def build_scheduler() -> DPMSolverMultistepScheduler:
         prediction_type="v_prediction",
         steps_offset=1,
     )
-
-
-def to_pixel_values(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """uint8 `(n, 32, 32, 3)` to float32 in [-1, 1], `(n, 3, 32, 32)`."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def train_vae(args: GeneratorArguments, accelerator: Accelerator) -> AutoencoderKL:

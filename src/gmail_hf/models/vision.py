@@ -45,8 +45,12 @@ class GmailVisionOnly(GmailModel, BranchedTower, GmailCheckpoints):
 
     head_name = None
     tower_name = ""
-    prefix_tokens = 1
     modality, using = BranchedTower.modality, BranchedTower.using
+
+    @property
+    def prefix_tokens(self) -> int:
+        """The class token and the registers."""
+        return 1 + getattr(self.config, "num_register_tokens", 0)
 
     @property
     def embed_dim(self) -> int:
@@ -121,11 +125,6 @@ class GmailDinov2WithRegistersModel(GmailVisionOnly, Dinov2WithRegistersModel):
     config: GmailDinov2WithRegistersConfig
     base_class = Dinov2WithRegistersModel
 
-    @property
-    def prefix_tokens(self) -> int:
-        """The class token and the registers."""
-        return 1 + self.config.num_register_tokens
-
 
 @strict
 class GmailDINOv3ViTConfig(VisionFields, DINOv3ViTConfig):
@@ -140,11 +139,6 @@ class GmailDINOv3ViTModel(GmailVisionOnly, DINOv3ViTModel):
 
     config: GmailDINOv3ViTConfig
     base_class = DINOv3ViTModel
-
-    @property
-    def prefix_tokens(self) -> int:
-        """The class token and the registers."""
-        return 1 + self.config.num_register_tokens
 
 
 @strict

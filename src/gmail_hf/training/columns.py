@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,7 @@ def with_ids(dataset: Dataset, name: str) -> Dataset:
         ValueError: see [`text_ids`].
     """
     if "image_id" not in dataset.column_names:
-        paths = paths_of(dataset, "real_image") if "real_image" in dataset.column_names else []
+        paths = list(paths_of(dataset, "real_image")) if "real_image" in dataset.column_names else []
         if paths and not any(path is None or "://" in path for path in paths):
             # Predictions contain the ids and may be published, so ids must not contain this machine's paths.
             folder = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -291,12 +291,9 @@ def _with_column(dataset: Dataset, column: str, values: list) -> Dataset:
     return concatenate_datasets([dataset.select_columns(others), values], axis=1) if others else values
 
 
-def paths_of(dataset: Dataset, column: str) -> list[str | None]:
-    """The path of each image, None for an image whose bytes are in the data set; empty for other columns."""
-    if not isinstance(dataset.features[column], Image):
-        return []
-    return [
-        path.as_py() if not held.as_py() else None
-        for chunk in dataset.data.column(column).chunks
-        for path, held in zip(chunk.field("path"), chunk.field("bytes").is_valid(), strict=True)
-    ]
+def paths_of(dataset: Dataset, column: str) -> Iterator[str | None]:
+    """The path of each image, None for an image whose bytes are in the data set; nothing for other columns."""
+    if isinstance(dataset.features[column], Image):
+        for chunk in dataset.data.column(column).chunks:
+            for path, held in zip(chunk.field("path"), chunk.field("bytes").is_valid(), strict=True):
+                yield None if held.as_py() else path.as_py()

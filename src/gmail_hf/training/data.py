@@ -157,11 +157,10 @@ class GmailCollator:
             images.append(found)
         if not kept:
             return self._empty_batch(rows)
+        captions = [row["caption"] for row in kept]
         batch = {
             "image_ids": torch.tensor([stable_id(row["image_id"]) for row in kept]),
-            "caption_ids": torch.tensor(
-                caption_ids([row["caption"] for row in kept], self.tokenizer, **self.text_options)
-            ),
+            "caption_ids": torch.tensor(caption_ids(captions, self.tokenizer, **self.text_options)),
             "skipped_pairs": torch.tensor(len(rows) - len(kept)),
         }
         for side, values in zip(sides, zip(*images, strict=True), strict=True):
@@ -176,7 +175,6 @@ class GmailCollator:
                     batch[f"{side}_pixel_values"] = pixels
                     batch |= {"pixel_mean": self.pixel_values.mean, "pixel_std": self.pixel_values.std}
         if self.with_text:
-            captions = [row["caption"] for row in kept]
             tokens = self.tokenizer(captions, **self.text_options, return_tensors="pt")
             batch.update({name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens})
         return batch
