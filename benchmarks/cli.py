@@ -1,4 +1,4 @@
-"""The import of gmail_hf, `gmail-hf embed` next to a bare loop, and `gmail-hf diagnose` beyond its embeddings."""
+"""The import of gmail_hf, `gmail-hf embed` compared with a bare loop, and `gmail-hf diagnose` without embedding."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import subjects
 from measuring import Settings, row, take_turns, timed
 
 PEERS = "import torch, transformers"
-SIDE, DIM, CLASSES = 32, 512, 10  # of the pictures to diagnose: pixels, numbers per embedding
+SIDE, DIM, CLASSES = 32, 512, 10  # pixels per edge, dimension of embeddings and classes of the images to diagnose
 
 
 def imports(settings: Settings) -> Iterator[dict[str, Any]]:
@@ -22,13 +22,13 @@ def imports(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def python(code: str) -> float:
-    """Seconds that the statements take in a new interpreter, without its start."""
+    """Seconds of the statements in a new interpreter, without its start."""
     timer = f"import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
     return float(subprocess.run([sys.executable, "-c", timer], capture_output=True, text=True, check=True).stdout)
 
 
 def embed(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Images per second from a folder of JPEGs to a file of embeddings, loading of the model included."""
+    """Images per second from a folder of JPEGs to a file of embeddings, including loading the model."""
     import numpy as np
     import torch
     from PIL import Image

@@ -1,4 +1,4 @@
-"""What alignment is worth: GMAIL, its variants and training-free baselines, several seeds, on any paired data set.
+"""Measure alignment: GMAIL, its variants and training-free baselines with several seeds on any paired data set.
 
     python benchmarks/digits_alignment.py                     # the shipped digits world, test split
     python benchmarks/digits_alignment.py --split validation  # the same on validation scenes: choose settings here
@@ -28,36 +28,36 @@ VARIANTS = {
     "GMAIL, sliced Wasserstein": {"align_weight": 0.0, "sliced_wasserstein_weight": 100.0},
     "GMAIL, recipe robust": {"recipe": "robust"},
 }
-# LoRA in the upper layers alone: below them a step needs no backward pass, and their input could be cached.
+# LoRA only in the upper layers: the lower layers need no backward pass, and their output could be cached.
 UPPER_LAYERS = {"GMAIL (Eq. 1), upper 3 layers": 3, "GMAIL (Eq. 1), upper layer": 1}
 VARIANTS |= {name: {} for name in UPPER_LAYERS}
-SHOWN = ("name", "seeds", "variants")  # elsewhere in the report
+SHOWN = ("name", "seeds", "variants")  # shown elsewhere in the report
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="digits", help="of the two files written")
+    parser.add_argument("--name", default="digits", help="name of the two output files")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="real images to measure on")
-    parser.add_argument("--pairs", help="parquet file of pairs, in place of digits")
+    parser.add_argument("--pairs", help="parquet file of pairs instead of digits")
     parser.add_argument("--real_test", help="parquet file of real test images; needed with --pairs")
     parser.add_argument("--model_name_or_path", help="the CLIP to start from; needed with --pairs")
     parser.add_argument(
-        "--label_column", nargs="+", default=["label"], help="with --pairs; scores are averaged over these"
+        "--label_column", nargs="+", default=["label"], help="label columns of --pairs; scores are averaged over them"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     default = [name for name in VARIANTS if name not in UPPER_LAYERS]
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=default)
     parser.add_argument("--num_pairs", type=int, default=2000, help="training pairs")
-    parser.add_argument("--num_heldout", type=int, default=400, help="pairs that measure alignment")
-    parser.add_argument("--num_unseen", type=int, default=1000, help="pairs kept from alignment that fit readouts")
-    parser.add_argument("--guidance_scale", type=float, default=7.5, help="digits: of the generator")
-    parser.add_argument("--num_inference_steps", type=int, default=7, help="digits: of the generator")
+    parser.add_argument("--num_heldout", type=int, default=400, help="pairs to measure alignment on")
+    parser.add_argument("--num_unseen", type=int, default=1000, help="pairs for readouts that alignment does not see")
+    parser.add_argument("--guidance_scale", type=float, default=7.5, help="guidance scale of the digits generator")
+    parser.add_argument("--num_inference_steps", type=int, default=7, help="steps of the digits generator")
     parser.add_argument("--max_steps", type=int, default=250)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument(
-        "--bf16", action="store_true", help="train in bfloat16, with eager attention: fast on CPUs that have it"
+        "--bf16", action="store_true", help="train in bfloat16 with eager attention, fast on CPUs that support it"
     )
     args = parser.parse_args(argv)
     if args.pairs and not (args.real_test and args.model_name_or_path):
@@ -97,7 +97,7 @@ def load_data(args: argparse.Namespace, seed: int):
 
 
 def half(labels: list, split: str) -> list[int]:
-    """Every second row of each class: settings are chosen on one half of the real images, tables show the other."""
+    """Every second row of each class: one half of the real images to choose settings, the other half for tables."""
     seen: dict = {}
     rows = []
     for row, label in enumerate(labels):
@@ -114,7 +114,7 @@ def labels_of(args: argparse.Namespace, rows) -> dict[str, np.ndarray]:
 
 
 def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) -> list[dict]:
-    """The table of one seed; the Trainer needs a `folder`, but keeps nothing in it."""
+    """The table of one seed. The Trainer needs a `folder`, but leaves nothing in it."""
     import torch
     from transformers import AutoImageProcessor, set_seed
 
@@ -175,7 +175,7 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
 
 
 def freeze_below(model, upper: int) -> None:
-    """Leave the LoRA updates of all but some upper layers at zero."""
+    """Freeze the LoRA updates of all layers except the upper ones at zero."""
     layers = model.vision_model.encoder.layers
     layers[: len(layers) - upper].requires_grad_(False)
 

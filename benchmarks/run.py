@@ -1,14 +1,14 @@
 """
-Speed and memory of gmail-hf, measured against what people would use instead, in one run.
+Measure speed and memory of gmail-hf against the common alternatives, in one run.
 
     python benchmarks/run.py                    # all, about 50 minutes on one thread
-    python benchmarks/run.py --quick            # all at small sizes, to see that it runs
+    python benchmarks/run.py --quick            # all with small sizes, as a check
     python benchmarks/run.py --only step infer
 
 It prints a table of ratios, writes results/<date>-cpu.json (or -cuda.json) with machine, versions and commit, and
-draws them as a bar chart next to it. The sides of a ratio take turns; medians are given with the spread of the rounds.
-Weights are random and of real sizes, so that nothing is downloaded. A peer that is not installed is reported with the
-remedy, and the rest runs.
+draws a bar chart next to it. The sides of a ratio take turns. The table has medians and the spread over the rounds.
+Models have real sizes and random weights, so nothing is downloaded. If a peer is not installed, the table shows how to
+install it, and all other benchmarks run.
 """
 
 import argparse
@@ -43,20 +43,24 @@ BENCHMARKS = {
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME", help=f"Of {', '.join(BENCHMARKS)}.")
-    parser.add_argument("--quick", action="store_true", help="Small sizes and few rounds.")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="Default cuda if there is one.")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="Default float32 on CPU, bfloat16 on CUDA.")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for training and inference, all sides.")
-    parser.add_argument("--batch", type=int, help="Another batch for step and memory.")
-    parser.add_argument("--size", help="Another model for step, memory and infer, of subjects.SIZES.")
     parser.add_argument(
-        "--threads", type=int, default=1, help="Of each process on the CPU; more suit an idle machine only."
+        "--only", nargs="+", choices=BENCHMARKS, metavar="NAME", help=f"Any of {', '.join(BENCHMARKS)}."
     )
-    parser.add_argument("--peer_python", default=sys.executable, help="The interpreter that has clip_benchmark.")
+    parser.add_argument("--quick", action="store_true", help="Small sizes and few rounds.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="Defaults to cuda if available.")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="Defaults to float32 on CPU, bfloat16 on CUDA."
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile for training and inference, all sides.")
+    parser.add_argument("--batch", type=int, help="Batch size of step and memory.")
+    parser.add_argument("--size", help="Model of step, memory and infer, a key of subjects.SIZES.")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="Threads per process on the CPU; use more only on an idle machine."
+    )
+    parser.add_argument("--peer_python", default=sys.executable, help="Python interpreter with clip_benchmark.")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # also of the processes to come
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # also for child processes
 
     import torch
     from measuring import MissingPeer, Settings
@@ -92,10 +96,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 print(describe(line), flush=True)
         except (MissingPeer, RuntimeError) as error:
             result["failed"][name] = str(error)
-            print(f"{name} ends here: {error}", flush=True)
+            print(f"{name} failed: {error}", flush=True)
         result["seconds_of"][name] = round(time.perf_counter() - began, 1)
         result["seconds"] = round(time.perf_counter() - start)
-        path = write(result, args.output_dir, device)  # after each, so that an interruption loses one at most
+        path = write(result, args.output_dir, device)  # after each benchmark, in case of an interruption
         print(f"{name}: {result['seconds_of'][name]} s\n", flush=True)
     print(table(result["rows"]))
     print(f"\n{path}")
@@ -105,7 +109,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def describe(line: dict[str, Any]) -> str:
-    """A line of the table in words."""
+    """Describe a row of the table in words."""
     sides = f"{line['benchmark']}: {line['measured']} against {line['against']}"
     if "missing" in line:
         return f"{sides}: missing, {line['missing']}"
@@ -122,7 +126,7 @@ def measured(line: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """The rows as a Markdown table."""
     lines = [
         "| name | measured | against | ours | theirs | ratio (spread) | aim |",
         "|---|---|---|---:|---:|---:|---|",
@@ -141,7 +145,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write(result: dict[str, Any], output_dir: Path, device: str) -> Path:
-    """The JSON file and, where matplotlib is installed, the chart; returns the former."""
+    """Write the JSON file and, if matplotlib is installed, the chart; return the path of the JSON file."""
     output_dir.mkdir(parents=True, exist_ok=True)
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     path = output_dir / f"{date}-{device}.json"
@@ -154,7 +158,7 @@ def write(result: dict[str, Any], output_dir: Path, device: str) -> Path:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Bars of the ratios to peers on a logarithmic scale, from 1, their spread, and a mark at each aim."""
+    """Draw the ratios to peers as bars from 1 on a logarithmic scale, with their spread and a mark at each aim."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,11 @@
 """
 Stage 2: an epoch of ClipCap on cached embeddings next to a loop that embeds the images again in every epoch.
 
-Both train the same mapping network and language model, on the same captions and batches, by AdamW. The loop is
-ClipCap's own (Mokady et al., 2021: forward, cross-entropy, AdamW, linear decay), with CLIP in front of it. How much
-there is to gain is decided by the language model, which both pay for: GPT-2, fine-tuned, and the small Llama that
-comes with the project. The first epoch, which fills the cache, costs about what every epoch of the loop does.
+Both train the same mapping network and language model on the same captions and batches with AdamW. The loop is that of
+ClipCap (Mokady et al., 2021: forward, cross-entropy, AdamW, linear decay) with CLIP in front of it. The gain depends
+on
+the cost of the language model, which both sides pay: a fine-tuned GPT-2 or the small bundled Llama. The first epoch of
+ours, which fills the cache, takes about as long as each epoch of the loop.
 """
 
 import tempfile
@@ -17,12 +18,12 @@ from measuring import Clock, Settings, row, take_turns
 
 
 def stage2(settings: Settings) -> Iterator[dict[str, Any]]:
-    """captions/s of the epochs after the first."""
+    """Captions/s after the first epoch."""
     import datasets
 
     datasets.disable_progress_bars()
     size = settings.size or settings.choose("vit-b-32", "vit-l-14", "vit-l-14")
-    batch = settings.choose(2, 8, 40)  # 40 is ClipCap's; few hide AdamW's own time less
+    batch = settings.choose(2, 8, 40)  # 40 is ClipCap's; with small batches, AdamW takes a larger share of the time
     for name in ("digits' Llama", "GPT-2"):
         if settings.quick and name == "GPT-2":
             continue  # 124 million parameters
@@ -39,7 +40,7 @@ def stage2(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def language_model(name: str) -> tuple[Any, Any]:
-    """A configuration, and a tokenizer whose tokens it has."""
+    """A configuration, and a tokenizer with a vocabulary that fits it."""
     from transformers import AutoConfig, AutoTokenizer, GPT2Config
 
     from gmail_hf.digits import llama_path
@@ -62,7 +63,7 @@ def captioner(settings: Settings, config: Any, size: str) -> Any:
 def cached_epoch(
     settings: Settings, config: Any, words: Any, size: str, batch: int, folder: str
 ) -> Callable[[], float]:
-    """`CaptionTrainer` on rows as [`cached_embeds`] leaves them, whatever image they came from."""
+    """`CaptionTrainer` on rows in the format of [`cached_embeds`] with random embeddings."""
     import numpy as np
     from datasets import Dataset, Features, List, Value
     from transformers import TrainingArguments
@@ -135,5 +136,5 @@ def recomputing_epoch(settings: Settings, config: Any, words: Any, size: str, ba
 
 
 def caption(row: dict[str, Any]) -> dict[str, str]:
-    """About as long as COCO's, in letters; the digits' tokenizer has all of them."""
+    """A caption about as long as COCO's, with words that the bundled tokenizer knows."""
     return {"caption": f"a red three near a small blue seven {row['image_id'] % 10}"}

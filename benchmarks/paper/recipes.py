@@ -22,7 +22,7 @@ def captioned(name: str, run: tuple[Path, dict]) -> dict:
 
 
 def meteor(folder: Path) -> float | None:
-    """METEOR of a run's captions. Its process takes ten seconds to start, so one process serves all runs."""
+    """METEOR of a run's captions. Starting it takes ten seconds, so all runs share one process."""
     from gmail_hf.metrics.caption_scores import caption_metrics
 
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -55,7 +55,7 @@ def retrieved(name: str, scores: dict, prefix: str = "eval") -> dict:
 
 
 def text_runs(runs: Runs) -> dict[str, tuple[Path, dict]]:
-    """CLIP's text side, by row."""
+    """Runs of CLIP's text encoder by row."""
     taken_for_real = ("--generated_modality", "real")
     found = {GENERATED: runs.text(GENERATED, *taken_for_real)}
     for name, function in TRAINING_FREE.items():
@@ -73,7 +73,7 @@ def retrieval(runs: Runs) -> list[dict]:
 
 
 def retrieval_by_scale(runs: Runs) -> list[dict]:
-    """The same with fewer pairs, in both stages."""
+    """[`retrieval`] with fewer pairs in both stages."""
     found = text_runs(runs)
     rows = [retrieved(name, found[name][1]) for name in (GENERATED, REAL)]
     for count in sizes(runs):
@@ -84,7 +84,7 @@ def retrieval_by_scale(runs: Runs) -> list[dict]:
 
 
 def base_retrieval(runs: Runs, base: str, pairs: str) -> list[dict]:
-    """Retrieval by the text side of another base, before and after stage 2."""
+    """Retrieval with the text encoder of another base, before and after stage 2."""
     before = runs.aligned(pairs=pairs, base=base)
     common = {"pairs": pairs, "model": before}
     found = {GENERATED: runs.text(f"{base} {GENERATED}", "--generated_modality", "real", **common)}
@@ -96,7 +96,7 @@ def base_retrieval(runs: Runs, base: str, pairs: str) -> list[dict]:
 
 
 def long_retrieval(runs: Runs) -> list[dict]:
-    """Long captions: the bundled CLIP with stretched positions in place of Long-CLIP."""
+    """Long captions: the bundled CLIP with stretched positions instead of Long-CLIP."""
     return base_retrieval(runs, "longclip", "long")
 
 
@@ -105,7 +105,7 @@ def siglip_retrieval(runs: Runs) -> list[dict]:
 
 
 def probes(runs: Runs) -> list[dict]:
-    """A linear probe on a vision-only tower, trained on generated and scored on real images: digits and colors."""
+    """Linear probes of digits and colors on a vision-only tower, trained on generated and scored on real images."""
     from datasets import load_from_disk
 
     from gmail_hf import metrics
@@ -165,7 +165,7 @@ def zero_shot(runs: Runs) -> list[dict]:
 
 
 def zero_shot_digits(runs: Runs, folder: str) -> float:
-    """Accuracy of left and right digit, each class an ensemble of all captions that name it in that place."""
+    """Accuracy for the left and the right digit. Each class is an ensemble of all captions with this digit there."""
     from gmail_hf.digits.benchmark import BENCHMARK
     from gmail_hf.evaluation import Settings, evaluate_zero_shot, load_model, open_source
 
@@ -254,7 +254,7 @@ def cost(runs: Runs) -> list[dict]:
 
 
 def alignment(runs: Runs) -> list[dict]:
-    """Held-out pairs in the space of pooled embeddings, and the patch tokens that LLaVA reads."""
+    """Alignment of held-out pairs, by pooled embeddings and by the patch tokens that LLaVA reads."""
     from gmail_hf.metrics import paired_cosine, separability, token_similarity
 
     rows = []
@@ -274,7 +274,7 @@ def alignment(runs: Runs) -> list[dict]:
 
 
 def embed(runs: Runs, folder: str, side: str, modality: str) -> tuple:
-    """Embeddings `(n, dim)` and LLaVA's patch tokens `(n, tokens, hidden)` of the held-out images of one side."""
+    """Embeddings `(n, dim)` and LLaVA's patch tokens `(n, tokens, hidden)` of held-out real or generated images."""
     import numpy as np
     import torch
     from datasets import load_from_disk
@@ -295,7 +295,7 @@ def embed(runs: Runs, folder: str, side: str, modality: str) -> tuple:
 
 
 def grid(runs: Runs, path: Path) -> Path:
-    """Figure 2: real images, each with five generated from its caption."""
+    """Figure 2: real images, each with five images generated from its caption."""
     from datasets import load_from_disk
 
     from gmail_hf.digits import generate_pairs

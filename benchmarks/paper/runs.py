@@ -1,4 +1,4 @@
-"""Runs of the training commands for one seed: each is a command that is printed, run once, and reused."""
+"""Runs of the training commands for one seed. Each command is printed, run once and reused."""
 
 import json
 import shlex
@@ -28,16 +28,16 @@ VARIANTS = {
     "one branch for both": ["--train_real", "--generated_modality", "real"],
 }
 PAPER = "GMAIL (Eq. 1)"
-# So that all tables are made in an hour; the recipes take 250 and 500.
+# With these steps, all tables take an hour; the recipes have 250 and 500 steps.
 FEWER_STEPS = {"stage 1": ("--max_steps", "200"), "questions": ("--max_steps", "250")}
 TRAINING_FREE = ("mean_shift", "coral")
 NEAR = {"guidance_scale": 2.0, "num_inference_steps": 20}  # the generator's best sampling, see its card
 
-# While transformers loads a model, tensors made by other threads of the process land on the meta device too, and
-# matplotlib draws for one thread: both are done under this lock. Ask for pairs and runs before taking it.
+# Loading a model in transformers and drawing with matplotlib are not thread-safe (tensors that other threads create
+# meanwhile are on the meta device), so both need this lock. Request pairs and runs before acquiring it.
 ALONE = threading.Lock()
 
-# Further bases, made by benchmarks/digits/train_bases.py with these settings; all seeds share them.
+# Further bases, trained by benchmarks/digits/train_bases.py with these settings and shared by all seeds.
 BASES = {
     "siglip": {},
     "synclr": {},
@@ -56,7 +56,7 @@ def slug(name: str) -> str:
 def generate(
     folder: Path, split: str, num_pairs: int, scored: int | Path, seed: int, sampling: dict[str, float]
 ) -> None:
-    """Save generated digits pairs: to train on, and of another split, or those of it in another folder."""
+    """Save generated digits pairs for training and of another split, which may be copied from another folder."""
     from datasets import DatasetDict, load_from_disk
 
     from gmail_hf.digits import generate_pairs, load_digits
@@ -69,7 +69,7 @@ def generate(
 
 
 def move(pairs: Path, model: str, name: str, folder: Path) -> None:
-    """Save pairs with f_r(generated), moved by a training-free map of the train split, as `generated_embeds`."""
+    """Save pairs with `generated_embeds`, f_r(generated) moved by a training-free map fitted on the train split."""
     from datasets import List, Value, load_from_disk
     from transformers import CLIPProcessor
 
@@ -89,7 +89,7 @@ def move(pairs: Path, model: str, name: str, folder: Path) -> None:
 
 
 def train_base(kind: str, folder: Path) -> None:
-    """Train a base by its recipe in benchmarks/digits."""
+    """Train a base with its recipe in benchmarks/digits."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "digits"))
     import train_bases
     import train_vlm
@@ -101,7 +101,7 @@ def train_base(kind: str, folder: Path) -> None:
 
 
 def with_long_captions(pairs: Path, seed: int, folder: Path) -> None:
-    """Save pairs whose captions also name places and ground; the images are those generated from the short ones."""
+    """Save pairs whose captions also describe positions and background, with images of the short captions."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "digits"))
     from datasets import load_from_disk
     from train_bases import long_captions
@@ -122,10 +122,10 @@ class Runs:
     The data and the runs of one seed on the digits world.
 
     Args:
-        folder: where data and runs are kept.
-        seed: draws the scenes, the generator's noise, the adapters and the batches.
-        split: of the real images that are scored.
-        num_pairs, num_test: number of training pairs and of scored real images.
+        folder: the folder for data and runs.
+        seed: the seed of the scenes, the generator's noise, the adapters and the batches.
+        split: the split of the scored real images.
+        num_pairs, num_test: the numbers of training pairs and of scored real images.
         slots: limits the number of concurrent runs.
     """
 
@@ -140,14 +140,14 @@ class Runs:
     found: set[str] = field(default_factory=set, init=False)
 
     def _lock(self, name: str) -> threading.Lock:
-        """Two tables that ask for the same run get it from one command."""
+        """A lock per run, so that tables that need the same run share one command."""
         return self.locks.setdefault(name, threading.Lock())
 
     def pairs(self, name: str = "pairs") -> Path:
         """
-        Pairs on disk: `pairs`; `near`, generated at the best settings of the generator; `mixed`, with a column of
-        generated and real images in turns; `long`, with long captions; `mean_shift` and `coral`, with f_r(generated),
-        moved onto f_r(real) by the map of this name in gmail_hf.metrics, as the column `generated_embeds`.
+        Pairs on disk: `pairs`; `near`, generated with the best settings of the generator; `mixed`, with a column of
+        alternating generated and real images; `long`, with long captions; `mean_shift` and `coral`, with a column
+        `generated_embeds`, f_r(generated) moved onto f_r(real) by the map of this name in gmail_hf.metrics.
         """
         folder = self.folder / name
         with self._lock(name):
@@ -167,7 +167,7 @@ class Runs:
         return folder
 
     def _generate(self, name: str, folder: Path) -> None:
-        # Of the split that is scored real images alone are looked at, so one generator's are enough.
+        # Only real images of the scored split are used, so one generator is enough for it.
         scored, sampling = (self.num_test, {}) if name == "pairs" else (self.pairs(), NEAR)
         arguments = (folder, self.split, self.num_pairs, scored, self.seed, sampling)
         self._call(name, f"generate {' '.join(map(str, arguments))}", generate, *arguments)
@@ -185,18 +185,18 @@ class Runs:
         return pairs
 
     def run(self, name: str, command: str, *options: str, pairs: Path | None = None) -> tuple[Path, dict]:
-        """Run `gmail-hf COMMAND`, unless it was run before; its output folder and its scores."""
+        """Run `gmail-hf COMMAND` unless it was run before, and return its output folder and its scores."""
         words = ["--dataset", str(pairs or self.pairs()), "--eval_split", self.split]
         words += ["--output_dir", str(self.folder / name), "--seed", str(self.seed), *options]
         words += ["--save_strategy", "no", "--eval_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
         return self._once(name, f"gmail-hf {command} {shlex.join(words)}", run_command, command, words)
 
     def _once(self, name: str, printed: str, function: Callable, *arguments: Any) -> tuple[Path, dict]:
-        """Call a function that leaves scores in the folder of this name, unless it has; the folder and the scores."""
+        """Call a function that writes scores into the folder `name`, unless they exist; return folder and scores."""
         output = self.folder / name
         with self._lock(name):
             if not (output / "eval_results.json").exists():
-                shutil.rmtree(output, ignore_errors=True)  # an interrupted run, which a command would refuse
+                shutil.rmtree(output, ignore_errors=True)  # commands refuse the folder of an interrupted run
                 self._call(name, printed, function, *arguments)
                 self.made.add(name)
             elif name not in self.made:

@@ -63,9 +63,9 @@ def test_prompt_is_the_tokenised_sentence_in_alphabetical_order():
 
 
 def test_a_bank_has_each_caption_once_with_its_embedding():
-    with pytest.raises(ValueError, match="2 captions, 1 of them different, and 2 embeddings"):
+    with pytest.raises(ValueError, match="2 captions, 1 of them distinct, and 2 embeddings"):
         CaptionBank.build(["a", "a"], np.ones((2, 3)), str.split, make_tokenizer())
-    with pytest.raises(ValueError, match="2 captions, 2 of them different, and 1 embeddings"):
+    with pytest.raises(ValueError, match="2 captions, 2 of them distinct, and 1 embeddings"):
         CaptionBank.build(["a", "b"], np.ones((1, 3)), str.split, make_tokenizer())
 
 
@@ -113,8 +113,8 @@ def test_what_nltk_lacks_is_named(monkeypatch):
         raise LookupError(path)
 
     monkeypatch.setitem(sys.modules, "nltk", types.SimpleNamespace(data=types.SimpleNamespace(find=find)))
-    with pytest.raises(FileNotFoundError, match="nltk.downloader averaged_perceptron_tagger_eng wordnet, or give"):
+    with pytest.raises(FileNotFoundError, match="nltk.downloader averaged_perceptron_tagger_eng wordnet, or provide"):
         nltk_nouns()
     monkeypatch.setitem(sys.modules, "nltk", None)
-    with pytest.raises(ImportError, match=r'pip install "gmail-hf\[ifcap\]", or give a list'):
+    with pytest.raises(ImportError, match=r'pip install "gmail-hf\[ifcap\]", or provide a list'):
         nltk_nouns()

@@ -42,7 +42,7 @@ def test_captions_are_checked(bad):
     rows = [7, 7] if bad == 7 else rows
     row = 0 if bad == 7 or isinstance(bad, list) else 1200  # these make a column of their own type
     rows[row] = bad
-    with pytest.raises(ValueError, match=rf"Column 'texts', row {row}: .* is no caption.*repeat the image"):
+    with pytest.raises(ValueError, match=rf"Column 'texts', row {row}: .* is not a caption.*Repeat the image"):
         check_captions(Dataset.from_dict({"caption": rows}), "texts")
     check_captions(make_pairs(4))
 

@@ -321,7 +321,7 @@ def test_other_kinds_of_checkpoints_are_refused(gmail_folder, text_folders, clip
         build(gmail_folder, text_folders["gpt2"], mapping_type="transformer", mapping_num_heads=5)
     for config in (BertConfig(), T5Config(), CLIPModel.from_pretrained(clip_folder).config):
         config.save_pretrained(tmp_path)
-        message = f"{type(config).__name__}, which is of no causal language model"
+        message = f"{type(config).__name__}, which is not the configuration of a causal language model"
         with pytest.raises(StrictDataclassClassValidationError, match=message):
             build(gmail_folder, tmp_path)
 
@@ -350,9 +350,9 @@ def test_mistakes_are_named(gpt2_captioner):
             call(input_ids=tokens)
         with pytest.raises(ValueError, match="either `pixel_values` or `image_embeds`"):
             call(pixel_values=images, image_embeds=embeds)
-        with pytest.raises(ValueError, match=r"shape \(4, 23\); this model takes \(batch, 24\)"):
+        with pytest.raises(ValueError, match=r"shape \(4, 23\); this model needs \(batch, 24\)"):
             call(image_embeds=embeds[:, 1:])
-        with pytest.raises(ValueError, match="come from a branch already"):
+        with pytest.raises(ValueError, match="already come from a branch"):
             call(image_embeds=embeds, modality="gen")
         with pytest.raises(ValueError, match=r"Unknown modality \['fake'\]"):
             call(pixel_values=images, modality="fake")
@@ -362,10 +362,10 @@ def test_mistakes_are_named(gpt2_captioner):
             call(image_embeds=embeds, input_ids=tokens[:3])
     with pytest.raises(TypeError, match="modalty"):
         gpt2_captioner(pixel_values=images, modalty="gen")
-    with pytest.raises(ValueError, match="`use_cache=True`: forward.. returns no cache"):
+    with pytest.raises(ValueError, match="`use_cache=True` is not supported: forward.. returns no cache"):
         gpt2_captioner(**inputs, use_cache=True)
     assert torch.equal(gpt2_captioner(**inputs, use_cache=False).loss, gpt2_captioner(**inputs).loss)
     with pytest.raises(ValueError, match="modalty"):
         gpt2_captioner.generate(pixel_values=images, modalty="gen")
-    with pytest.raises(ValueError, match="must be the same"):
+    with pytest.raises(ValueError, match="must be equal"):
         gpt2_captioner(image_embeds=embeds, input_ids=tokens, labels=tokens[:, 1:])

@@ -158,9 +158,9 @@ def test_a_bank_is_needed_and_must_fit(llama_ifcap, tmp_path):
         llama_ifcap.set_caption_bank(make_bank())
     llama_ifcap.caption_bank = None
     for call in (llama_ifcap, llama_ifcap.generate):
-        with pytest.raises(ValueError, match="no caption bank to retrieve from"):
+        with pytest.raises(ValueError, match="There is no caption bank"):
             call(pixels(4))
-    with pytest.raises(ValueError, match="no caption bank to retrieve from"):
+    with pytest.raises(ValueError, match="There is no caption bank"):
         llama_ifcap.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -171,7 +171,7 @@ def test_a_bank_is_needed_and_must_fit(llama_ifcap, tmp_path):
         ({"num_retrieved": 0}, "`num_retrieved` must be at least 1"),
         ({"num_entity_captions": 0}, "`num_entity_captions` must be at least 1"),
         ({"entity_threshold": -1}, "`entity_threshold` must be at least 0"),
-        ({"noise_variance": float("nan")}, "`noise_variance` must be a finite number"),
+        ({"noise_variance": float("nan")}, "`noise_variance` must be finite"),
         ({"mapping_type": "mlp"}, "mapping_type"),
         ({"entity_treshold": 5}, r"Unknown IFCapConfig field\(s\) \['entity_treshold'\]"),
     ],

@@ -240,7 +240,7 @@ def test_captions_are_checked_before_training(run, tmp_path, pairs):
     Dataset.from_parquet(pairs).remove_columns("caption").add_column("text", caption).to_parquet(
         tmp_path / "pairs.parquet"
     )
-    with pytest.raises(ValueError, match="Column 'text', row 20: .* is no caption"):
+    with pytest.raises(ValueError, match="Column 'text', row 20: .* is not a caption"):
         run("out", "--dataset", str(tmp_path / "pairs.parquet"), "--caption_column", "text")
     assert not (tmp_path / "out").exists()
 

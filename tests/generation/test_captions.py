@@ -90,9 +90,9 @@ def test_first_captions_are_a_prefix(make_args):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"caption_column": "text"}, r"no column 'text' but .*`caption_column`"),
-        ({"image_id_column": "nr"}, r"no column 'nr' but .*`image_id_column`"),
-        ({"real_image_column": "photo"}, r"no column 'photo' but .*`real_image_column`"),
+        ({"caption_column": "text"}, r"no column 'text' among .*`caption_column`"),
+        ({"image_id_column": "nr"}, r"no column 'nr' among .*`image_id_column`"),
+        ({"real_image_column": "photo"}, r"no column 'photo' among .*`real_image_column`"),
         ({"real_image_column": "caption_id"}, "must have images or their paths"),
         ({"caption_column": "caption_id"}, "must have text, got int"),
         ({"caption_column": "nothing"}, "has no captions"),

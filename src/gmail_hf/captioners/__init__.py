@@ -1,4 +1,4 @@
-"""ClipCap and IFCap as transformers models: trained through `gen`, served through `real`."""
+"""ClipCap and IFCap as models of transformers, trained through `gen` and served through `real`."""
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 

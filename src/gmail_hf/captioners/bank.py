@@ -1,4 +1,4 @@
-"""The captions that IFCap retrieves from, with their embeddings, their entities and the words of its hard prompt."""
+"""IFCap's caption bank: captions to retrieve, with their embeddings, their entities and the tokens of the prompt."""
 
 import json
 import os
@@ -18,20 +18,18 @@ from ..files import write_file
 
 EMBEDS_NAME, CAPTIONS_NAME = "caption_bank.safetensors", "caption_bank.json"
 MAX_PROMPT_LENGTH = 32  # tokens
-CHUNK = 65_536  # captions that are scored at once
+CHUNK = 65_536  # captions scored at once
 
 
 class CaptionBank:
     """
-    Different captions to retrieve from.
+    Distinct captions to retrieve. Create a bank with [`~CaptionBank.build`].
 
     Args:
-        captions (list of `str`): each once.
+        captions (list of `str`): distinct captions.
         embeds (`torch.FloatTensor` of shape `(captions, dim)`): their L2-normalised embeddings.
-        entities (list of lists of `str`): what each caption names, each entity once.
-        words (dict of `str` to lists of `int`): tokens of each entity and of the prompt's own words.
-
-    Make one with [`~CaptionBank.build`].
+        entities (list of lists of `str`): the distinct entities of each caption.
+        words (dict of `str` to lists of `int`): tokens of each entity and of the prompt's fixed words.
     """
 
     START, SEPARATOR, END = "There are", ",", " in the image."
@@ -55,22 +53,22 @@ class CaptionBank:
         desc: str | None = None,
     ) -> "CaptionBank":
         """
-        Find the entities of captions and tokenise them.
+        Create a bank: find the entities of captions and tokenise them.
 
         Args:
-            captions: each once.
-            embeds (`np.ndarray` of shape `(captions, dim)`): see [`embed_texts`].
-            find_entities: the entities of a caption, such as [`nltk_nouns`] or [`listed_words`].
-            tokenizer: the language model's.
-            desc (`str`, *optional*): title of the progress bar; without one there is no bar.
+            captions: distinct captions.
+            embeds (`np.ndarray` of shape `(captions, dim)`): their embeddings, see [`embed_texts`].
+            find_entities: a function from a caption to its entities, from [`nltk_nouns`] or [`listed_words`].
+            tokenizer: the language model's tokenizer.
+            desc (`str`, *optional*): title of the progress bar. By default there is no bar.
 
         Raises:
-            ValueError: a caption is there twice, or there is not one embedding per caption.
+            ValueError: captions repeat, or the number of embeddings differs from that of captions.
         """
         if len(set(captions)) != len(captions) or len(captions) != len(embeds):
             raise ValueError(
-                f"{len(captions)} captions, {len(set(captions))} of them different, and {len(embeds)} embeddings: "
-                "give each caption once, with its embedding."
+                f"Expected distinct captions with one embedding each, got {len(captions)} captions, "
+                f"{len(set(captions))} of them distinct, and {len(embeds)} embeddings."
             )
         bar = tqdm(captions, desc=desc, disable=desc is None, unit="caption")
         entities = [list(dict.fromkeys(find_entities(caption))) for caption in bar]
@@ -83,7 +81,7 @@ class CaptionBank:
         return len(self.captions)
 
     def on(self, device: torch.device) -> torch.Tensor:
-        """The embeddings `(captions, dim)` on a device, where they stay."""
+        """Move the embeddings `(captions, dim)` to a device and return them."""
         self.embeds = self.embeds.to(device)
         return self.embeds
 
@@ -91,13 +89,13 @@ class CaptionBank:
         self, queries: torch.Tensor, count: int, exclude: torch.Tensor | None = None, chunk_size: int = CHUNK
     ) -> torch.Tensor:
         """
-        The nearest captions by cosine.
+        The nearest captions by cosine similarity.
 
         Args:
             queries (`torch.FloatTensor` of shape `(queries, dim)`): embeddings of images or captions, of any length.
             count (`int`): captions per query, at most all but one.
-            exclude (`torch.LongTensor` of shape `(queries,)`, *optional*): a row that each query does not retrieve.
-            chunk_size (`int`): captions that are scored at once; the result does not depend on it.
+            exclude (`torch.LongTensor` of shape `(queries,)`, *optional*): for each query, a row to exclude.
+            chunk_size (`int`): captions scored at once; the result does not depend on it.
 
         Returns:
             `torch.LongTensor` of shape `(queries, count)`, rows of the bank, the nearest first.
@@ -115,19 +113,17 @@ class CaptionBank:
         return rows
 
     def frequent_entities(self, rows: Sequence[int], threshold: int) -> list[str]:
-        """
-        Entities of more than `threshold` of the captions in `rows` (IFCap's frequency-based entity filtering).
-        """
+        """Entities in more than `threshold` of the captions in `rows` (IFCap's frequency-based entity filtering)."""
         counts = Counter(name for row in rows for name in self.entities[row])
         return [name for name, count in counts.items() if count > threshold]
 
     def prompt(self, entities: Sequence[str]) -> list[int]:
         """
-        Tokens of the hard prompt "There are ENTITY, ENTITY in the image.", at most `MAX_PROMPT_LENGTH`; without an
-        entity there is none.
+        Tokens of the hard prompt "There are ENTITY, ENTITY in the image.", at most `MAX_PROMPT_LENGTH`. Without
+        entities the prompt is empty.
 
-        Entities are in alphabetical order, so that the prompt tells nothing of their order in a caption. Those that
-        find no room are left out.
+        Entities are in alphabetical order, so that the prompt does not reveal their order in a caption. Those that do
+        not fit are left out.
         """
         prompt: list[int] = []
         for name in sorted(entities):
@@ -138,7 +134,7 @@ class CaptionBank:
         return [*prompt, *self.words[self.END]] if prompt else []
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write `caption_bank.safetensors` and `caption_bank.json`."""
+        """Save the bank as `caption_bank.safetensors` and `caption_bank.json`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         texts = {"captions": self.captions, "entities": self.entities, "words": self.words}
         write_file(Path(folder, CAPTIONS_NAME), json.dumps(texts, ensure_ascii=False) + "\n")
@@ -147,11 +143,11 @@ class CaptionBank:
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike, **hub: Any) -> "CaptionBank":
         """
-        The bank that [`~CaptionBank.save`] wrote to a folder or that was pushed with a model.
+        Load a bank from a folder of [`~CaptionBank.save`] or from a model on the Hub.
 
         Args:
-            source: the folder, or an id on the Hub.
-            hub: `revision`, `token`, `cache_dir` and the like.
+            source: the folder, or a Hub id.
+            hub: `revision`, `token`, `cache_dir` and other arguments for downloads.
 
         Raises:
             OSError: a file is missing.

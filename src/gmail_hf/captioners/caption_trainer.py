@@ -1,4 +1,4 @@
-"""`CaptionTrainer`: the Hugging Face Trainer, for captions of cached embeddings."""
+"""`CaptionTrainer`: the Hugging Face Trainer for captions and cached embeddings."""
 
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..training.safe_trainer import SafeTrainer
 
 SAMPLE_NAME, SAMPLE_ROWS = "image_embeds_sample.safetensors", 64
-TOLERANCE = 0.01  # of an entry of a unit vector: bfloat16 moves some by 0.003, another branch by 0.3 (digits)
+TOLERANCE = 0.01  # per entry of a unit vector: bfloat16 changes some by 0.003, another branch by 0.3 (digits)
 
 
 class CaptionTrainer(SafeTrainer):
     """
-    `SafeTrainer` that resumes only on the embeddings that it started with.
+    A `SafeTrainer` that resumes only with the embeddings it was started with.
 
-    Each checkpoint keeps a sample of them, evenly spread over the rows, to compare with.
+    Each checkpoint has a sample of them, evenly spread over the rows, for comparison.
 
-    Give it rows of [`captioned_embeds`], or rows of [`with_caption_rows`] alone, with a [`CaptionCollator`] and
+    Pass rows of [`captioned_embeds`], or only of [`with_caption_rows`], with a [`CaptionCollator`] and
     `remove_unused_columns=False`.
     """
 
@@ -29,7 +29,7 @@ class CaptionTrainer(SafeTrainer):
         rows = [self.train_dataset[number] for number in numbers]
         if "image_embeds" in rows[0]:
             return torch.from_numpy(np.stack([row["image_embeds"] for row in rows]))
-        return self.model.caption_bank.embeds[[row["caption_rows"] for row in rows]].cpu()  # text alone
+        return self.model.caption_bank.embeds[[row["caption_rows"] for row in rows]].cpu()  # training on text only
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -40,13 +40,13 @@ class CaptionTrainer(SafeTrainer):
         file = Path(resume_from_checkpoint, SAMPLE_NAME)
         if not file.exists():
             raise ValueError(
-                f"'{resume_from_checkpoint}' lacks {SAMPLE_NAME}, which identifies its embeddings: start again."
+                f"'{resume_from_checkpoint}' lacks {SAMPLE_NAME}, which identifies its embeddings. Start a new run."
             )
         sample, started_with = self._sample(), load_file(file)["image_embeds"]
         if sample.shape != started_with.shape or not sample.allclose(started_with, rtol=0, atol=TOLERANCE):
             raise ValueError(
-                f"'{resume_from_checkpoint}' was trained on other embeddings: resume with the data, the image column "
-                "and the branch that it was started with."
+                f"'{resume_from_checkpoint}' was trained on other embeddings. Resume with the original data, image "
+                "column and branch."
             )
         projections = self.model.vision_model.visual_projection
         ours = {name: weight.clone() for name, weight in projections.state_dict().items()}
@@ -54,6 +54,6 @@ class CaptionTrainer(SafeTrainer):
         theirs = projections.state_dict()
         if not all(weight.equal(theirs[name]) for name, weight in ours.items()):
             raise ValueError(
-                f"'{resume_from_checkpoint}' was trained on the embeddings of another image encoder: resume with the "
-                "one it was started with."
+                f"'{resume_from_checkpoint}' was trained on the embeddings of another image encoder. Resume with the "
+                "original one."
             )

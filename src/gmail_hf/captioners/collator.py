@@ -1,4 +1,4 @@
-"""Captions with cached image embeddings, their batches, and the captions that a model writes."""
+"""Captions with cached image embeddings, batches of them, and generating captions from embeddings."""
 
 from typing import Any
 
@@ -7,37 +7,38 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
+from ..training.embeddings import evaluating
 from .bank import CaptionBank
 from .modeling_captioner import IGNORED, MAX_NEW_TOKENS
 
 
 def check_captions(pairs: Dataset, name: str = "caption") -> None:
     """
-    Read the whole column `caption`, before hours of work start.
+    Check all rows of the column `caption` before training.
 
     Args:
         pairs (`datasets.Dataset`): rows with the column `caption`.
-        name (`str`): what errors call that column.
+        name (`str`): the column's name in error messages.
 
     Raises:
-        ValueError: a row holds no text, but None, a blank, or a list of captions, say.
+        ValueError: a row is not a text, for example None, blank or a list of captions.
     """
     captions = (caption for batch in pairs.select_columns(["caption"]).iter(1000) for caption in batch["caption"])
     for row, caption in enumerate(captions):
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(
-                f"Column '{name}', row {row}: {caption!r} is no caption. A row has one text: repeat the image for "
-                "each of its captions, and leave out rows without one."
+                f"Column '{name}', row {row}: {caption!r} is not a caption. Each row needs one text. Repeat the image "
+                "for each of its captions, and remove rows without a caption."
             )
 
 
 def captioned_embeds(pairs: Dataset, embeds: Dataset) -> Dataset:
     """
-    The data to train on: captions, and the embeddings of an image column by [`cached_embeds`], without copying either.
+    Join captions with the embeddings of an image column from [`cached_embeds`], without copying either.
 
     Args:
         pairs (`datasets.Dataset`): rows with the columns `caption` and `image_id`.
-        embeds (`datasets.Dataset`): row by row their `image_embeds`; rows without an embedding are left out.
+        embeds (`datasets.Dataset`): their `image_embeds`, row by row. Rows without an embedding are left out.
 
     Returns:
         `datasets.Dataset` with the columns `image_embeds` (float32 arrays of shape `(projection_dim,)`), `caption` and
@@ -58,7 +59,7 @@ def captioned_embeds(pairs: Dataset, embeds: Dataset) -> Dataset:
 
 def with_caption_rows(rows: Dataset, bank: CaptionBank) -> Dataset:
     """
-    Rows to train an IFCap on: their captions' places in the bank as the column `caption_rows`.
+    Add the column `caption_rows`, the captions' row numbers in the bank, for training an IFCap.
 
     Raises:
         KeyError: a caption is not in the bank.
@@ -69,13 +70,13 @@ def with_caption_rows(rows: Dataset, bank: CaptionBank) -> Dataset:
 
 def group_references(captions: list[str], image_ids: list[Any]) -> tuple[list[int], list[list[str]]]:
     """
-    The first row of each image, and all captions of that image.
+    Group captions by image.
 
     Args:
-        captions, image_ids: one of each a row.
+        captions, image_ids: one of each per row.
 
     Returns:
-        `(rows, references)`, one entry an image.
+        `(rows, references)`: for each image its first row, and all of its captions.
     """
     rows: dict[Any, int] = {}
     references: dict[Any, list[str]] = {}
@@ -87,16 +88,17 @@ def group_references(captions: list[str], image_ids: list[Any]) -> tuple[list[in
 
 class CaptionCollator:
     """
-    Rows of [`captioned_embeds`] and [`with_caption_rows`] to the arguments of a captioner's `forward`.
+    Turn rows of [`captioned_embeds`] and [`with_caption_rows`] into the arguments of a captioner's `forward`.
 
     Args:
-        tokenizer: the language model's, with an end-of-text token.
-        max_length (`int`): tokens of a caption, its end-of-text token included; what is longer is cut.
+        tokenizer: the language model's tokenizer, which needs an end-of-text token.
+        max_length (`int`): maximum number of tokens of a caption, including its end-of-text token; longer captions are
+            truncated.
 
     Returns of a call:
         `input_ids`, `attention_mask` and `labels` `(batch, tokens)` int64: each caption and its end-of-text token,
-        padded on the right, where labels are -100. As far as rows have them, `image_embeds` `(batch, projection_dim)`
-        float32 and `caption_rows` `(batch,)` int64.
+        padded on the right; labels are -100 on padding. If the rows have them, also `image_embeds`
+        `(batch, projection_dim)` float32 and `caption_rows` `(batch,)` int64.
     """
 
     def __init__(self, tokenizer: Any, max_length: int = MAX_NEW_TOKENS):
@@ -107,7 +109,7 @@ class CaptionCollator:
         captions = self.tokenizer([row["caption"] for row in rows], add_special_tokens=False)["input_ids"]
         captions = [(ids + [self.tokenizer.eos_token_id])[: self.max_length] for ids in captions]
         shape = len(captions), max(map(len, captions))
-        # The end-of-text token may be the padding too: labels go by position, not by token.
+        # The end-of-text token may also be the padding token, so labels are masked by position.
         input_ids = torch.full(shape, self.tokenizer.eos_token_id)  # (batch, tokens)
         attention_mask = torch.zeros(shape, dtype=torch.long)
         for row, ids in enumerate(captions):
@@ -131,31 +133,29 @@ def caption_embeds(
     model: Any, tokenizer: Any, embeds: np.ndarray, batch_size: int = 64, desc: str | None = None, **kwargs: Any
 ) -> list[str]:
     """
-    Captions of image embeddings.
+    Generate captions for image embeddings.
 
     Args:
-        model ([`Captioner`]): the model; it is used in evaluation mode.
-        tokenizer: the language model's.
+        model ([`Captioner`]): the model, which is used in evaluation mode.
+        tokenizer: the language model's tokenizer.
         embeds (`np.ndarray` of shape `(images, projection_dim)`): float32.
-        batch_size (`int`): images a pass.
-        desc (`str`, *optional*): title of the progress bar; without one there is no bar.
-        kwargs: of `generate`, such as `num_beams`.
+        batch_size (`int`): images per forward pass.
+        desc (`str`, *optional*): title of the progress bar. By default there is no bar.
+        kwargs: arguments of `generate`, such as `num_beams`.
 
     Returns:
-        A caption an image, without special tokens and outer spaces.
+        One caption per image, without special tokens and surrounding spaces.
 
     Raises:
-        ValueError: an embedding is not finite, as of an unreadable image; the message names its row.
+        ValueError: an embedding is not finite, for example because its image is unreadable; the message has its row.
     """
     bad = np.flatnonzero(~np.isfinite(embeds).all(axis=1))
     if len(bad):
         raise ValueError(f"The embedding in row {bad[0]} is not finite. Leave out unreadable images.")
-    was_training = model.training
-    model.eval()
     captions: list[str] = []
-    for start in tqdm(range(0, len(embeds), batch_size), desc=desc, disable=desc is None, unit="batch"):
-        batch = torch.from_numpy(embeds[start : start + batch_size]).to(model.device)
-        tokens = model.generate(image_embeds=batch, **kwargs)
-        captions += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-    model.train(was_training)
+    with evaluating(model):
+        for start in tqdm(range(0, len(embeds), batch_size), desc=desc, disable=desc is None, unit="batch"):
+            batch = torch.from_numpy(embeds[start : start + batch_size]).to(model.device)
+            tokens = model.generate(image_embeds=batch, **kwargs)
+            captions += [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
     return captions

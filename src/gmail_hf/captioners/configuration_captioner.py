@@ -1,4 +1,4 @@
-"""What the configurations of all captioners on a two-branch CLIP share."""
+"""The common configuration of captioners on a CLIP with branches."""
 
 from typing import Any
 
@@ -16,26 +16,27 @@ class CaptionerConfig(PreTrainedConfig):
     Fields of [`ClipCapConfig`] and [`IFCapConfig`].
 
     Args:
-        vision_config (`dict` or [`GmailVisionConfig`], *optional*): the image encoder's; its `projection_dim` is the
-            dimension of the image embeddings.
-        text_config (`dict` or `PreTrainedConfig`, *optional*): that of any causal language model; default GPT-2's.
-        prefix_length (`int`, defaults to 10): token embeddings that an image becomes.
-        mapping_type (`str`): the network that makes them, a key of `MAPPERS`.
-        mapping_clip_length (`int`, defaults to 10): transformer: tokens that the image embedding is spread over.
-        mapping_num_layers (`int`, defaults to 8): transformer: layers.
-        mapping_num_heads (`int`, defaults to 8): transformer: attention heads.
+        vision_config (`dict` or [`GmailVisionConfig`], *optional*): the image encoder's configuration. Its
+            `projection_dim` is the dimension of the image embeddings.
+        text_config (`dict` or `PreTrainedConfig`, *optional*): the configuration of a causal language model, by
+            default GPT-2's.
+        prefix_length (`int`, defaults to 10): number of token embeddings per image.
+        mapping_type (`str`): the mapping network that computes them, a key of `MAPPERS`.
+        mapping_clip_length (`int`, defaults to 10): in a transformer, number of tokens for the image embedding.
+        mapping_num_layers (`int`, defaults to 8): in a transformer, number of layers.
+        mapping_num_heads (`int`, defaults to 8): in a transformer, number of attention heads.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range, or `text_config` is of no
-            causal language model, or of one whose context the prefix fills.
-        ValueError: a field is unknown and named like one of these.
+        huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range, or `text_config` is not
+            that of a causal language model with room for a caption after the prefix.
+        ValueError: an unknown field looks like one of these.
     """
 
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(config_class=GmailVisionConfig),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2"),
     }
-    prompt_length = 0  # tokens that may come between the prefix and the caption
+    prompt_length = 0  # maximum number of tokens between the prefix and the caption
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
@@ -51,14 +52,14 @@ class CaptionerConfig(PreTrainedConfig):
 
     @classmethod
     def own_fields(cls) -> list[str]:
-        """Names of the fields that other configurations of transformers lack."""
+        """Names of the fields that are not in every configuration of transformers."""
         return sorted(set(cls.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__))
 
     @classmethod
     def check_fields(cls, names: list[str]) -> None:
         """
         Raises:
-            ValueError: one of the names is no field.
+            ValueError: a name is not a field.
         """
         if unknown := [name for name in names if name not in cls.own_fields()]:
             raise ValueError(f"Unknown {cls.__name__} field(s) {unknown}; the fields are {cls.own_fields()}.")
@@ -80,8 +81,8 @@ class CaptionerConfig(PreTrainedConfig):
         encodes = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(self.text_config, "is_decoder", False)
         if self.text_config.is_encoder_decoder or encodes or kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ValueError(
-                f"`text_config` is a {kind.__name__}, which is of no causal language model; a captioner continues a "
-                "prefix, as GPT-2 and Llama do."
+                f"`text_config` is a {kind.__name__}, which is not the configuration of a causal language model such "
+                "as GPT-2 or Llama."
             )
         if self.max_caption_length is not None and self.max_caption_length < 1:
             raise ValueError(
@@ -90,12 +91,12 @@ class CaptionerConfig(PreTrainedConfig):
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that the language model reads; None where it has no bound."""
+        """The language model's context length; None if it has no limit."""
         context = getattr(self.text_config.get_text_config(), "max_position_embeddings", None)
         return None if context is None or context < 0 else context
 
     @property
     def max_caption_length(self) -> int | None:
-        """Tokens of a caption that fit the language model's context after prefix and prompt; None without a bound."""
+        """The maximum number of caption tokens after prefix and prompt; None if the context has no limit."""
         context = self.context_length
         return None if context is None else context - self.prefix_length - self.prompt_length

@@ -1,4 +1,4 @@
-"""Configuration of ClipCap on a two-branch CLIP."""
+"""Configuration of ClipCap on a CLIP with branches."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from .configuration_captioner import CaptionerConfig
 @strict
 class ClipCapConfig(CaptionerConfig):
     """
-    Configuration of a [`ClipCapForConditionalGeneration`]; defaults are those of ClipCap's paper.
+    Configuration of a [`ClipCapForConditionalGeneration`]. The defaults are those of ClipCap's paper.
 
     Args:
         mapping_type (`str`, defaults to `"mlp"`): the mapping network, `"mlp"` or `"transformer"`.

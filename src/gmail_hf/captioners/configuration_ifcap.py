@@ -1,4 +1,4 @@
-"""Configuration of IFCap on a two-branch CLIP."""
+"""Configuration of IFCap on a CLIP with branches."""
 
 from typing import Literal
 
@@ -11,15 +11,16 @@ from .configuration_captioner import CaptionerConfig
 @strict
 class IFCapConfig(CaptionerConfig):
     """
-    Configuration of an [`IFCapForConditionalGeneration`]; defaults are IFCap's for COCO.
+    Configuration of an [`IFCapForConditionalGeneration`]. The defaults are IFCap's for COCO.
 
     Args:
-        num_retrieved (`int`, defaults to 5): captions from the bank that an image's prefix attends to, the nearest.
-        num_entity_captions (`int`, defaults to 9): captions from the bank whose entities are counted; 7 for Flickr30k.
-        entity_threshold (`int`, defaults to 5): the prompt names entities of more of those captions than this; 3 for
+        num_retrieved (`int`, defaults to 5): number of nearest captions in the bank that an image's prefix attends to.
+        num_entity_captions (`int`, defaults to 9): number of nearest captions whose entities are counted; 7 for
             Flickr30k.
-        noise_variance (`float`, defaults to 0.04): of the noise that is added to each entry of a caption's unit
-            embedding, where that takes the place of an image in training.
+        entity_threshold (`int`, defaults to 5): the prompt lists entities that occur in more of those captions than
+            this; 3 for Flickr30k.
+        noise_variance (`float`, defaults to 0.04): variance of the noise added to each entry of a caption's unit
+            embedding when it replaces an image in training.
         vision_config, text_config, prefix_length, mapping_clip_length, mapping_num_layers, mapping_num_heads: see
             [`CaptionerConfig`], also for errors. `mapping_type` is `"fusion"`.
     """
@@ -38,4 +39,4 @@ class IFCapConfig(CaptionerConfig):
         self.at_least("num_entity_captions", 1)
         self.at_least("entity_threshold", 0)
         if not 0 <= self.noise_variance < float("inf"):
-            raise ValueError(f"`noise_variance` must be a finite number from 0, got {self.noise_variance}.")
+            raise ValueError(f"`noise_variance` must be finite and at least 0, got {self.noise_variance}.")

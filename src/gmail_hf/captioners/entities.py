@@ -1,4 +1,4 @@
-"""What a caption names: its nouns by NLTK, or the words of a list."""
+"""The entities of a caption: its nouns, found with NLTK, or words from a list."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -11,14 +11,14 @@ NLTK_DATA = {
 
 def listed_words(words: Iterable[str]) -> Callable[[str], list[str]]:
     """
-    A function from a caption to those of `words` that it holds as whole words, in order, whatever their case.
+    A function from a caption to the `words` in it, as complete words, in order and ignoring case.
 
     Raises:
-        ValueError: there is no word.
+        ValueError: `words` is empty.
     """
     names = {word.strip().lower(): word.strip() for word in words if word.strip()}
     if not names:
-        raise ValueError("The list of entities is empty: give a word per line.")
+        raise ValueError("The list of entities is empty: write one word per line.")
     longest_first = sorted(map(re.escape, names), key=len, reverse=True)
     pattern = re.compile(rf"(?<!\w)(?:{'|'.join(longest_first)})(?!\w)")
     return lambda caption: [names[found] for found in pattern.findall(caption.lower())]
@@ -26,23 +26,23 @@ def listed_words(words: Iterable[str]) -> Callable[[str], list[str]]:
 
 def nltk_nouns() -> Callable[[str], list[str]]:
     """
-    A function from an English caption to its lemmatised nouns, in order: NLTK's tagger and WordNet's lemmas.
+    A function from an English caption to its lemmatised nouns in order, with NLTK's tagger and WordNet's lemmas.
 
     Raises:
         ImportError: NLTK is not installed.
-        FileNotFoundError: its data are not on this machine; the message names the command that fetches them.
+        FileNotFoundError: NLTK's data is missing; the message has the command to download it.
     """
     try:
         import nltk
     except ImportError as error:
         raise ImportError(
-            'Nouns are found by NLTK: pip install "gmail-hf[ifcap]", or give a list of words as entities.'
+            'Finding nouns needs NLTK: pip install "gmail-hf[ifcap]", or provide a list of words as entities.'
         ) from error
     for name, path in NLTK_DATA.items():
         if not _has_data(nltk, path):
             raise FileNotFoundError(
-                f"NLTK's '{name}' is not on this machine: python -m nltk.downloader {' '.join(NLTK_DATA)}, or give a "
-                "list of words as entities."
+                f"NLTK's '{name}' is missing: python -m nltk.downloader {' '.join(NLTK_DATA)}, or provide a list of "
+                "words as entities."
             )
     lemmatize = nltk.stem.WordNetLemmatizer().lemmatize
 

@@ -1,4 +1,4 @@
-"""Mapping networks: an image embedding to a prefix of token embeddings, by ClipCap (Mokady et al., 2021) and IFCap."""
+"""Mapping networks of ClipCap (Mokady et al., 2021) and IFCap, from an image embedding to a prefix."""
 
 import torch
 from torch import nn
@@ -8,9 +8,9 @@ from .configuration_captioner import CaptionerConfig
 
 class MLPMapper(nn.Sequential):
     """
-    One hidden layer half as wide as the prefix, with tanh (section 3.2); for a language model that trains along.
+    One hidden layer half as wide as the prefix, with tanh (section 3.2), for a language model that is trained, too.
 
-    Image embeddings `(batch, projection_dim)` to prefixes `(batch, prefix_length, hidden)`.
+    It maps image embeddings `(batch, projection_dim)` to prefixes `(batch, prefix_length, hidden)`.
     """
 
     def __init__(self, config: CaptionerConfig, hidden: int):
@@ -25,13 +25,13 @@ class MLPMapper(nn.Sequential):
 
 class TransformerMapper(nn.Module):
     """
-    The embedding as `mapping_clip_length` tokens, next to `prefix_length` learned constants that attend to them and
-    become the prefix (section 3.3); for a language model that stays frozen.
+    A transformer on `mapping_clip_length` tokens for the embedding and `prefix_length` learned constants, whose
+    outputs are the prefix (section 3.3), for a frozen language model.
 
-    Image embeddings `(batch, projection_dim)` to prefixes `(batch, prefix_length, hidden)`.
+    It maps image embeddings `(batch, projection_dim)` to prefixes `(batch, prefix_length, hidden)`.
 
     Raises:
-        ValueError: `hidden` is no multiple of `mapping_num_heads`.
+        ValueError: `hidden` is not a multiple of `mapping_num_heads`.
     """
 
     def __init__(self, config: CaptionerConfig, hidden: int):
@@ -54,11 +54,11 @@ class TransformerMapper(nn.Module):
         return self.transform(self.spread(image_embeds))
 
     def spread(self, image_embeds: torch.Tensor) -> torch.Tensor:
-        """The embedding as tokens, `(batch, mapping_clip_length, hidden)`."""
+        """Map the embedding to tokens `(batch, mapping_clip_length, hidden)`."""
         return self.linear(image_embeds).unflatten(1, (self.clip_length, -1))
 
     def transform(self, image: torch.Tensor) -> torch.Tensor:
-        """Those tokens to the prefix, `(batch, prefix_length, hidden)`."""
+        """Map these tokens to the prefix `(batch, prefix_length, hidden)`."""
         states = torch.cat([image, self.prefix_const.expand(len(image), -1, -1)], dim=1)
         for layer in self.layers:
             states = layer(states)
@@ -68,11 +68,11 @@ class TransformerMapper(nn.Module):
 class FusionMapper(TransformerMapper):
     """
     A [`TransformerMapper`] whose image tokens first attend to retrieved captions (IFCap's fusion module, Lee et al.,
-    2024, section 3): queries are the tokens, keys and values a linear map of the captions' embeddings. What attention
-    returns is added to the tokens, as in a transformer.
+    2024, section 3). The tokens are the queries, a linear map of the captions' embeddings gives keys and values, and
+    the output is added to the tokens, as in a transformer.
 
-    Image embeddings `(batch, projection_dim)` and caption embeddings `(batch, captions, projection_dim)` to prefixes
-    `(batch, prefix_length, hidden)`.
+    It maps image embeddings `(batch, projection_dim)` and caption embeddings `(batch, captions, projection_dim)` to
+    prefixes `(batch, prefix_length, hidden)`.
     """
 
     def __init__(self, config: CaptionerConfig, hidden: int):

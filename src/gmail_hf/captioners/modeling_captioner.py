@@ -1,7 +1,7 @@
 """
-What captioners on a two-branch CLIP share: a prefix of token embeddings that a causal language model continues.
+The base class of captioners on a CLIP with branches: a causal language model continues a prefix of token embeddings.
 
-Trained on f_g(generated), served with f_r(real photograph): stages 2 and 3 of GMAIL's Algorithm 1.
+They train on f_g(generated) and serve f_r(real photograph): stages 2 and 3 of GMAIL's Algorithm 1.
 """
 
 import copy
@@ -26,30 +26,32 @@ from ..publishing.provenance import name_publicly
 from .configuration_captioner import CaptionerConfig
 from .mapping import MAPPERS, TransformerMapper
 
-MAX_NEW_TOKENS = 64  # of a caption, where the language model's generation config says nothing
-KEYWORDS = keywords_of(PreTrainedModel.forward)  # those that every model of transformers takes
-IGNORED = -100  # labels that the loss leaves out
+MAX_NEW_TOKENS = 64  # default if the language model's generation config has none
+KEYWORDS = keywords_of(PreTrainedModel.forward)  # keywords of every model of transformers
+IGNORED = -100  # the label that the loss ignores
 
 
 class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
     """
     An image encoder with branches, a mapping network and a causal language model.
 
-    Make one with [`~Captioner.from_vision_text_pretrained`]; load a trained one with `from_pretrained`. Image
-    embeddings are L2-normalised before the mapping network, because the branches are aligned on the unit sphere and
-    nowhere else, and then scaled by the square root of their dimension, so that their entries have the size that a
-    linear layer is initialised for.
+    Create one with [`~Captioner.from_vision_text_pretrained`], and load a trained one with `from_pretrained`. Image
+    embeddings are L2-normalised before the mapping network, because the branches are aligned only on the unit sphere.
+    They are then scaled by the square root of their dimension, because linear layers are initialised for entries of
+    that size.
 
-    The image encoder is frozen: it stays out of training and in evaluation mode.
+    The image encoder is frozen and in evaluation mode, also in training.
 
     Args:
         config ([`CaptionerConfig`]): the model's configuration.
-        vision_model ([`GmailVisionModelWithProjection`], *optional*): default a random one of `config.vision_config`.
-        text_model (`PreTrainedModel`, *optional*): default a random causal language model of `config.text_config`.
+        vision_model ([`GmailVisionModelWithProjection`], *optional*): the image encoder; by default a random one with
+            `config.vision_config`.
+        text_model (`PreTrainedModel`, *optional*): the causal language model; by default a random one with
+            `config.text_config`.
     """
 
     config: CaptionerConfig
-    prefix_keywords: tuple[str, ...] = ()  # of `forward`, for `make_prefix`
+    prefix_keywords: tuple[str, ...] = ()  # keywords of `forward` that are passed to `make_prefix`
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
@@ -65,8 +67,8 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         text_model: PreTrainedModel | None = None,
     ):
         super().__init__(config)
-        # The Trainer counts the tokens of `labels` for a loss that shifts them; this one does not: the first caption
-        # token is predicted from the prefix.
+        # For a loss that does not shift labels, because the first caption token is predicted from the prefix. The
+        # Trainer counts the tokens in `labels` accordingly.
         self.loss_type = "ForMaskedLM"
         self.vision_model = vision_model or GmailVisionModelWithProjection._from_config(config.vision_config)
         self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
@@ -78,8 +80,8 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Only the mapping network comes here. As in ClipCap, it starts at torch's own scale, which follows the width,
-        # and not at transformers' constant 0.02.
+        # Only called for the mapping network. As in ClipCap, it has torch's default scale, which depends on the width,
+        # instead of transformers' constant 0.02.
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
@@ -100,18 +102,18 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         **fields: Any,
     ) -> "Captioner":
         """
-        Put a fresh mapping network between a trained image encoder and a pretrained language model.
+        Connect a trained image encoder to a pretrained language model by a fresh mapping network.
 
         Args:
-            vision_model_name_or_path: a Hub id or folder of a [`GmailCLIPModel`]; its image side is taken.
+            vision_model_name_or_path: a Hub id or folder of a [`GmailCLIPModel`], whose image encoder is used.
             text_model_name_or_path: a Hub id or folder of a causal language model.
             vision_revision, text_revision (`str`, *optional*): their revisions on the Hub.
-            dtype, attn_implementation: as in `PreTrainedModel.from_pretrained`. A checkpoint has one dtype: where
-                those of the parts differ, all get the language model's.
-            fields: of the configuration, such as `prefix_length`.
+            dtype, attn_implementation: as in `PreTrainedModel.from_pretrained`. A checkpoint has one dtype: if those
+                of the parts differ, all get the language model's.
+            fields: fields of the configuration, such as `prefix_length`.
 
         Raises:
-            ValueError: a checkpoint of another kind, or one that lacks weights; an unknown field.
+            ValueError: a checkpoint is of another type or lacks weights, or a field is unknown.
             huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range, or the language model
                 is not causal.
         """
@@ -121,8 +123,8 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
             vision_config = vision_config.vision_config
         if not isinstance(vision_config, GmailVisionConfig):
             raise ValueError(
-                f"'{vision_model_name_or_path}' is of type '{vision_config.model_type}', not a GmailCLIPModel. Put "
-                "branches on a plain CLIP with `GmailCLIPModel.from_clip`, train them, and save that."
+                f"'{vision_model_name_or_path}' is of type '{vision_config.model_type}', not a GmailCLIPModel. Add "
+                "branches to a plain CLIP with `GmailCLIPModel.from_base`, train them, and save the model."
             )
         text_config = AutoConfig.from_pretrained(text_model_name_or_path, revision=text_revision)
         config = cls.config_class(vision_config=vision_config, text_config=text_config, **fields)
@@ -154,15 +156,13 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         self.text_model.set_output_embeddings(value)
 
     def freeze_text_model(self) -> None:
-        """
-        Train the mapping network alone: the language model keeps its weights and, without dropout, its behaviour.
-        """
+        """Train only the mapping network. The language model is frozen and has no dropout."""
         self.text_model.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Captioner":
         super().train(mode)
-        # Dropout in what cannot adapt to it would only disturb what trains.
+        # No dropout in frozen parts, which could not adapt to it.
         for module in (self.vision_model, self.text_model):
             if not any(parameter.requires_grad for parameter in module.parameters()):
                 module.eval()
@@ -176,7 +176,7 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         interpolate_pos_encoding: bool = False,
     ) -> torch.Tensor:
         """
-        The prefix of each image, token embeddings of shape `(batch, prefix_length, hidden)`.
+        The prefix of each image as token embeddings `(batch, prefix_length, hidden)`.
 
         Arguments and errors as in [`~Captioner.forward`].
         """
@@ -185,19 +185,20 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
 
     def make_prefix(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        What the language model continues.
+        The input that the language model continues.
 
         Args:
-            image_embeds (`torch.Tensor` of shape `(batch, projection_dim)`): of any length.
+            image_embeds (`torch.Tensor` of shape `(batch, projection_dim)`): image embeddings, which need not be
+                normalised.
 
         Returns:
             Token embeddings `(batch, tokens, hidden)`, the first `prefix_length` from the mapping network, and their
-            mask `(batch, tokens)`, 0 on padding; None where there is no padding.
+            mask `(batch, tokens)`, 0 on padding; None if there is no padding.
         """
         return self.mapping_network(self._scaled(image_embeds)), None
 
     def _scaled(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Embeddings as the mapping network takes them."""
+        """Scale embeddings for the mapping network."""
         embeds = nn.functional.normalize(embeds.float(), dim=-1) * math.sqrt(embeds.shape[-1])
         return embeds.to(self.text_model.dtype)
 
@@ -210,23 +211,23 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """Image embeddings `(batch, projection_dim)`, given or computed."""
         if (pixel_values is None) == (image_embeds is None):
-            raise ValueError("Specify either `pixel_values` or `image_embeds`.")
+            raise ValueError("Pass either `pixel_values` or `image_embeds`.")
         dim = self.config.vision_config.projection_dim
         if image_embeds is None:
             image_embeds = self.vision_model(
                 pixel_values, modality=modality, interpolate_pos_encoding=interpolate_pos_encoding
             ).image_embeds
         elif modality is not None:
-            raise ValueError("`image_embeds` come from a branch already: `modality` is for `pixel_values`.")
+            raise ValueError("`image_embeds` already come from a branch: `modality` is only for `pixel_values`.")
         elif image_embeds.ndim != 2 or image_embeds.shape[1] != dim:
             raise ValueError(
-                f"`image_embeds` have shape {tuple(image_embeds.shape)}; this model takes (batch, {dim}), the "
+                f"`image_embeds` has shape {tuple(image_embeds.shape)}; this model needs (batch, {dim}), the "
                 "projected embeddings of the model's image encoder."
             )
         return image_embeds
 
     def _room(self, prefix: torch.Tensor) -> int | None:
-        """Tokens of a caption that fit the language model's context after a prefix; None without a bound."""
+        """The maximum number of caption tokens after a prefix; None if the context has no limit."""
         context = self.config.context_length
         return None if context is None else context - prefix.shape[1]
 
@@ -237,7 +238,7 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        """Prefix and tokens as the language model's `inputs_embeds` and `attention_mask`."""
+        """The language model's `inputs_embeds` and `attention_mask` for prefix and tokens."""
         if prefix_mask is None:
             prefix_mask = prefix.new_ones(prefix.shape[:2], dtype=torch.long)
         if input_ids is None or input_ids.shape[1] == 0:
@@ -247,8 +248,8 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         room = self._room(prefix)
         if room is not None and input_ids.shape[1] > room:
             raise ValueError(
-                f"`input_ids` have {input_ids.shape[1]} tokens; with the prefix of {prefix.shape[1]} the language "
-                f"model's context has room for {room}. Cut captions: `CaptionCollator(tokenizer, max_length={room})`."
+                f"`input_ids` has {input_ids.shape[1]} tokens, but after the prefix of {prefix.shape[1]} the language "
+                f"model's context has room for {room}. Truncate: `CaptionCollator(tokenizer, max_length={room})`."
             )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -274,43 +275,41 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         Score captions of images.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images; or
-            image_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): their embeddings by one of the
-                branches, computed before, of any length: they are L2-normalised here.
+            pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
             input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): captions, each with its end-of-text
                 token, padded on the right.
-            attention_mask (same shape, *optional*): 0 on padding; default all ones.
-            labels (same shape, *optional*): `input_ids` with -100 where no loss is wanted, which is on padding; see
-                [`CaptionCollator`].
-            modality (`str` or a list of `batch` of them, *optional*): the branch of `pixel_values`, all or each;
-                default `self.modality`, at first `"real"`.
+            attention_mask (same shape, *optional*): 0 on padding; defaults to ones.
+            labels (same shape, *optional*): `input_ids` with -100 on padding, see [`CaptionCollator`].
+            image_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): precomputed embeddings from one of
+                the branches, instead of `pixel_values`. They are L2-normalised here.
+            modality (`str` or a list with one name per image, *optional*): the branch for `pixel_values`; defaults to
+                `self.modality`, which is initially `"real"`.
             interpolate_pos_encoding (`bool`): allow other image sizes than the pretrained one.
 
         Returns:
-            `CausalLMOutput`: `logits` `(batch, prefix + tokens, vocabulary)`, at each position those of the next
-            token, padding last, and with `labels` the `loss`, the mean cross-entropy of the caption tokens (ClipCap,
-            Eq. 2).
+            `CausalLMOutput`: `logits` `(batch, prefix + tokens, vocabulary)` for the next token at each position, with
+            padding last, and with `labels` the `loss`, the mean cross-entropy of the caption tokens (ClipCap, Eq. 2).
 
         Raises:
-            ValueError: both images and embeddings or neither; embeddings of another dimension; `modality` with
-                embeddings, unknown or of another length than the batch; labels of another shape than the tokens; more
-                tokens than the language model's context has room for; `use_cache=True`.
+            ValueError: both images and embeddings or neither; embeddings of the wrong dimension; `modality` with
+                embeddings, unknown or with a length that differs from the batch size; labels and tokens of different
+                shapes; more tokens than the language model's context has room for; `use_cache=True`.
             TypeError: an unknown keyword.
         """
         own = {name: kwargs.pop(name) for name in self.prefix_keywords if name in kwargs}
         reject_unknown(f"{type(self).__name__}.forward()", KEYWORDS, kwargs)
         if kwargs.pop("use_cache", None):
-            raise ValueError("`use_cache=True`: forward() returns no cache; generate() keeps its own.")
+            raise ValueError("`use_cache=True` is not supported: forward() returns no cache, generate() has its own.")
         if labels is not None and (input_ids is None or labels.shape != input_ids.shape):
             shape = None if input_ids is None else tuple(input_ids.shape)
-            raise ValueError(f"`labels` have shape {tuple(labels.shape)}, `input_ids` {shape}: they must be the same.")
+            raise ValueError(f"`labels` has shape {tuple(labels.shape)}, `input_ids` {shape}: they must be equal.")
         image_embeds = self._image_embeds(pixel_values, image_embeds, modality, interpolate_pos_encoding)
         prefix, prefix_mask = self.make_prefix(image_embeds, **own)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         inputs = self._inputs(prefix, prefix_mask, input_ids, attention_mask)
         if labels is not None:
             labels = nn.functional.pad(labels, (prefix.shape[1], 0), value=IGNORED)
-        if prefix_mask is not None:  # its padding goes to the end: positions count from the first token
+        if prefix_mask is not None:  # move padding to the end, because positions count from the first token
             inputs, labels = _reordered(inputs, 1 - inputs["attention_mask"], labels)
         outputs = self.text_model(**inputs, use_cache=False, return_dict=True, **kwargs)
         loss = None
@@ -338,25 +337,25 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> Any:
         """
-        Write captions of images, greedily unless the generation config says otherwise.
+        Generate captions of images, by default greedily.
 
         Args:
             pixel_values or image_embeds, modality, interpolate_pos_encoding: as in [`~Captioner.forward`].
-            input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): how the captions begin, without
-                special tokens but for padding.
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): beginnings of the captions, without
+                special tokens except padding.
             attention_mask (same shape, *optional*): 0 on padding.
-            generation_config (`GenerationConfig`, *optional*): what it leaves unset is that of
-                `self.generation_config`, which is the language model's own, with at most 64 new tokens unless it says
-                otherwise. There are never more new tokens than the language model's context has room for.
-            kwargs: as in `GenerationMixin.generate`: `num_beams`, `max_new_tokens`, `do_sample`, and the like.
+            generation_config (`GenerationConfig`, *optional*): unset values are taken from `self.generation_config`,
+                the language model's own, whose `max_new_tokens` defaults to 64. New tokens are limited by the language
+                model's context.
+            kwargs: arguments of `GenerationMixin.generate`, such as `num_beams`, `max_new_tokens` and `do_sample`.
 
         Returns:
-            `torch.LongTensor` of shape `(batch * num_return_sequences, tokens)`, the given beginning included, or an
+            `torch.LongTensor` of shape `(batch * num_return_sequences, tokens)`, including the given beginnings, or an
             output object with `return_dict_in_generate=True`.
 
         Raises:
-            ValueError: as `forward`, and for unknown keywords, a beginning that leaves the caption no room, or
-                embeddings that are not finite, as of an unreadable image.
+            ValueError: as in `forward`; also for unknown keywords, beginnings that leave no room for a caption, and
+                embeddings that are not finite, for example because an image is unreadable.
         """
         if image_embeds is not None and not torch.isfinite(image_embeds).all():
             rows = (~torch.isfinite(image_embeds).flatten(1).all(1)).nonzero().flatten().tolist()
@@ -374,12 +373,12 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
             if room < 1:
                 raise ValueError("The beginnings in `input_ids` fill the language model's context: shorten them.")
             config.max_new_tokens = min(config.max_new_tokens, room)
-        # Padding goes to the front: the prefix and the beginning must end where the caption continues.
+        # Move padding to the front, because the caption continues after the last token.
         inputs, _ = _reordered(inputs, inputs["attention_mask"])
         outputs = self.text_model.generate(**inputs, generation_config=config, **model_kwargs)
         if input_ids is None or input_ids.shape[1] == 0:
             return outputs
-        # Given embeddings, the language model returns what is new; like other models, this one returns the whole text.
+        # With `inputs_embeds`, the language model returns only new tokens. Prepend the beginnings, as other models do.
         sequences = outputs if isinstance(outputs, torch.Tensor) else outputs.sequences
         beginnings = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0)
         sequences = torch.cat([beginnings, sequences], dim=1)
@@ -392,7 +391,7 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
 def _reordered(
     inputs: dict[str, torch.Tensor], keys: torch.Tensor, labels: torch.Tensor | None = None
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-    """Each row's positions sorted by `keys` `(batch, tokens)`; equal ones keep their order."""
+    """Sort each row's positions by `keys` `(batch, tokens)`, in a stable order."""
     order = keys.argsort(dim=1, stable=True)
     rows = torch.arange(len(order), device=order.device)[:, None]
     inputs = {name: values[rows, order] for name, values in inputs.items()}
@@ -400,7 +399,7 @@ def _reordered(
 
 
 def caption_generation_config(text: GenerationConfig) -> GenerationConfig:
-    """A language model's generation config, completed: a caption ends somewhere, and batches of them are padded."""
+    """A language model's generation config with a limit for new tokens and a padding token, if it has none."""
     config = copy.deepcopy(text)
     if config.max_new_tokens is None:
         config.max_new_tokens, config.max_length = MAX_NEW_TOKENS, None

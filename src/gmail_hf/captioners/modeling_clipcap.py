@@ -1,4 +1,4 @@
-"""ClipCap (Mokady et al., 2021) on a two-branch CLIP: captions from one image embedding."""
+"""ClipCap (Mokady et al., 2021) on a CLIP with branches: captions from one image embedding."""
 
 from .configuration_clipcap import ClipCapConfig
 from .modeling_captioner import Captioner
@@ -6,9 +6,9 @@ from .modeling_captioner import Captioner
 
 class ClipCapForConditionalGeneration(Captioner):
     """
-    A [`Captioner`] whose prefix depends on the image embedding alone.
+    A [`Captioner`] whose prefix depends only on the image embedding.
 
-    Make one with [`~Captioner.from_vision_text_pretrained`]; load a trained one with `from_pretrained`.
+    Create one with [`~Captioner.from_vision_text_pretrained`], and load a trained one with `from_pretrained`.
     """
 
     config: ClipCapConfig

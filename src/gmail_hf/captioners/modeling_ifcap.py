@@ -1,10 +1,10 @@
 """
-IFCap (Lee et al., EMNLP 2024) on a two-branch CLIP: captions from an image embedding and from captions like it.
+IFCap (Lee et al., EMNLP 2024) on a CLIP with branches: captions from an image embedding and from similar captions.
 
-Section 3 of its paper, without its code. The image retrieves captions from a bank. The prefix attends to the nearest
-ones (fusion module), and a hard prompt names the entities that are frequent among them (frequency-based entity
-filtering). In training a caption's own embedding with noise takes the place of the image (image-like retrieval);
-with GMAIL, f_g of an image generated from the caption does.
+It follows section 3 of the paper, independently of its code. The image retrieves captions from a bank. The prefix
+attends to the nearest ones (fusion module), and a hard prompt lists the entities that are frequent in them
+(frequency-based entity filtering). In training, a caption's embedding with noise replaces the image (image-like
+retrieval). With GMAIL, f_g of an image generated from the caption replaces it.
 """
 
 import os
@@ -23,8 +23,8 @@ class IFCapForConditionalGeneration(Captioner):
     """
     A [`Captioner`] with a [`CaptionBank`], which is saved and loaded with it.
 
-    Make one with [`~Captioner.from_vision_text_pretrained`] and give it a bank with
-    [`~IFCapForConditionalGeneration.set_caption_bank`]; load a trained one with `from_pretrained`.
+    Create one with [`~Captioner.from_vision_text_pretrained`] and set its bank with
+    [`~IFCapForConditionalGeneration.set_caption_bank`]. Load a trained one with `from_pretrained`.
     """
 
     config: IFCapConfig
@@ -45,16 +45,16 @@ class IFCapForConditionalGeneration(Captioner):
 
     def set_caption_bank(self, bank: CaptionBank) -> None:
         """
-        Retrieve from `bank` from now on.
+        Set the bank to retrieve captions from.
 
         Raises:
-            ValueError: its embeddings have another dimension, or it has too few captions.
+            ValueError: its embeddings have the wrong dimension, or it has too few captions.
         """
         dim, needed = self.config.vision_config.projection_dim, max(self._num_retrieved) + 1
         if bank.embeds.shape[1] != dim or len(bank) < needed:
             raise ValueError(
                 f"The caption bank has {len(bank)} captions with embeddings of dimension {bank.embeds.shape[1]}; this "
-                f"model takes at least {needed} of dimension {dim}, by its own CLIP's text encoder."
+                f"model needs at least {needed} captions with embeddings of dimension {dim} from its own CLIP."
             )
         self.caption_bank = bank
 
@@ -64,29 +64,30 @@ class IFCapForConditionalGeneration(Captioner):
 
     def _bank(self) -> CaptionBank:
         if self.caption_bank is None:
-            raise ValueError("There is no caption bank to retrieve from: give one by `set_caption_bank`.")
+            raise ValueError("There is no caption bank. Set one with `set_caption_bank`.")
         return self.caption_bank
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Write the checkpoint and the bank's two files; arguments as in `PreTrainedModel.save_pretrained`."""
+        """Save the checkpoint and the bank's two files; arguments as in `PreTrainedModel.save_pretrained`."""
         hub = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "private", "create_pr") if key in kwargs}
         bank = self._bank()
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             bank.save(save_directory)
-            if push_to_hub:  # transformers would upload before the bank is written
+            if push_to_hub:  # transformers would upload before the bank is saved
                 push_folder(save_directory, token=kwargs.get("token"), **hub)
 
     def make_prefix(
         self, image_embeds: torch.Tensor, caption_rows: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        As [`Captioner.make_prefix`], with the hard prompt, padded on the right.
+        [`Captioner.make_prefix`] with the hard prompt, padded on the right.
 
         Args:
-            image_embeds (`torch.Tensor` of shape `(batch, projection_dim)`): what retrieves captions.
+            image_embeds (`torch.Tensor` of shape `(batch, projection_dim)`): image embeddings, which also retrieve
+                captions.
             caption_rows (`torch.LongTensor` of shape `(batch,)`, *optional*): see
                 [`~IFCapForConditionalGeneration.forward`].
         """
@@ -117,14 +118,14 @@ class IFCapForConditionalGeneration(Captioner):
         **kwargs: Any,
     ) -> Any:
         """
-        As [`Captioner.forward`], with one more argument for training.
+        [`Captioner.forward`] with one more argument for training.
 
         Args:
-            pixel_values, input_ids, attention_mask, labels, image_embeds, kwargs: as there.
-            caption_rows (`torch.LongTensor` of shape `(batch,)`, *optional*): where the captions are in the bank. An
-                image then does not retrieve its own caption, and the hard prompt names that caption's entities,
-                whatever is frequent in those retrieved. Without images or their embeddings, the captions' embeddings
-                with noise of `config.noise_variance` take their place: training on text alone.
+            pixel_values, input_ids, attention_mask, labels, image_embeds, kwargs: as in [`Captioner.forward`].
+            caption_rows (`torch.LongTensor` of shape `(batch,)`, *optional*): the captions' row numbers in the bank.
+                An image then does not retrieve its own caption, and the hard prompt lists the entities of its own
+                caption instead of frequent ones. Without images and image embeddings, the captions' embeddings with
+                noise of `config.noise_variance` replace them, for training on text only.
         """
         if caption_rows is not None and pixel_values is None and image_embeds is None:
             clean = self._bank().on(self.device)[caption_rows]

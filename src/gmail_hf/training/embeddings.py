@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..branches.tower import adapter_of
 from ..files import try_lock, write_file
 from ..models.base import text_options
+from .columns import paths_of
 from .data import BadImageError, bad_images, decode_image, image_processor_of, undecoded
 from .images import PixelValues
 
@@ -60,7 +61,7 @@ def embed_images(
     embeds: list[np.ndarray] = []
     values, done = PixelValues(image_processor_of(processor)), 0
     total = len(images) if hasattr(images, "__len__") else None
-    with tqdm(total=total, desc=desc, disable=desc is None, unit="image") as bar, _evaluating(model):
+    with tqdm(total=total, desc=desc, disable=desc is None, unit="image") as bar, evaluating(model):
         for batch in batches(images, batch_size):
             decoded = []
             for image in batch:
@@ -79,20 +80,20 @@ def embed_texts(
     model: Any, tokenizer: Any, texts: list[str], batch_size: int = 64, desc: str | None = None
 ) -> np.ndarray:
     """
-    L2-normalised embeddings of texts, each cut to the model's context.
+    L2-normalised embeddings of texts, each truncated to the model's context length.
 
     Args:
-        model ([`GmailCLIPModel`], `CLIPModel` or another base): in evaluation mode.
-        tokenizer: its own.
-        texts: captions, say.
+        model ([`GmailCLIPModel`], `CLIPModel` or another base): the model in evaluation mode.
+        tokenizer: the model's tokenizer.
+        texts: texts such as captions.
         batch_size (`int`): texts per forward pass.
-        desc (`str`, *optional*): title of the progress bar; without one there is no bar.
+        desc (`str`, *optional*): title of the progress bar. By default there is no bar.
 
     Returns:
         `np.ndarray` of shape `(texts, dim)`, float32.
 
     Raises:
-        ValueError: an embedding is not finite, with its row.
+        ValueError: an embedding is not finite; the message has its row.
     """
     embeds: list[np.ndarray] = []
     with tqdm(desc=desc, unit="text", disable=desc is None, total=len(texts)) as bar:
@@ -111,7 +112,8 @@ def unit_rows(features: torch.Tensor, first: int, what: str) -> np.ndarray:
 
     Args:
         features (`torch.Tensor` of shape `(rows, dim)`).
-        first (`int`), what (`str`): the number and the name of the first row in errors.
+        first (`int`): the number of the first row in error messages.
+        what (`str`): the name of a row in error messages.
 
     Raises:
         ValueError: an embedding is not finite.
@@ -119,7 +121,7 @@ def unit_rows(features: torch.Tensor, first: int, what: str) -> np.ndarray:
     embeds = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
     bad = np.flatnonzero(~np.isfinite(embeds).all(axis=1))
     if len(bad):
-        raise ValueError(f"{what} {first + bad[0]} is not finite; look at it, or use --dtype float32.")
+        raise ValueError(f"{what} {first + bad[0]} is not finite. Check it, or use --dtype float32.")
     return embeds
 
 
@@ -136,7 +138,7 @@ def _embed(model: Any, values: PixelValues, images: list[PILImage.Image], modali
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode inside a `with` block."""
     was_training = model.training
     model.eval()
@@ -227,7 +229,7 @@ def cached_embeds(
         return cached
 
     shards = -(-len(dataset) // CACHE_SHARD_ROWS)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for shard in range(rank, shards, world_size):
             load_or_compute(shard)
         if barrier is not None:
@@ -284,15 +286,7 @@ def cache_key(dataset: Dataset, column: str, model: Any, processor: Any, modalit
     digest.update(json.dumps(settings, sort_keys=True).encode())
     digest.update(f"{column} {len(dataset)} {dataset._fingerprint}".encode())
     # The data set's fingerprint does not depend on the content of the image files.
-    for path in _paths(dataset, column):
+    for path in filter(None, paths_of(dataset, column)):
         stat = os.stat(path) if os.path.exists(path) else None
         digest.update(f"{path} {(stat.st_mtime_ns, stat.st_size) if stat else None}".encode())
     return digest.hexdigest()
-
-
-def _paths(dataset: Dataset, column: str) -> Iterator[str]:
-    """Paths of the images whose bytes are not in the data set."""
-    for chunk in dataset.data.column(column).chunks:
-        for path, held in zip(chunk.field("path"), chunk.field("bytes").is_valid(), strict=True):
-            if not held.as_py() and path.is_valid:
-                yield path.as_py()
