@@ -219,7 +219,7 @@ def test_captions_stay_in_the_context(gmail_folder, text_folders):
     assert captioner.generate(image_embeds=embeds, input_ids=tokens[:, :4]).shape[1] == 6
     assert captioner(image_embeds=embeds, input_ids=tokens[:, :6]).logits.shape[1] == 96
     for call in (captioner, captioner.generate):
-        with pytest.raises(ValueError, match=r"have 7 tokens; .* has room for 6.*max_length=6"):
+        with pytest.raises(ValueError, match=r"has 7 tokens, .* has room for 6.*max_length=6"):
             call(image_embeds=embeds, input_ids=tokens)
     with pytest.raises(ValueError, match="fill the language model's context"):
         captioner.generate(image_embeds=embeds, input_ids=tokens[:, :6])
@@ -313,7 +313,7 @@ def test_missing_weights_are_an_error(gpt2_captioner, tmp_path):
 
 def test_other_kinds_of_checkpoints_are_refused(gmail_folder, text_folders, clip_folder, tmp_path):
     build = ClipCapForConditionalGeneration.from_vision_text_pretrained
-    with pytest.raises(ValueError, match="is of type 'clip', not a GmailCLIPModel.*GmailCLIPModel.from_clip"):
+    with pytest.raises(ValueError, match="is of type 'clip', not a GmailCLIPModel.*GmailCLIPModel.from_base"):
         build(clip_folder, text_folders["gpt2"])
     with pytest.raises(ValueError, match=r"Unknown ClipCapConfig field\(s\) \['prefix'\]"):
         build(gmail_folder, text_folders["gpt2"], prefix=4)

@@ -106,7 +106,7 @@ def test_what_vllm_does_not_serve_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"vision tower of a '{name}', only of .* Serve the merged model"):
             save_for_vllm(make(name), tmp_path)
     model = make("llava")
-    with pytest.raises(ValueError, match=r"'real' has the plain model's weights.* Choose of \['gen'\]"):
+    with pytest.raises(ValueError, match=r"'real' has the plain model's weights.* Use \['gen'\]"):
         save_for_vllm(model, tmp_path, "real")
     with pytest.raises(ValueError, match="vision tower of a"):
         save_for_vllm(attached_tower(model), tmp_path)

@@ -123,7 +123,7 @@ class IFCapForConditionalGeneration(Captioner):
         Args:
             pixel_values, input_ids, attention_mask, labels, image_embeds, kwargs: as in [`Captioner.forward`].
             caption_rows (`torch.LongTensor` of shape `(batch,)`, *optional*): the captions' row numbers in the bank.
-                An image then does not retrieve its own caption, and the hard prompt lists the entities of its own
+                An image then does not retrieve its own caption, and the hard prompt lists the entities of that
                 caption instead of frequent ones. Without images and image embeddings, the captions' embeddings with
                 noise of `config.noise_variance` replace them, for training on text only.
         """

@@ -29,7 +29,7 @@ def save_for_vllm(model: PreTrainedModel, save_directory: str | os.PathLike, mod
 
     Raises:
         TypeError: `model` has no attached branches.
-        ValueError: vLLM does not support this adapter for the model, or the branch has no weights of its own.
+        ValueError: vLLM does not support this adapter for the model, or the branch has no weights.
     """
     tower = attached_tower(model)
     if tower is model or model.config.model_type not in SERVED:
