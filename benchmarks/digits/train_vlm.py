@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from loop import Schedule, adamw, fit, save_half
-from train_bases import pixels
+from loop import Schedule, adamw, fit, save_half, to_pixel_values
 from transformers import (
     AutoTokenizer,
     CLIPModel,
@@ -109,7 +108,7 @@ def train(args: VlmArguments, model: Idefics3ForConditionalGeneration, processor
         answers = tokenizer(captions, add_special_tokens=False, return_tensors="pt").input_ids
         labels = torch.cat([torch.full_like(prompt, IGNORED), answers], dim=1)
         ids = torch.cat([prompt, answers], dim=1)
-        return model(input_ids=ids, pixel_values=pixels(scenes)[:, None], labels=labels).loss
+        return model(input_ids=ids, pixel_values=to_pixel_values(scenes["images"])[:, None], labels=labels).loss
 
     schedule = Schedule(args.num_steps, args.learning_rate, warmup_steps=50, save_steps=250)
     accelerator = Accelerator(mixed_precision="no", cpu=True)
