@@ -16,6 +16,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ VARIANTS |= {name: {} for name in UPPER_LAYERS}
 SHOWN = ("name", "seeds", "variants")  # shown elsewhere in the report
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: list[str] | None = None, description: str = __doc__) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="digits", help="name of the two output files")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--split", choices=("validation", "test"), default="test", help="real images to measure on")
@@ -116,9 +117,9 @@ def labels_of(args: argparse.Namespace, rows) -> dict[str, np.ndarray]:
 def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) -> list[dict]:
     """The table of one seed. The Trainer needs a `folder`, but leaves nothing in it."""
     import torch
-    from transformers import AutoImageProcessor, set_seed
+    from transformers import AutoImageProcessor
 
-    from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments, embed_images
+    from gmail_hf import GmailCLIPModel, embed_images
     from gmail_hf.metrics import PairEmbeddings, train_on_generated
 
     *sets, test = load_data(args, seed)
@@ -130,32 +131,7 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
 
     aligned = [{} for _ in sets]
     for name in args.variants:
-        print(f"seed {seed}: {name}", flush=True)
-        set_seed(seed)
-        attention = {"attn_implementation": "eager"} if args.bf16 else {}
-        model = GmailCLIPModel.from_clip(model_path, dtype=torch.float32, lora_rank=4, **attention)
-        trainer = GmailTrainer(
-            model=model,
-            args=GmailTrainingArguments(
-                output_dir=folder,
-                max_steps=args.max_steps,
-                per_device_train_batch_size=args.batch_size,
-                learning_rate=args.learning_rate,
-                bf16=args.bf16,
-                use_cpu=args.bf16 and not torch.cuda.is_available(),  # transformers asks for it
-                logging_steps=max(1, args.max_steps // 4),
-                save_strategy="no",
-                report_to="none",
-                seed=seed,
-                **VARIANTS[name],
-            ),
-            train_dataset=sets[0],
-            processing_class=processor,
-        )
-        if name in UPPER_LAYERS:
-            freeze_below(model, UPPER_LAYERS[name])
-        trainer.train()
-        model.eval()
+        model = align(args, name, model_path, processor, sets[0], seed, folder)
         for rows, embeds in zip(sets, aligned, strict=True):
             embeds[name] = embed(rows["generated_image"], model, "gen")
     train, heldout, unseen = (
@@ -172,6 +148,41 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
         unseen=unseen,
         unseen_labels=labels_of(args, sets[2]),
     )
+
+
+def align(args: argparse.Namespace, name: str, model_path: str, processor, pairs, seed: int, folder: str):
+    """A model that is trained by the variant `name`; the Trainer needs a `folder`, but keeps nothing in it."""
+    import torch
+    from transformers import set_seed
+
+    from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments
+
+    print(f"seed {seed}: {name}", flush=True)
+    set_seed(seed)
+    attention = {"attn_implementation": "eager"} if args.bf16 else {}
+    model = GmailCLIPModel.from_clip(model_path, dtype=torch.float32, lora_rank=4, **attention)
+    trainer = GmailTrainer(
+        model=model,
+        args=GmailTrainingArguments(
+            output_dir=folder,
+            max_steps=args.max_steps,
+            per_device_train_batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            bf16=args.bf16,
+            use_cpu=args.bf16 and not torch.cuda.is_available(),  # transformers asks for it
+            logging_steps=max(1, args.max_steps // 4),
+            save_strategy="no",
+            report_to="none",
+            seed=seed,
+            **VARIANTS[name],
+        ),
+        train_dataset=pairs,
+        processing_class=processor,
+    )
+    if name in UPPER_LAYERS:
+        freeze_below(model, UPPER_LAYERS[name])
+    trainer.train()
+    return model.eval()
 
 
 def freeze_below(model, upper: int) -> None:
@@ -195,10 +206,12 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def write(args: argparse.Namespace, tables: dict[int, list[dict]], seconds: int) -> dict:
-    """Write the results of the seeds so far."""
+def write(
+    args: argparse.Namespace, tables: dict[int, list[dict]], seconds: int, text: Callable[[dict], str] | None = None
+) -> dict:
+    """Write the results of the seeds so far; `text` gives the Markdown of the result, in place of [`report`]."""
     from gmail_hf.evaluation import environment
-    from gmail_hf.metrics import aggregate, to_markdown
+    from gmail_hf.metrics import aggregate
 
     mean, spread = aggregate(list(tables.values()))
     of_digits = ("guidance_scale", "num_inference_steps")
@@ -213,18 +226,20 @@ def write(args: argparse.Namespace, tables: dict[int, list[dict]], seconds: int)
         "standard_deviation": spread,
         "seeds": tables,
     }
-    table = to_markdown(mean, spread if len(tables) > 1 else None)
+    content = (text or report)(result)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / f"{args.name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.output_dir / f"{args.name}.md").write_text(report(result, table))
-    print(table)
+    (args.output_dir / f"{args.name}.md").write_text(content)
+    print(content)
     return result
 
 
-def report(result: dict, table: str) -> str:
+def report(result: dict) -> str:
     from gmail_hf.evaluation import provenance
+    from gmail_hf.metrics import to_markdown
 
     settings = result["settings"]
+    table = to_markdown(result["mean"], result["standard_deviation"] if len(settings["seeds"]) > 1 else None)
     return "\n".join(
         [
             f"# {settings['name']}: train on generated, test on real",

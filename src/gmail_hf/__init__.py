@@ -21,6 +21,7 @@ PUBLIC_NAMES = {
     ],
     "models.attached": ["AttachedBranches", "attach_branches", "from_vlm", "load_branches", "save_branches"],
     "models.auto": ["from_base"],
+    "models.auto_modality": ["AutoModalityOutput", "DetectedModality"],
     "models.base": ["GmailOutput"],
     "models.clip": ["GmailCLIPModel", "GmailVisionModel", "GmailVisionModelWithProjection"],
     "models.configuration_clip": ["GmailConfig", "GmailVisionConfig"],
@@ -42,6 +43,7 @@ PUBLIC_NAMES = {
     "training.columns": ["pair_by_caption"],
     "training.arguments": ["GmailTrainingArguments"],
     "training.decoding": ["decode_image"],
+    "training.detector": ["fit_detector"],
     "training.embeddings": ["embed_images", "embed_texts"],
     "training.losses": [
         "GmailLossConfig",

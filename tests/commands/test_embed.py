@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 from tiny import make_model, make_pairs, picture
 
-from gmail_hf import GmailCLIPModel, embed_images
+from gmail_hf import GmailCLIPModel, decode_image, embed_images, fit_detector
 from gmail_hf.commands import embed
 from gmail_hf.training import embeddings
 
@@ -232,3 +232,38 @@ def test_the_key_is_the_same_in_another_process(trained, folder, tmp_path):
     command = [sys.executable, "-m", "gmail_hf.commands.embed", "--model", trained, "--images", str(folder)]
     done = subprocess.run([*command, "--output_file", str(output)], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0 and f"{output} is finished." in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".safetensors"])
+def test_images_of_unknown_origin(trained, processor, folder, tmp_path, monkeypatch, suffix):
+    model = GmailCLIPModel.from_pretrained(trained)
+    fit_detector(model, processor, make_pairs(24))
+    images = [str(folder / name) for name in sorted(NAMES)]
+    values = processor(images=[decode_image(image) for image in images], return_tensors="pt")["pixel_values"]
+    threshold = float(model.detect_modality(values).generated_probability.median())  # noise: all are near 0.5
+    model.save_pretrained(trained)
+    options = ["--images", folder, "--modality", "auto", "--threshold", threshold]
+    output = run(trained, tmp_path / f"out{suffix}", *options)
+    if suffix == ".parquet":
+        table = pq.read_table(output)
+        names, embeds, probabilities, branches = (column.to_pylist() for column in table.columns)
+        assert table.column_names == ["file_name", "embedding", "generated_probability", "modality"]
+    else:
+        with safe_open(output, "np") as file:
+            embeds, probabilities = file.get_tensor("embedding"), file.get_tensor("generated_probability")
+        branches = ["gen" if value >= threshold else "real" for value in probabilities]
+    assert 2 <= branches.count("gen") <= 9
+    both = {name: expected(model, processor, folder, name) for name in ("real", "gen")}
+    wanted = [both[branch][row] for row, branch in enumerate(branches)]
+    np.testing.assert_allclose(embeds, wanted, atol=1e-6)
+    np.testing.assert_allclose(probabilities, model.detect_modality(values).generated_probability, atol=1e-6)
+    run(trained, output, *options)  # finished
+    with pytest.raises(FileExistsError, match="threshold: "):
+        run(trained, output, *options[:-1], 0.25)
+
+
+def test_auto_needs_a_detector(trained, folder, tmp_path):
+    with pytest.raises(ValueError, match="none was fitted"):
+        run(trained, tmp_path / "out.parquet", "--images", folder, "--modality", "auto")
+    with pytest.raises(ValueError, match="--threshold needs --modality auto"):
+        run(trained, tmp_path / "out.parquet", "--images", folder, "--threshold", "0.5")

@@ -11,10 +11,12 @@ import torch
 from datasets import Image
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from PIL import ImageFilter
+from transformers import AutoProcessor
 
-from gmail_hf import GmailCLIPModel
+from gmail_hf import GmailCLIPModel, fit_detector
 from gmail_hf.commands import train
 from gmail_hf.digits import clip_path, load_digits
+from gmail_hf.training.loading import load_pairs
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_gmail.py"
 SHORT = [
@@ -186,3 +188,19 @@ def test_image_size_that_the_model_does_not_take(pairs, tmp_path):
         train.main(
             ["--dataset", pairs, "--output_dir", str(tmp_path / "out"), *SHORT] + ["--model", str(tmp_path / "clip")]
         )
+
+
+def test_a_detector_comes_with_the_model(pairs, tmp_path):
+    output = tmp_path / "out"
+    train.main(["--dataset", pairs, *SHORT, "--output_dir", str(output), "--fit_detector", "--hub_model_id", "org/x"])
+    model = GmailCLIPModel.from_pretrained(output)
+    processor = AutoProcessor.from_pretrained(clip_path())
+    fresh = GmailCLIPModel.from_clip(clip_path())  # the frozen branch, whatever was trained
+    expected = fit_detector(fresh, processor, load_pairs(pairs), batch_size=16, seed=42)
+    assert model.detector.scores == pytest.approx(expected) and expected["images"] == 20
+    assert f"| accuracy | {model.detector.scores['accuracy']:.3f} |" in (output / "README.md").read_text()
+    assert (output / "checkpoint-2" / "detector.safetensors").exists()
+    scores = json.loads((output / "detector_results.json").read_text())
+    assert scores["detector_images"] == model.detector.scores["images"]
+    with pytest.raises(ValueError, match="this model trains that one"):
+        train.main(["--dataset", pairs, *SHORT, "--output_dir", str(tmp_path / "x"), "--fit_detector", "--train_real"])

@@ -22,10 +22,12 @@ def publish(folder, answers):
     from tiny import make_clip, make_model, make_pairs, make_processor, picture, pixels, randomise, tokens
 
     from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments
+    from gmail_hf.branches.detector import Detector
 
     make_clip().push_to_hub("org/clip")
     model = make_model("org/clip", text_lora=True)
     answers["base_revision"] = model.config.base_model_revision
+    model.detector = Detector(torch.ones(24), torch.tensor(-0.5))
     for left in ("runs/day/events", "checkpoint-1/config.json", "optimizer.pt"):  # of a training, nor these
         (folder / "adapters" / left).parent.mkdir(parents=True, exist_ok=True)
         (folder / "adapters" / left).write_text("{}")
@@ -224,6 +226,9 @@ def outputs(model, inputs):
         tensors[name] = model.get_image_features(inputs["pixel_values"], modality=name).pooler_output
         logits = model(inputs["input_ids"], inputs["pixel_values"], modality=name).logits_per_image
         tensors[f"logits_{name}"] = logits
+    if model.detector is not None:
+        auto = model.get_image_features(inputs["pixel_values"], modality="auto")
+        tensors |= {"auto": auto.pooler_output, "generated_probability": auto.generated_probability}
     return tensors
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TEXT_ADAPTER = "text"  # the name of the text encoder's adapter
+AUTO = "auto"  # no branch: a detector chooses one for each image
 
 
 def is_adapter_like(key: str) -> bool:
@@ -87,11 +88,11 @@ class AdapterFields:
         if "real" not in self.modalities:  # training and evaluation encode photographs through it
             raise ValueError(f"`modalities` must contain 'real', the branch for photographs, got {self.modalities}.")
         # The names are used as names of modules and folders.
-        invalid = [name for name in self.modalities if not name.isidentifier() or name == TEXT_ADAPTER]
+        invalid = [name for name in self.modalities if not name.isidentifier() or name in (TEXT_ADAPTER, AUTO)]
         if invalid:
             raise ValueError(
-                f"`modalities` must be Python identifiers other than '{TEXT_ADAPTER}' (the text encoder's adapter), "
-                f"but {invalid} are not."
+                f"`modalities` must be Python identifiers other than '{TEXT_ADAPTER}' (the text encoder's adapter) "
+                f"and '{AUTO}', but {invalid} are not."
             )
         unknown = [name for name in self.trainable_modalities if name not in self.modalities]
         if unknown:

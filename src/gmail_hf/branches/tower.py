@@ -10,7 +10,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils import TransformersKwargs
 
-from .configuration import TEXT_ADAPTER, AdapterFields
+from .configuration import AUTO, TEXT_ADAPTER, AdapterFields
 from .routing import OUTSIDE, BranchedLinear, BranchedModule, LoRAAdapter, Route, current_route, routed
 
 Modality = str | Sequence[str]
@@ -108,6 +108,11 @@ class BranchedTower:
             ValueError: a name is not a branch of this tower.
         """
         unknown = sorted({str(name) for name in names if name not in self.adapter_fields.modalities})
+        if AUTO in unknown:
+            raise ValueError(
+                f'Only `get_image_features` and `embed_images` of a model that embeds images take `modality="{AUTO}"`'
+                ", as one name for all. Elsewhere, pass the list of names that its `detect_modality` returns."
+            )
         if unknown:
             raise ValueError(
                 f"Unknown modality {unknown}; this model's branches are {self.adapter_fields.modalities}."

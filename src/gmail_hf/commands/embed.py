@@ -7,8 +7,11 @@ Embed a folder of images or a column of a data set with one branch, and write th
 
 A .parquet file has the columns file_name (relative to --images) or row (of the data set, from 0), and embedding, an
 L2-normalised list of float32. A .safetensors file has the tensor embedding (images, dimension), and the names as JSON
-in the metadata file_name or the rows in the tensor row. --model is a trained model, complete or only its adapters, or
-a base. Both branches of a base are equal to it.
+in the metadata file_name or the rows in the tensor row. With --modality auto, for images of unknown origin, there are
+two more columns: generated_probability, and modality, the branch of the image (.parquet only: gen if the probability
+is at least --threshold). It needs a detector in the model, see gmail-hf train --fit_detector.
+
+--model is a trained model, complete or only its adapters, or a base. Both branches of a base are equal to it.
 
 To continue an interrupted run, run the same command again. With a different model, input or --modality, it starts from
 the beginning. A finished file is not overwritten.
@@ -48,7 +51,8 @@ class EmbeddingArguments:
     dataset_revision: str | None = option("Revision of --dataset on the Hub.")
     split: str = option("Split of --dataset.", "train")
     column: str | None = option("Column of --dataset with the images. Defaults to its only image column.")
-    modality: str = option("Branch for the images: real or gen.", "real")
+    modality: str = option("Branch for the images: real, gen, or auto with a detector.", "real")
+    threshold: float | None = option("With --modality auto: probability from which on an image is generated; 0.5.")
     batch_size: int = option("Images per forward pass.", 64)
     on_bad_image: str = option("Skip an unreadable image with a warning, or stop.", "skip", choices=("skip", "error"))
     dtype: str = option("Data type of the weights.", "float32", choices=DTYPES)
@@ -61,6 +65,10 @@ class EmbeddingArguments:
             raise ValueError(f"--output_file must end in .parquet or .safetensors, got '{self.output_file}'.")
         if self.batch_size < 1:
             raise ValueError(f"--batch_size must be at least 1, got {self.batch_size}.")
+        if self.threshold is not None and self.modality != "auto":
+            raise ValueError("--threshold needs --modality auto.")
+        if self.threshold is None:
+            self.threshold = 0.5
 
 
 def main(argv: Sequence[str]) -> Path:
@@ -69,6 +77,8 @@ def main(argv: Sequence[str]) -> Path:
 
     import torch
 
+    from ..branches.configuration import AUTO
+    from ..models.auto_modality import check_auto
     from ..training.embeddings import cache_key
 
     names, images = _folder(Path(args.images)) if args.images else _column(args)
@@ -78,14 +88,17 @@ def main(argv: Sequence[str]) -> Path:
             "There are too many file names for the header of a safetensors file: use a .parquet file as --output_file."
         )
     model, processor = load_two_branches(args.model, args.model_revision, dtype=getattr(torch, args.dtype))
-    if args.modality not in model.config.modalities:
-        raise ValueError(f"'{args.model}' has no branch '{args.modality}'; it has {model.config.modalities}.")
     model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    if args.modality == AUTO:
+        check_auto(model, args.threshold)
+    elif args.modality not in model.config.modalities:
+        raise ValueError(f"'{args.model}' has no branch '{args.modality}'; it has {model.config.modalities}.")
     column = images.column_names[0]
     source = {"images": str(Path(args.images).resolve())} if args.images else {"dataset": args.dataset}
     settings = {
         "model": args.model,
         "modality": args.modality,
+        **({"threshold": args.threshold} if args.modality == AUTO else {}),
         **source,
         **({} if args.images else {"split": args.split, "column": column}),
         "dtype": args.dtype,
@@ -96,13 +109,14 @@ def main(argv: Sequence[str]) -> Path:
         return output
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{settings['key']}-{args.on_bad_image}.partial")
+    threshold = f"-{args.threshold}" if args.modality == AUTO else ""
+    partial = output.with_name(f".{output.name}.{settings['key']}-{args.on_bad_image}{threshold}.partial")
     lock = try_lock(f"{partial}.lock")
     if lock is None:
         raise ValueError(f"Another process is writing '{output}': wait until it has finished.")
     try:
         _embed(args, model, processor, images, names, partial)
-        kept = _write(output, partial, model.embed_dim, names, settings)
+        kept = _write(output, partial, model, names, settings, args)
         for path in output.parent.glob(f".{glob.escape(output.name)}.*.partial*"):  # also those of other settings
             path.unlink()
     finally:
@@ -144,13 +158,17 @@ def _column(args: EmbeddingArguments) -> tuple[None, Any]:
 
 
 def _embed(args: EmbeddingArguments, model: Any, processor: Any, images: Any, names: Any, partial: Path) -> None:
-    """Append the float32 embeddings of the remaining images to `partial`, row by row, with NaN for unreadable ones."""
+    """
+    Append the float32 embeddings of the remaining images to `partial`, row by row, with NaN for unreadable ones, and
+    the probability of `auto` in a last column.
+    """
     import numpy as np
     from tqdm.auto import tqdm
 
-    from ..training.embeddings import embed_images
+    from ..training.embeddings import embed_auto, embed_images
 
-    dim = model.embed_dim
+    auto = args.modality == "auto"
+    dim = model.embed_dim + auto
     with open(partial, "ab") as file:
         # Keep only complete batches, so that the next batches equal those of an uninterrupted run.
         done = file.tell() // (4 * dim * args.batch_size) * args.batch_size
@@ -168,7 +186,10 @@ def _embed(args: EmbeddingArguments, model: Any, processor: Any, images: Any, na
                     logger.warning(f"{name} is skipped: {decoded[row]}.")
                 if good:
                     batch = [decoded[row] for row in good]
-                    embeds[good] = embed_images(model, processor, batch, args.modality, args.batch_size)
+                    if auto:
+                        embeds[good] = np.column_stack(embed_auto(model, processor, batch, args.threshold))
+                    else:
+                        embeds[good] = embed_images(model, processor, batch, args.modality, args.batch_size)
                     if not np.isfinite(embeds[good]).all():
                         raise ValueError(f"The model's embeddings are not finite in {args.dtype}.")
                 file.write(embeds.tobytes())
@@ -198,40 +219,60 @@ def _decoded(images: Any, start: int, size: int) -> Iterator[tuple[int, list[Any
             yield batch[0], list(batch[1])
 
 
-def _write(output: Path, partial: Path, dim: int, names: list[str] | None, settings: dict[str, str]) -> int:
+def _write(
+    output: Path,
+    partial: Path,
+    model: Any,
+    names: list[str] | None,
+    settings: dict[str, Any],
+    args: EmbeddingArguments,
+) -> int:
     """Write the file atomically without the rows of unreadable images, and return its number of rows."""
     import numpy as np
 
-    embeds = np.memmap(partial, np.float32, "r").reshape(-1, dim)
+    auto, dim = args.modality == "auto", model.embed_dim
+    rows = np.memmap(partial, np.float32, "r").reshape(-1, dim + auto)
+    embeds = rows[:, :dim]
     kept = np.flatnonzero(~np.isnan(embeds[:, 0]))
     if not len(kept):
         raise ValueError(f"None of the {len(embeds)} images can be read.")
     labels = [names[row] for row in kept] if names else kept
+    detected = {"generated_probability": rows[kept, dim]} if auto else {}
     with replacing(output) as temporary:
         if output.suffix == ".parquet":
-            _write_parquet(temporary, labels, embeds, kept, settings)
+            if auto:
+                branches = np.array(["real", model.detector.modality])
+                detected["modality"] = branches[(detected["generated_probability"] >= args.threshold).astype(int)]
+            _write_parquet(temporary, labels, embeds, kept, detected, settings)
         else:
             from safetensors.numpy import save_file
 
             metadata = {METADATA: json.dumps(settings)} | ({"file_name": json.dumps(labels)} if names else {})
-            save_file({"embedding": embeds[kept], **({} if names else {"row": kept})}, temporary, metadata)
+            tensors = {"embedding": embeds[kept], **({} if names else {"row": kept}), **detected}
+            save_file(tensors, temporary, metadata)
     return len(kept)
 
 
-def _write_parquet(path: Path, labels: Sequence[Any], embeds: Any, kept: Any, settings: dict[str, str]) -> None:
+def _write_parquet(
+    path: Path, labels: Sequence[Any], embeds: Any, kept: Any, detected: dict[str, Any], settings: dict[str, Any]
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     named = isinstance(labels, list)
     label = pa.field("file_name", pa.string()) if named else pa.field("row", pa.int64())
-    schema = pa.schema([label, ("embedding", pa.list_(pa.float32()))], {METADATA: json.dumps(settings)})
+    others = [pa.field(name, pa.string() if name == "modality" else pa.float32()) for name in detected]
+    fields = [label, pa.field("embedding", pa.list_(pa.float32())), *others]
+    schema = pa.schema(fields, {METADATA: json.dumps(settings)})
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(kept), ROW_GROUP):
             rows = slice(start, start + ROW_GROUP)
             values = embeds[kept[rows]]
             offsets = pa.array(range(0, values.size + 1, embeds.shape[1]), pa.int32())
             column = pa.ListArray.from_arrays(offsets, pa.array(values.ravel()))
-            writer.write_table(pa.table([pa.array(labels[rows], label.type), column], schema=schema))
+            columns = [pa.array(labels[rows], label.type), column]
+            columns += [pa.array(detected[field.name][rows], field.type) for field in others]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _check_finished(output: Path, settings: dict[str, str]) -> None:

@@ -54,7 +54,7 @@ class EvaluationArguments:
     model_revision: str | None = option(REVISION)
     captioner: str | None = option("Image-text-to-text model for captions and questions, if --model is a CLIP.")
     captioner_revision: str | None = option("Revision of --captioner on the Hub.")
-    modality: str = option("Branch for photographs: real or gen.", "real")
+    modality: str = option("Branch for photographs: real, gen, or auto with a detector.", "real")
     dataset: list[str] = option("NAME=DATASET for each benchmark with other data, see above.", [])
     limit: int | None = option("Evaluate only on the first rows, up to this number. A probe is trained on all rows.")
     probe: str | None = option(

@@ -16,6 +16,7 @@ second one trains on COCO with the paper's settings on 8 GPUs, with 32 pairs per
             no real images.
     joint   both: Eq. 1 and the image-text contrastive loss
 
+--fit_detector also fits a detector of generated images on the pairs, for images of unknown origin (modality "auto").
 Options in the YAML file of --config are overridden by options on the command line. Without --config and --dataset, the
 default is --config digits. All other defaults are the paper's, except that its batch of 256 applies per device. To
 continue an interrupted run, add --resume_from_checkpoint true.
@@ -60,6 +61,7 @@ class ModelArguments:
     lora_dropout: float | None = option("Dropout on the input of the updates. Defaults to 0.")
     train_real: bool = option("Also train the real branch, which the paper freezes.", False)
     text_lora: bool = option("Add a LoRA adapter to the text encoder.", False)
+    fit_detector: bool = option('Fit a detector of generated images, for modality "auto".', False)
     attn_implementation: str | None = option(ATTENTION)
 
 
@@ -99,6 +101,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     import torch
 
     from ..training.checks import check_pairs, needed_columns
+    from ..training.detector import fit_detector
     from ..training.loading import check_free_disk
     from ..training.trainer import GmailTrainer
 
@@ -151,6 +154,20 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         eval_dataset=eval_dataset,
         processing_class=processor,
     )
+    if model_args.fit_detector:  # of the frozen branch: it need not wait for training
+        scores = fit_detector(
+            trainer.model,
+            processor,
+            train_dataset,
+            training_args.generated_modality,
+            batch_size=training_args.per_device_eval_batch_size,
+            on_bad_image=training_args.on_bad_image,
+            seed=training_args.seed,
+            barrier=trainer.accelerator.wait_for_everyone,
+            rank=training_args.process_index,
+            world_size=training_args.world_size,
+        )
+        report(trainer, "detector", {f"detector_{name}": value for name, value in scores.items()})
     if eval_dataset is not None and checkpoint is None:
         report(trainer, "before", trainer.evaluate(metric_key_prefix="before"))
     training = fit(trainer, checkpoint)

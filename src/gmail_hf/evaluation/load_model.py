@@ -9,6 +9,7 @@ from huggingface_hub import hf_hub_download
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from ..branches.configuration import AUTO
 from ..models.attached import ATTACHED, from_branches
 from ..models.auto import MODELS
 from ..models.base import GmailModel
@@ -52,10 +53,11 @@ class LoadedModel:
     def check_modality(self, modality: str) -> None:
         """
         Raises:
-            ValueError: the model lacks this branch. A model without branches only has `real`.
+            ValueError: the model lacks this branch, or a detector for `"auto"`. A model without branches only has
+                `real`.
         """
         if isinstance(self.model, GmailModel):
-            branches = self.model.config.modalities
+            branches = self.model.config.modalities + [AUTO] * (self.model.detector is not None)
         elif isinstance(self.model, BranchedVLM):
             branches = self.model.tower.adapter_fields.modalities
         else:

@@ -17,7 +17,7 @@ class Settings:
     Settings of a benchmark run.
 
     Args:
-        modality (`str`): the branch for the benchmark's images, which are photographs.
+        modality (`str`): the branch for the benchmark's images, which are photographs, or `"auto"`.
         batch_size (`int`): images or texts per forward pass.
         seed (`int`): seed of bootstrap intervals, the folds of separability and t-SNE.
         num_beams (`int`): number of beams for generating a caption.

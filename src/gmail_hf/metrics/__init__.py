@@ -14,6 +14,7 @@ from .answers import (
     pope_item,
     scienceqa_item,
 )
+from .calibration import expected_calibration_error
 from .caption_scores import (
     CAPTION_METRICS,
     EXTRA_CAPTION_METRICS,
@@ -65,6 +66,7 @@ __all__ = [
     "coral",
     "density_coverage",
     "exact_match",
+    "expected_calibration_error",
     "gap_closed",
     "image_text_ranks",
     "image_text_retrieval",

@@ -26,6 +26,7 @@ from ..branches.tower import (
     keywords_of,
     reject_unknown,
 )
+from .auto_modality import AutoModality, is_auto
 
 SIDES = {"generated": "gen", "real": "real"}
 
@@ -81,7 +82,7 @@ class ModalityMixin:
         return self
 
 
-class GmailModel(ModalityMixin):
+class GmailModel(AutoModality, ModalityMixin):
     """
     Mixin for a model with branches.
 
@@ -181,18 +182,22 @@ class GmailModel(ModalityMixin):
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
-            modality (`str` or a list with one name per image, *optional*): defaults to `self.modality`.
-            args, kwargs: the arguments of the base's `get_image_features`.
+            modality (`str` or a list with one name per image, *optional*): defaults to `self.modality`. With
+                `"auto"` a detector decides, see [`~GmailCLIPModel.detect_modality`].
+            args, kwargs: the arguments of the base's `get_image_features`, and for `modality="auto"` a `threshold`,
+                0.5 by default.
 
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(batch, dim)` holds the embeddings, not normalised, as in
-            the base.
+            the base. With `modality="auto"` [`AutoModalityOutput`], which holds the decisions.
 
         Raises:
-            ValueError: unknown modality, the length of the list differs from the batch size, or images of the wrong
-                size.
+            ValueError: unknown modality, the length of the list differs from the batch size, images of the wrong size,
+                or `modality="auto"` without a detector or in training mode.
             TypeError: an unknown keyword.
         """
+        if is_auto(modality):
+            return self.auto_features(pixel_values, *args, **kwargs)
         reject_unknown(
             f"{type(self).__name__}.get_image_features()", self.method_keywords["get_image_features"], kwargs
         )
@@ -211,7 +216,8 @@ class GmailModel(ModalityMixin):
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, channels, height, width)`): normalised images.
-            modality (`str` or a list with one name per image, *optional*): as in `get_image_features`.
+            modality (`str` or a list with one name per image, *optional*): as in `get_image_features`, which
+                also returns the decisions of `"auto"`.
             mini_batch_size (`int`, *optional*): images per forward pass. The activations of a mini-batch are dropped
                 and recomputed in the backward pass, so a contrastive loss over the complete batch needs the memory of
                 a mini-batch, with the same gradient (gradient caching, Gao et al., 2021, as activation checkpointing).

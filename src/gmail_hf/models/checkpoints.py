@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..branches.configuration import TEXT_ADAPTER, is_adapter_like
+from ..branches.detector import write_detector
 from ..branches.peft_folders import (
     base_signature,
     check_base,
@@ -33,6 +34,7 @@ from .loading import (
     check_adapters_can_load,
     check_checkpoint,
     check_finite,
+    find_detector,
 )
 
 # Settings that must not change when training is resumed.
@@ -139,9 +141,13 @@ class GmailCheckpoints(StrictLoading):
             OSError: files of the checkpoint or of the base are missing or not accessible.
         """
         config = adapters_config(pretrained_model_name_or_path, kwargs, cls.config_class)
-        if config is None:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         with_info = kwargs.pop("output_loading_info", False)
+        if config is None:
+            source, hub = pretrained_model_name_or_path, hub_kwargs(kwargs)
+            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
+            if source is not None:
+                model.detector = find_detector(model, source, **hub)
+            return (model, info) if with_info else model
         base, arguments = base_arguments(pretrained_model_name_or_path, config, kwargs)
         fields = {field: getattr(config, field) for field in config.own_fields()}
         try:
@@ -161,7 +167,7 @@ class GmailCheckpoints(StrictLoading):
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, is_main_process: bool = True, **kwargs: Any
     ) -> None:
         """
-        Save the complete checkpoint and, in the same folder, each branch as a PEFT folder.
+        Save the complete checkpoint and, in the same folder, each branch as a PEFT folder and the detector.
 
         The plain base class can load the folder, too. It gets the shared weights, which are the `real` branch unless
         `real` was trained. `PeftModel.from_pretrained(base, save_directory, subfolder="gen")` loads the `gen` branch.
@@ -204,7 +210,7 @@ class GmailCheckpoints(StrictLoading):
         Save the adapters and the configuration without the base, which `from_pretrained` downloads.
 
         Each branch, and the `text` adapter if there is one, is a PEFT folder `save_directory/<name>`. A branch without
-        an adapter is saved as an adapter that has no effect.
+        an adapter is saved as an adapter that has no effect. The detector of `modality="auto"` is one file.
 
         Args:
             save_directory: the folder.
@@ -228,12 +234,13 @@ class GmailCheckpoints(StrictLoading):
         signature = json.dumps(base_signature(self))
         for name in self._adapter_folders():
             write_peft_folder(self, name, Path(save_directory, name), signature)
+        write_detector(self, save_directory)
 
     def load_adapters(
         self, pretrained_model_name_or_path: str | os.PathLike, modality: str | None = None, **hub_kwargs: Any
     ) -> None:
         """
-        Load PEFT folders into this model's branches. All folders are checked before the model changes.
+        Load PEFT folders into this model's branches, and its detector. All files are checked before the model changes.
 
         Args:
             pretrained_model_name_or_path: a Hub id or folder with a PEFT folder per branch, as saved by
@@ -242,8 +249,9 @@ class GmailCheckpoints(StrictLoading):
             hub_kwargs: `revision`, `token`, `cache_dir` and other arguments for downloads.
 
         Raises:
-            ValueError: unknown modality; an adapter has another base, rank or scale; weights are missing, unexpected
-                or not finite; a branch in the folder was trained, but this model has no adapter for it.
+            ValueError: unknown modality; an adapter or the detector has another base, rank or scale; weights are
+                missing, unexpected or not finite; a branch in the folder was trained, but this model has no adapter
+                for it.
             OSError: a file is missing or damaged.
         """
         source = pretrained_model_name_or_path
@@ -262,6 +270,8 @@ class GmailCheckpoints(StrictLoading):
                     f"'{source}' has no adapter '{name}': expected {name}/adapter_config.json and "
                     f"{name}/adapter_model.safetensors."
                 )
+        if modality is None:
+            self.detector = find_detector(self, source, **hub_kwargs) or self.detector
         for name, tensors in loaded.items():
             if has_adapter(self, name):
                 write_adapter(self, name, tensors)

@@ -32,6 +32,7 @@ from ..branches.peft_folders import has_adapter, read_adapter, write_adapter
 from ..branches.routing import branch_head, change_class, routed
 from ..branches.tower import BranchedTower, Modality
 from ..publishing.hub import hub_kwargs
+from .auto_modality import is_auto
 from .base import GmailModel, ModalityMixin
 from .checkpoints import GmailCheckpoints
 from .configuration_clip import GmailConfig, GmailVisionConfig
@@ -202,6 +203,9 @@ class GmailCLIPModel(GmailModel, GmailCheckpoints, CLIPModel):
         return self.to_base(modality)
 
     def _pooled(self, pixel_values: torch.Tensor, modality: Modality | None, **images: torch.Tensor) -> torch.Tensor:
+        if is_auto(modality):
+            return super()._pooled(pixel_values, modality, **images)
+
         def embed() -> torch.Tensor:
             return self.visual_projection(self.vision_model.pooled(pixel_values))
 

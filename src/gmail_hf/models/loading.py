@@ -9,6 +9,7 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from ..branches.detector import DETECTOR_FILE, Detector, read_detector
 from ..branches.peft_folders import read_untrusted_json, some
 from ..branches.tower import is_adapter_weight
 from ..publishing.hub import WEIGHTS, hub_kwargs
@@ -148,6 +149,12 @@ def adapter_files(source: str | os.PathLike, name: str, **kwargs: Any) -> tuple[
     if config_file is None:
         return None
     return config_file, cached_file(source, "adapter_model.safetensors", **kwargs)
+
+
+def find_detector(model: torch.nn.Module, source: str | os.PathLike, **kwargs: Any) -> Detector | None:
+    """The detector in a repository or folder, downloaded if need be and checked; None if there is none."""
+    file = cached_file(source, DETECTOR_FILE, _raise_exceptions_for_missing_entries=False, **kwargs)
+    return None if file is None else read_detector(model, file)
 
 
 def adapters_config(

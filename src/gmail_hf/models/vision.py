@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from ..branches.tower import BranchedTower, Modality
+from .auto_modality import is_auto
 from .base import GmailModel
 from .checkpoints import GmailCheckpoints
 from .configuration import BranchFields
@@ -88,8 +89,11 @@ class GmailVisionOnly(GmailModel, BranchedTower, GmailCheckpoints):
     def get_image_features(self, pixel_values: torch.Tensor, modality: Modality | None = None, **kwargs: Any) -> Any:
         """
         The base's output with a `pooler_output` `(batch, hidden)`: the class token, or the mean of the patch tokens if
-        there is no class token. Arguments as in `forward`.
+        there is no class token. Arguments as in `forward`, and `modality="auto"` as in
+        [`~GmailCLIPModel.get_image_features`].
         """
+        if is_auto(modality):
+            return self.auto_features(pixel_values, **kwargs)
         outputs = self(pixel_values, modality=modality, **kwargs)
         tokens = outputs.last_hidden_state
         outputs.pooler_output = tokens[:, 0] if self.prefix_tokens else tokens.mean(dim=1)

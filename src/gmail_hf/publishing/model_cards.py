@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import write_file
 from ..metrics.scores import escaped, label, number
+from .detectors import detector_section, update_detector
 from .marker import MARKER, card_of_others, own_card, signed
 from .provenance import CITATION, PAPER, PROVENANCE, of_other_weights, source
 from .results import END, NOT_RUN, START, read_json, read_metrics, trainer_results
@@ -59,7 +60,8 @@ def model_card(
     """
     Write the card of a [`GmailCLIPModel`] from the files in its folder: `config.json`, and the training's
     `training_args.json`, `provenance.json`, `trainer_state.json` and `all_results.json`. The training's files are
-    ignored if the folder's adapters differ from the ones recorded in `provenance.json`.
+    ignored if the folder's adapters differ from the ones recorded in `provenance.json`. A
+    detector is described from its own file.
 
     Args:
         folder: folder of the saved model.
@@ -91,6 +93,7 @@ def model_card(
         known.get("datasets", {}),
         metrics=metrics,
         environment=known.get("environment"),
+        detector=detector_section(folder),
         # A folder with only adapters needs the base's repository.
         clip=base if base["on_hub"] and not any(folder.glob("model*.safetensors")) else None,
         name=name,
@@ -101,11 +104,16 @@ def model_card(
 
 
 def add_card(folder: str | os.PathLike, repo_id: str | None = None) -> None:
-    """Write the [`model_card`] of a folder without a README.md, or with one that gmail-hf wrote for other weights."""
+    """
+    Write the [`model_card`] of a folder without a README.md, or with one that gmail-hf wrote for other weights. In
+    another one that gmail-hf wrote, replace what it says about the detector.
+    """
     path = Path(folder, "README.md")
     about_others = not own_card(folder) and of_other_weights(folder, read_json(folder, PROVENANCE))
     if about_others or not path.exists():
         write_file(path, str(model_card(folder, repo_id)))
+    elif not own_card(folder):
+        update_detector(path, folder)
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str | None = None, **fields: Any) -> None:
@@ -135,6 +143,7 @@ def render_card(
     metrics: dict[str, float] | None = None,
     environment: dict[str, Any] | None = None,
     plan: dict[str, str] | None = None,
+    detector: str = "",
     clip: dict[str, Any] | None = None,
     name: str | None = None,
     language: str | list[str] | None = None,
@@ -153,6 +162,7 @@ def render_card(
         metrics: metrics of the training, by the Trainer's names.
         environment: environment of the training, see [`metrics.environment.environment`].
         plan: for a recipe that has not been run: `config` (file name), `comment`, `output_dir`.
+        detector: the section about it, see [`detector_section`].
         clip: the base, if the repository has only adapters.
         name, language, license, tags: see [`model_card`].
     """
@@ -222,6 +232,7 @@ def render_card(
         scores=scores,
         costs=[(COSTS[key], _rounded(metrics[key])) for key in COSTS if key in metrics],
         environment=escaped(environment),
+        detector=detector,
         start=START,
         end=END,
         not_run=NOT_RUN,

@@ -19,6 +19,7 @@ from PIL import Image as PILImage
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..branches.configuration import AUTO
 from ..branches.tower import adapter_of
 from ..files import try_lock, write_file
 from ..models.base import text_options
@@ -123,6 +124,31 @@ def unit_rows(features: torch.Tensor, first: int, what: str) -> np.ndarray:
     if len(bad):
         raise ValueError(f"{what} {first + bad[0]} is not finite. Check it, or use --dtype float32.")
     return embeds
+
+
+@torch.no_grad()
+def embed_auto(
+    model: Any, processor: Any, images: list[PILImage.Image], threshold: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Embeddings of one batch of images of unknown origin, see [`~GmailCLIPModel.detect_modality`].
+
+    Args:
+        model ([`GmailCLIPModel`]): with a detector, in evaluation mode.
+        processor, images: as in [`embed_images`].
+        threshold (`float`): from which probability on an image goes through the branch of generated ones.
+
+    Returns:
+        `np.ndarray` of shape `(images, dim)`, float32, L2-normalised, and the probabilities `(images,)`.
+
+    Raises:
+        ValueError: no detector was fitted.
+    """
+    inputs = PixelValues(image_processor_of(processor)).inputs(images)
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    outputs = model.get_image_features(**inputs, modality=AUTO, threshold=threshold)
+    embeds = torch.nn.functional.normalize(outputs.pooler_output, dim=-1)
+    return embeds.float().cpu().numpy(), outputs.generated_probability.cpu().numpy()
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -271,8 +297,14 @@ def embeds_array(embeds: Dataset) -> np.ndarray:
 
 
 def cache_key(dataset: Dataset, column: str, model: Any, processor: Any, modality: str = "real") -> str:
-    """A hash of all that determines the embeddings: the branch's weights and settings, the processor, the data."""
+    """
+    A hash of all that determines the embeddings: the branch's weights and settings (with `"auto"` also the
+    detector's), the processor, the data.
+    """
     digest = hashlib.blake2b(digest_size=16)
+    if modality == AUTO:
+        modality = model.detector.modality
+        digest.update(str([model.detector.weight.tolist(), model.detector.bias.item()]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if not name.startswith(("text_", "logit_")) and adapter_of(name) in (None, modality):
             digest.update(name.encode() + str(tensor.dtype).encode())
