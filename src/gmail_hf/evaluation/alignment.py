@@ -14,7 +14,7 @@ from .embedding import embed_batch
 from .measure import Example, Measured, Settings, interval, recall_intervals
 from .sources import Source
 
-MIN_PAIRS = 10  # the folds and the figure need so many
+MIN_PAIRS = 10  # the folds and the figure need them
 EXAMPLES = 12
 
 
