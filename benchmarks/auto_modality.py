@@ -108,7 +108,8 @@ def report(result: dict) -> str:
     }
 
     def cell(row: int, key: str) -> str:
-        return f"{mean[row][key]:.3f} ± {spread[row][key]:.3f}"
+        value = f"{mean[row][key]:.3f}"
+        return value if len(settings["seeds"]) == 1 else f"{value} ± {spread[row][key]:.3f}"
 
     table = [
         "| images of unknown origin through | " + " | ".join(columns.values()) + " |",
