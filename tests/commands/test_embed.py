@@ -208,7 +208,7 @@ def test_no_readable_image(trained, tmp_path):
     [
         ("out.parquet", [], ValueError, "either --images or --dataset"),
         ("out.parquet", ["--images", "a", "--dataset", "b"], ValueError, "either --images or --dataset"),
-        ("out.parquet", ["--images", "nowhere"], FileNotFoundError, "no folder 'nowhere'"),
+        ("out.parquet", ["--images", "nowhere"], FileNotFoundError, "Folder 'nowhere' does not exist"),
         ("out.npy", ["--images", "a"], ValueError, "must end in .parquet or .safetensors, got '.*out.npy'"),
         ("out.parquet", ["--images", "a", "--on_bad_image", "ignore"], ValueError, "invalid choice: 'ignore'"),
         ("out.parquet", ["--images", "a", "--batch_size", "0"], ValueError, "at least 1"),
