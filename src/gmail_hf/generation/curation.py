@@ -169,7 +169,7 @@ def _first_rows(digests: list[str], captions: Sequence[Any], images: Dataset) ->
 
 def _file_names(images: Dataset) -> list[str | None]:
     """Paths of images that are separate files, relative to their common folder."""
-    paths = paths_of(images, "generated_image")
+    paths = list(paths_of(images, "generated_image"))
     files = [path for path in paths if path is not None and "://" not in path]
     folder = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
     return [path if path is None or "://" in path else os.path.relpath(path, folder) for path in paths]
