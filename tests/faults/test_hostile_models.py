@@ -45,11 +45,11 @@ def test_an_index_stays_in_its_folder(name, folder):
 @pytest.mark.parametrize(
     ("part", "field", "value", "message"),
     [
-        ("vision_config", "num_hidden_layers", 10**6, "num_hidden_layers=1000000; at most 1000"),
-        ("text_config", "num_hidden_layers", 10**9, "at most 1000"),
+        ("vision_config", "num_hidden_layers", 10**6, "num_hidden_layers=1000000; the limit is 1000"),
+        ("text_config", "num_hidden_layers", 10**9, "the limit is 1000"),
         ("vision_config", "image_size", 10**7, "image_size=10000000"),
         ("vision_config", "hidden_size", float("inf"), "hidden_size=inf"),
-        (None, "modalities", ["real", *(f"b{i}" for i in range(2000))], "names 2001 branches"),
+        (None, "modalities", ["real", *(f"b{i}" for i in range(2000))], "lists 2001 branches"),
         (None, "lora_alpha", float("nan"), "lora_alpha"),
         (None, "lora_alpha", float("inf"), "lora_alpha"),
     ],

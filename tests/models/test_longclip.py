@@ -170,12 +170,12 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(save, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"visual.layer1.0.conv1.weight": torch.zeros(2)}, r"unknown weights: visual\.layer1\.0\.conv1\.weight"),
+        ({"visual.layer1.0.conv1.weight": torch.zeros(2)}, r"Unknown weights: visual\.layer1\.0\.conv1\.weight"),
         (
             {"transformer.resblocks.1.attn.in_proj_bias": None},
-            "missing weights: transformer.resblocks.1.attn",
+            "Missing weights: transformer.resblocks.1.attn",
         ),
-        ({"visual.ln_post.weight": None}, r"missing weights: visual\.ln_post\.weight"),
+        ({"visual.ln_post.weight": None}, r"Missing weights: visual\.ln_post\.weight"),
         ({"positional_embedding_res": None}, "lacks positional_embedding_res"),
         ({"visual.proj": None, "text_projection": None}, "lacks text_projection, visual.proj"),
         (

@@ -124,8 +124,8 @@ def test_weights_outside_the_encoder_are_counted(save, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fc_norm.weight": torch.zeros(WIDTH)}, "unknown weights: fc_norm.weight"),
-        ({"blocks.1.attn.qkv.bias": None}, "missing weights: blocks.1.attn.qkv.bias"),
+        ({"fc_norm.weight": torch.zeros(WIDTH)}, "Unknown weights: fc_norm.weight"),
+        ({"blocks.1.attn.qkv.bias": None}, "Missing weights: blocks.1.attn.qkv.bias"),
         ({"pos_embed": None}, "lacks pos_embed"),
         ({"prefix": "encoder."}, "lacks blocks.0.mlp.fc1.weight, patch_embed.proj.weight, pos_embed"),
     ],

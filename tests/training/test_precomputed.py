@@ -117,7 +117,7 @@ def test_other_columns_are_refused(rows, options, message):
 def test_an_embedding_of_another_length_is_found_wherever_it_is():
     rows = [np.ones(DIM)] * 40
     rows[3] = np.ones(5)
-    with pytest.raises(ValueError, match=r"'real_embeds' of pairs holds embeddings of different lengths, \[5, 24\]"):
+    with pytest.raises(ValueError, match=r"'real_embeds' of pairs holds embeddings of different lengths: \[5, 24\]"):
         check_pairs(with_embeds(make_pairs(40), "real", rows), "pairs", sample=2, embed_dim=DIM)
 
 

@@ -293,9 +293,9 @@ def test_wrong_model_or_arguments_are_refused(clip, arguments, clip_folder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"lora_alpha": 64}, "lora_alpha=8, this model has 64"),
-        ({"trainable_modalities": ["real", "gen"]}, r"trainable_modalities=\['gen'\], this model has"),
-        ({"text_lora": True}, "text_lora=False, this model has True"),
+        ({"lora_alpha": 64}, "lora_alpha=8, but this model has 64"),
+        ({"trainable_modalities": ["real", "gen"]}, r"trainable_modalities=\['gen'\], but this model has"),
+        ({"text_lora": True}, "text_lora=False, but this model has True"),
     ],
     ids=str,
 )

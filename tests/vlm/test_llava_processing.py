@@ -167,10 +167,10 @@ def test_processors_that_do_not_fit(llava, llava_processor):
     check_processor(LlavaProcessor(image_processor, tokenizer, **good), llava.config)
     large = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     bad = {
-        r"patch_size 4, the model 8": {"patch_size": 4},
-        r"vision_feature_select_strategy full, the model default": {"vision_feature_select_strategy": "full"},
-        r"num_additional_image_tokens 0, the model 1": {"num_additional_image_tokens": 0},
-        r"image size \(32, 32\), the model \(16, 16\)": {"image_processor": large},
+        r"patch_size 4, but the model needs 8": {"patch_size": 4},
+        r"vision_feature_select_strategy full, but the model needs default": {"vision_feature_select_strategy": "full"},
+        r"num_additional_image_tokens 0, but the model needs 1": {"num_additional_image_tokens": 0},
+        r"image size \(32, 32\), but the model needs \(16, 16\)": {"image_processor": large},
         r"no image token '<image>'": {"tokenizer": make_tokenizer()},
     }
     for message, change in bad.items():
