@@ -168,7 +168,7 @@ def test_processors_that_do_not_fit(llava, llava_processor):
     large = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     bad = {
         r"patch_size 4, but the model needs 8": {"patch_size": 4},
-        r"vision_feature_select_strategy full, but the model needs default": {"vision_feature_select_strategy": "full"},
+        r"select_strategy full, but the model needs default": {"vision_feature_select_strategy": "full"},
         r"num_additional_image_tokens 0, but the model needs 1": {"num_additional_image_tokens": 0},
         r"image size \(32, 32\), but the model needs \(16, 16\)": {"image_processor": large},
         r"no image token '<image>'": {"tokenizer": make_tokenizer()},
