@@ -17,8 +17,7 @@ for all, `gen` for all. Two readouts are measured in two situations:
 It writes NAME.json and NAME.md with mean and standard deviation over the seeds.
 """
 
-import tempfile
-import time
+import sys
 
 import digits_alignment
 import numpy as np
@@ -143,21 +142,9 @@ def report(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    import sys
-
     own = ["--name", "digits-auto", "--variants", *VARIANTS]
     args = digits_alignment.parse_args([*own, *(sys.argv[1:] if argv is None else argv)], __doc__)
-    start = time.perf_counter()
-    if args.pairs is None:
-        from gmail_hf.digits import clip_path
-
-    model_path = args.model_name_or_path or clip_path()
-    tables: dict[int, list[dict]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in args.seeds:
-            tables[seed] = run_seed(args, str(model_path), seed, folder)
-            result = digits_alignment.write(args, tables, round(time.perf_counter() - start), report)
-    return result
+    return digits_alignment.run_seeds(args, run_seed, report)
 
 
 if __name__ == "__main__":

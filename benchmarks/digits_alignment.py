@@ -192,7 +192,11 @@ def freeze_below(model, upper: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    args = parse_args(argv)
+    return run_seeds(parse_args(argv), run_seed, report)
+
+
+def run_seeds(args: argparse.Namespace, run: Callable[..., list[dict]], text: Callable[[dict], str]) -> dict:
+    """Call `run` for each seed; `text` gives the Markdown of the result, which is written after each seed."""
     start = time.perf_counter()
     if args.pairs is None:
         from gmail_hf.digits import clip_path
@@ -201,15 +205,13 @@ def main(argv: list[str] | None = None) -> dict:
     tables: dict[int, list[dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for seed in args.seeds:
-            tables[seed] = run_seed(args, str(model_path), seed, folder)
-            result = write(args, tables, round(time.perf_counter() - start))
+            tables[seed] = run(args, str(model_path), seed, folder)
+            result = write(args, tables, round(time.perf_counter() - start), text)
     return result
 
 
-def write(
-    args: argparse.Namespace, tables: dict[int, list[dict]], seconds: int, text: Callable[[dict], str] | None = None
-) -> dict:
-    """Write the results of the seeds so far; `text` gives the Markdown of the result, in place of [`report`]."""
+def write(args: argparse.Namespace, tables: dict[int, list[dict]], seconds: int, text: Callable[[dict], str]) -> dict:
+    """Write the results of the seeds so far."""
     from gmail_hf.evaluation import environment
     from gmail_hf.metrics import aggregate
 
@@ -226,7 +228,11 @@ def write(
         "standard_deviation": spread,
         "seeds": tables,
     }
-    content = (text or report)(result)
+    return save(args, result, text(result))
+
+
+def save(args: argparse.Namespace, result: dict, content: str) -> dict:
+    """Write NAME.json and NAME.md, print the latter and return the result."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / f"{args.name}.json").write_text(json.dumps(result, indent=2) + "\n")
     (args.output_dir / f"{args.name}.md").write_text(content)

@@ -19,13 +19,13 @@ scenes, before alignment and after. It writes NAME.json and NAME.md with mean an
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from digits_alignment import save
 
 TASKS = ("left digit", "right digit")
 PLANTED = {"wrong caption": 0.08, "copy": 0.08, "black": 0.04}
@@ -230,12 +230,7 @@ def write(args: argparse.Namespace, tables: dict[int, list[dict]], found: dict[i
         "planted": found,
         "seeds": tables,
     }
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / f"{args.name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    page = report(result)
-    (args.output_dir / f"{args.name}.md").write_text(page)
-    print(page)
-    return result
+    return save(args, result, report(result))
 
 
 def report(result: dict) -> str:

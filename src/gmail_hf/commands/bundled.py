@@ -66,7 +66,7 @@ def entity_finder(name: str) -> Callable[[str], list[str]]:
     A function from a caption to its entities: `nltk`, a file with a word per line, or `digits`.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ImportError, FileNotFoundError, ValueError: see [`captioners.nltk_nouns`] and [`captioners.listed_words`].
     """
     if name == "nltk":

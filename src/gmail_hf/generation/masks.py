@@ -38,7 +38,7 @@ def read_mask(path: str | os.PathLike) -> pa.Table:
     A mask that [`write_mask`] wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is something else.
     """
     try:
@@ -63,7 +63,7 @@ def apply_mask(
         name: of the data set, for errors.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is no mask, or belongs to other images; it keeps none of the rows.
     """
     mask = read_mask(path)

@@ -158,7 +158,7 @@ def one_caption_each(dataset: Dataset) -> Dataset:
 
 def pair_rows(dataset: Dataset, name: str) -> Dataset:
     """
-    Pair rows of single images by a column that tells real from generated ones.
+    Pair rows of single images by a column that separates real from generated ones.
 
     Each generated image is paired with the first real image of the same id. If no ids match, images are paired as in
     [`pair_by_caption`]. Other data sets are returned unchanged.
@@ -254,7 +254,7 @@ def pair_by_caption(generated: Dataset, real: Dataset) -> Dataset:
 
 
 def _kinds(dataset: Dataset, name: str) -> list[bool] | None:
-    """Whether each image is generated, according to the column that tells; None if there is no such column."""
+    """Whether each image is generated, according to the column that says so; None without such a column."""
     for column, feature in dataset.features.items():
         if column in ("caption", "image_id") or not isinstance(feature, (Value, ClassLabel)):
             continue
@@ -265,11 +265,11 @@ def _kinds(dataset: Dataset, name: str) -> list[bool] | None:
         known = {str(value).strip().lower() for value in values}
         absent = next((row for row, value in enumerate(values) if value in (None, "")), None)
         if absent is not None and (known & REAL_WORDS or title in (*REAL_FLAGS, *GENERATED_FLAGS)):
-            raise ValueError(f"Row {absent} of '{name}' has no '{column}', which tells real from generated images.")
+            raise ValueError(f"Row {absent} of '{name}' has no '{column}', which marks real and generated images.")
         if len(known) > 1 and known & REAL_WORDS:
             logger.warning(
-                f"Column '{column}' of '{name}' tells real images ({sorted(known & REAL_WORDS)}) from generated ones "
-                f"({sorted(known - REAL_WORDS)})."
+                f"Column '{column}' of '{name}' separates real images ({sorted(known & REAL_WORDS)}) from "
+                f"generated ones ({sorted(known - REAL_WORDS)})."
             )
             return [str(value).strip().lower() not in REAL_WORDS for value in values]
         if known in ({"0", "1"}, {"false", "true"}):
