@@ -37,7 +37,6 @@ BENCHMARKS = {
     "retrieval": "evaluation",
     "generate": "generation",
     "scale": "scaling",
-    "ideas": "ideas",
 }
 
 

@@ -4,18 +4,13 @@ import json
 import sys
 
 import caching
-import ideas
 import inference
 import load
 import measuring
 import pytest
 import run
 import subjects
-import torch
 from measuring import MissingPeer, Settings, alone, growth, missing, row, take_turns
-from tiny import randomise
-
-RANDN = torch.randn
 
 
 def test_sides_take_turns_forth_and_back():
@@ -103,45 +98,6 @@ def test_a_part_that_fails_costs_no_other(tmp_path, monkeypatch):
     result = json.loads(path.read_text())
     assert [line["benchmark"] for line in result["rows"]] == ["load", "infer"]
     assert result["failed"] == {"load": "no disk"}
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    monkeypatch.setitem(subjects.SIZES, "tiny", ((16, 6, 2, 56), (16, 1, 1), 8))
-    return "tiny"
-
-
-def test_joined_updates_and_other_memory_formats_are_the_same_step(tiny):
-    def embed(change=lambda model: None):
-        model = randomise(subjects.gmail(tiny, Settings()))
-        change(model)
-        return model.vision_model, model.embed_images(subjects.pixels(2, Settings()), "gen")
-
-    (_, plain), (joined, embeds), (last, also) = embed(), embed(ideas.join_updates), embed(ideas.channels_last)
-    assert joined.encoder.layers[0].self_attn._forward_pre_hooks and "forward" in vars(
-        joined.encoder.layers[0].self_attn.q_proj
-    )
-    assert last.embeddings.patch_embedding.weight.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(embeds, plain)
-    torch.testing.assert_close(also, plain)
-
-
-def test_a_step_of_the_upper_layers_is_that_of_the_whole_model(tiny, monkeypatch):
-    """It begins with what the frozen layers give: the same gradient, in the upper layers alone."""
-    models, made = [], subjects.gmail
-    monkeypatch.setattr(subjects, "gmail", lambda *a, **k: models.append(made(*a, **k)) or models[-1])
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
-    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", lambda self: None)
-    partners = torch.randn(2, 8)
-    monkeypatch.setattr(torch, "randn", lambda *size, **k: partners if size == (2, 8) else RANDN(*size, **k))
-    ideas.step(Settings(), tiny, 2, ideas.freeze_lower)()
-    ideas.upper_step(Settings(), tiny, 2)()
-    whole, upper = ({name: p.grad for name, p in model.named_parameters() if p.grad is not None} for model in models)
-    assert whole.keys() == upper.keys() and not [
-        name for name in whole if ".layers.0." in name or ".layers.1." in name
-    ]
-    assert any(".layers.2." in name for name in whole)
-    torch.testing.assert_close(upper, whole, rtol=1e-3, atol=1e-6)
 
 
 def test_cached_lines_stand_beside_what_can_be_run(monkeypatch):
