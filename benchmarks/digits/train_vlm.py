@@ -1,12 +1,12 @@
 """
-Train a small vision-language model of today's architecture on captions of real train scenes, in minutes on a CPU.
+Train a small Idefics 3 on captions of real training scenes, in minutes on a CPU.
 
     python benchmarks/digits/train_vlm.py --output_dir vlm
 
-An Idefics 3, the architecture of SmolVLM: a SigLIP-like tower without a class token, pixel shuffle to a quarter of the
-tokens, one linear layer, and a Llama. The tower starts from all layers of the bundled CLIP's but the last, whose patch
-tokens nothing trained; the language model is the bundled Llama and stays frozen. It learns captions alone, and answers
-questions as well as its language model then can.
+Idefics 3 is the architecture of SmolVLM: a SigLIP-like tower without a class token, a pixel shuffle that keeps a
+quarter of the tokens, one linear layer, and a Llama. The tower starts from the layers of the bundled CLIP except the
+last one, whose patch tokens were never trained. The language model is the bundled Llama and is frozen. The model is
+trained on captions only; it answers questions because its language model can.
 """
 
 import time
@@ -35,7 +35,7 @@ from gmail_hf.digits.scenes import IMAGE_SIZE, draw_scenes
 from gmail_hf.vlm.chat import with_images
 
 IGNORED = -100
-SCALE_FACTOR = 2  # of the pixel shuffle: 16 patches become 4 tokens
+SCALE_FACTOR = 2  # the pixel shuffle turns 16 patches into 4 tokens
 IMAGE_TOKENS = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 
 
@@ -49,7 +49,7 @@ class VlmArguments:
 
 
 def build_processor() -> Idefics3Processor:
-    """Images of 32 x 32 in [-1, 1], never split; the bundled language model's tokenizer with the image tokens."""
+    """A processor for unsplit 32 x 32 images in [-1, 1], with the bundled Llama's tokenizer and the image tokens."""
     tokenizer = AutoTokenizer.from_pretrained(llama_path(), padding_side="left")
     tokenizer.add_special_tokens({"additional_special_tokens": list(IMAGE_TOKENS)})
     size = {"longest_edge": IMAGE_SIZE}
@@ -61,7 +61,7 @@ def build_processor() -> Idefics3Processor:
 
 
 def build_model(processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
-    """Tower and language model with the bundled weights, which the tower has to adapt to; the rest drawn at random."""
+    """A model with the bundled weights in its tower and language model, and random weights elsewhere."""
     llama, clip = LlamaForCausalLM.from_pretrained(llama_path()), CLIPModel.from_pretrained(clip_path())
     llama.resize_token_embeddings(len(processor.tokenizer))
     source = clip.vision_model
@@ -94,7 +94,7 @@ def build_model(processor: Idefics3Processor) -> Idefics3ForConditionalGeneratio
 
 
 def train(args: VlmArguments, model: Idefics3ForConditionalGeneration, processor: Idefics3Processor) -> None:
-    """Trains `model` in place; every step draws new scenes. All captions have equally many tokens."""
+    """Train `model` in place on new scenes in each step. All captions have the same number of tokens."""
     tokenizer = processor.tokenizer
     content = [{"type": "image"}, {"type": "text", "text": QUESTIONS["caption"]}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

@@ -1,4 +1,4 @@
-"""Stage 2 of a vision-language model by TRL's SFTTrainer, on questions about digits scenes."""
+"""Stage 2 of a vision-language model with TRL's SFTTrainer, on questions about digits scenes."""
 
 import json
 from pathlib import Path
@@ -36,16 +36,16 @@ def fine_tune(
     num_asked: int = 400,
 ) -> None:
     """
-    LoRA on the language model, and the whole connector, trained on images of one branch and asked about real ones.
+    Train LoRA on the language model and the connector on images of one branch, and test on real images.
 
     Args:
-        output: folder for `eval_results.json` and the answers.
-        base, branches: folders of the model and of what stage 1 made of its tower.
-        pairs: digits pairs on disk, to train on and, of `split`, to ask about.
-        seed: of the LoRA updates and the batches.
-        modality, image_column: the branch of the training images, and their column.
-        max_steps: 0 asks the model as it is.
-        num_asked: of the real images.
+        output: Folder for `eval_results.json`.
+        base, branches: Folders of the model and of the branches that stage 1 trained on its tower.
+        pairs: Folder of the digits pairs. The model trains on `train` and is tested on `split`.
+        seed: Seed of the LoRA weights and the batches.
+        modality, image_column: Branch and column of the training images.
+        max_steps: Training steps; 0 tests the model without training.
+        num_asked: Number of real images to test on.
     """
     from datasets import load_from_disk
     from peft import LoraConfig
@@ -81,7 +81,7 @@ def fine_tune(
 
 
 def prompts(examples: Any, processor: Any):
-    """TRL's prompts and completions, rendered once, of a [`gmail_hf.vlm.Conversations`]."""
+    """Render a [`gmail_hf.vlm.Conversations`] as TRL's prompts and completions."""
     from datasets import Dataset, Features, Image, List, Value
 
     rows = []

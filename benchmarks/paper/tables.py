@@ -28,15 +28,15 @@ from runs import Runs
 @dataclass(frozen=True)
 class Table:
     """
-    A recipe.
+    How to make one or several tables of the paper.
 
     Args:
-        numbers: of the paper's tables.
-        title: what is measured here.
-        rows: from the runs of one seed to dicts of scores, `row` first.
-        headline: the scores for which the gap closed is reported.
-        paper: the numbers of the paper, a Markdown table; empty if they cannot be compared.
-        note: lines on the differences from the paper.
+        numbers: The numbers of the paper's tables.
+        title: What is measured.
+        rows: Function from the runs of one seed to dicts of scores, with the row's name under `row`.
+        headline: The scores for which the gap closed is reported.
+        paper: The paper's figures as a Markdown table; empty if they cannot be compared.
+        note: Lines on how this differs from the paper.
     """
 
     numbers: tuple[int, ...]
@@ -74,7 +74,7 @@ TABLES = (
             ("Llama-3", 47.36, 35.21, 158.13, 28.35),
             ("Llama-3 + GMAIL", 50.21, 38.59, 168.53, 32.58),
         ),
-        ("LLaVA and Llama-3 are under Tables 10 and 15, IFCap has its own table.", ""),
+        ("LLaVA and Llama 3 are in Tables 10 and 15. IFCap has its own table.", ""),
     ),
     Table(
         (1,),
@@ -87,9 +87,10 @@ TABLES = (
             ("IFCap + GMAIL", 39.32, 32.07, 127.86, 23.98, 59.83, 63.51),
         ),
         (
-            "Written from the description in IFCap's paper. The bank holds the training captions; the entities are "
-            "the ten digits. In training the prompt names a caption's own digits, as in IFCap; that of an image comes "
-            "from what it retrieves. Text only: embeddings of captions with noise in place of images, in training.",
+            "Implemented from the description in IFCap's paper. The bank holds the training captions, and the "
+            "entities are the ten digits. In training the prompt names the digits of the caption, as in IFCap; for an "
+            "image it names the digits of the captions it retrieves. Text only: training uses caption embeddings with "
+            "noise instead of image embeddings.",
             "",
         ),
     ),
@@ -121,8 +122,8 @@ TABLES = (
         ),
         (
             "The bundled CLIP, stretched to 96 text positions and fine-tuned on long captions of real scenes. The "
-            "captions also name places and ground; the generated images were made from the short ones, and differ in "
-            "both.",
+            "captions also name places and ground. The images were generated from the short captions, so their places "
+            "and ground differ.",
             "",
         ),
     ),
@@ -148,8 +149,8 @@ TABLES = (
             ("SynCLR + GMAIL", 83.67, 96.56, 81.25, 96.38, 86.75, 95.70, 98.35, 87.95),
         ),
         (
-            "A small ViT, trained from scratch by SynCLR's contrast, on real scenes in place of generated images. "
-            "Probe by SynCLR's protocol.",
+            "A small ViT, trained from scratch with SynCLR's contrastive loss, on real scenes instead of generated "
+            "ones. The probe follows SynCLR's protocol.",
             "",
         ),
     ),
@@ -159,8 +160,8 @@ TABLES = (
         siglip_retrieval,
         ("image_to_text_R@1", "text_to_image_R@1"),
         note=(
-            "A small SigLIP, trained from scratch on real scenes. The paper has captions by a SigLIP (B@4 37.51, with "
-            "GMAIL 42.35); the captioners here take a CLIP.",
+            "A small SigLIP, trained from scratch on real scenes. The paper reports captions instead (B@4 37.51, with "
+            "GMAIL 42.35).",
             "",
         ),
     ),
@@ -175,7 +176,7 @@ TABLES = (
             ("CC3M (3.3M)", 48.6, 32.6),
             ("CC12M (12M)", 50.9, 34.9),
         ),
-        ("Flickr30k in the paper; the number of steps stays the same here.", ""),
+        ("The paper tests on Flickr30k. Here all rows have the same number of steps.", ""),
     ),
     Table(
         (9,),
@@ -189,7 +190,7 @@ TABLES = (
             ("real, no alignment", 38.24, 119.78, 23.86),
             ("real, dual projection + alignment", 38.37, 119.95, 23.98),
         ),
-        ("Gap closed in the paper's numbers: 0.94 of B@4 and of CIDEr.", ""),
+        ("In the paper's numbers GMAIL closes 0.94 of the gap in B@4 and in CIDEr.", ""),
     ),
     Table(
         (6, 8, 11, 13, 16, 17),
@@ -206,9 +207,9 @@ TABLES = (
             ("FLUX images, GMAIL", 39.54, 122.36, 24.15),
         ),
         (
-            "The paper's ablations of captions, in one table: branches, mixing, rank, number of pairs, generator. All "
-            "rows take the same number of steps. Full fine-tuning is LoRA of the layers' full rank here; the better "
-            "generator is ours at its best sampling settings.",
+            "The paper's ablations of captioning in one table: branches, mixing, rank, number of pairs, generator. "
+            "All rows have the same number of steps. Full fine-tuning is LoRA with the layers' full rank. The better "
+            "generator is the bundled one with its best sampling settings.",
             "",
         ),
     ),
@@ -227,7 +228,7 @@ TABLES = (
         llava_questions,
         ("caption", "all"),
         reported(("MMMU",), ("LLaVA", 44.7), ("LLaVA + GMAIL", 48.3)),
-        ("The LLaVA had learned captions of the real training images before, as a published one has.", ""),
+        ("The LLaVA was trained on captions of the real training images first, like a published one.", ""),
     ),
     Table(
         (10, 15),
@@ -235,9 +236,9 @@ TABLES = (
         vlm_questions,
         ("caption", "all"),
         note=(
-            "A small Idefics 3, the architecture of SmolVLM, that had learned captions of real scenes "
-            "(benchmarks/digits/train_vlm.py). Stage 1 is `gmail-hf train` on its own tower, 80 steps of 64 pairs; "
-            "stage 2 is TRL's SFTTrainer, 150 steps of 32 questions.",
+            "A small Idefics 3, the architecture of SmolVLM, trained on captions of real scenes first "
+            "(benchmarks/digits/train_vlm.py). Stage 1 is `gmail-hf train` on the model's own tower, 80 steps of 64 "
+            "pairs. Stage 2 is TRL's SFTTrainer, 150 steps of 32 questions.",
             "",
         ),
     ),
@@ -251,7 +252,7 @@ TABLES = (
             ("generated + real, no alignment", 12, "70k", 26),
             ("real", 8, "50k", 24),
         ),
-        note=("One thread of a CPU here; an A100-80GB for all of COCO in the paper.", ""),
+        note=("One CPU thread here. The paper trained on all of COCO with an A100-80GB.", ""),
     ),
     Table(
         (14,),
@@ -264,9 +265,9 @@ TABLES = (
 
 def coco_commands(table: Table) -> list[str]:
     """
-    The commands for a table on COCO with the paper's settings; they need the Hub and GPUs.
+    The commands for a table on COCO with the paper's settings. They need the Hub and GPUs.
 
-    Lines that begin with # describe data to provide and manual steps.
+    Lines that start with # describe data to provide and manual steps.
     """
     launch, config, pairs = "accelerate launch -m gmail_hf.commands", "--config examples/configs", "--dataset coco-sd2"
 
@@ -279,7 +280,7 @@ def coco_commands(table: Table) -> list[str]:
         return f"{launch}.train {config}/{name}.yaml{model} --dataset {name}-sd2 --output_dir gmail-{folder or name}"
 
     def adapt(name: str, base: str = "", folder: str = "") -> list[str]:
-        """From captions to CLIP's text side."""
+        """Commands from captions to a fine-tuned text encoder."""
         folder = folder or name
         text = f"--stage text --model gmail-{folder} --dataset {name}-sd2"
         text = f"{launch}.train {text} --output_dir gmail-{folder}-text"
@@ -315,8 +316,8 @@ def coco_commands(table: Table) -> list[str]:
     ablations = [
         "# One branch: --train_real --generated_modality real in stage 1, then the captioner with --modality real.",
         "# Another rank: --lora_rank 2 --lora_alpha 4 in stage 1; fewer pairs: --max_train_samples in both stages.",
-        "# Another generator: --generator, and all else on its pairs.",
-        "# Mixing, by hand: pairs with a column of both images by turns, then --modality real --image_column COLUMN.",
+        "# Another generator: --generator, and everything else on its pairs.",
+        "# Mixing, by hand: pairs with a column of alternating images, then --modality real --image_column COLUMN.",
     ]
     siglip = adapt("coco", "google/siglip-so400m-patch14-384", "siglip-coco")
     longclip = adapt("coco", "zer0int/LongCLIP-GmP-ViT-L-14", "long-coco")
