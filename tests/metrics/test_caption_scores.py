@@ -4,10 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from gmail_hf.metrics import caption_scores as captioning
-from gmail_hf.metrics.caption_scores import caption_metrics, exact_match, missing_metrics, plot_captions
+from gmail_hf.metrics.caption_scores import caption_metrics, exact_match, missing_metrics
 
 PREDICTIONS = ["a red three and a green seven", "two birds sit on a wire", "a cat", "the the the the the"]
 REFERENCES = [
@@ -319,15 +318,3 @@ def test_mistakes_are_named(predictions, references, message):
 def test_unknown_metric():
     with pytest.raises(ValueError, match=r"unknown metric\(s\) \['BLEU'\]"):
         caption_metrics(["a"], [["a"]], ["BLEU"])
-
-
-def test_contact_sheet(tmp_path):
-    """Every image is there, at its pixels' colours."""
-    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
-    images = [Image.new("RGB", (8, 8), color) for color in colors]
-    plot_captions(tmp_path / "sheet.png", images, ["a" * 300, "b", "é"], [["x"], ["b"], ["y"]], columns=2)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        counts = {color: count for count, color in sheet.getcolors(maxcolors=2**24)}
-    assert all(counts[color] == captioning.SIDE**2 for color in colors)
-    with pytest.raises(ValueError, match="the same length"):
-        plot_captions(tmp_path / "sheet.png", images, ["a"], [["a"]])

@@ -4,6 +4,7 @@ from PIL import Image
 from tiny import picture
 
 from gmail_hf.metrics import plot_embeddings, plot_pairs
+from gmail_hf.metrics.plots import GAP, LINE, SIDE
 
 
 def test_embeddings_picture_is_a_png_of_use(tmp_path):
@@ -41,6 +42,15 @@ def test_one_real_image_beside_several_generated(tmp_path):
     plot_pairs(tmp_path / "one.png", real, [row[0] for row in generated], ["a", "b"], columns=1)
     plot_pairs(tmp_path / "two.png", real, generated, ["a", "b"], columns=1)
     one, two = (Image.open(tmp_path / f"{name}.png") for name in ("one", "two"))
-    assert two.width - one.width == round(1.45 * 160) and two.height == one.height
-    with pytest.raises(ValueError, match="same number of images per real image"):
-        plot_pairs(tmp_path / "bad.png", real, [generated[0], generated[1][:1]], ["a", "b"])
+    assert two.width - one.width == SIDE + GAP and two.height == one.height
+    plot_pairs(tmp_path / "ragged.png", real, [generated[0], generated[1][:1]], ["a", "b"], columns=1)
+    plot_pairs(tmp_path / "generated.png", None, generated, ["a", "b"], columns=1)
+    assert Image.open(tmp_path / "ragged.png").size == two.size
+    assert Image.open(tmp_path / "generated.png").size == one.size
+
+
+def test_each_line_of_a_text_is_drawn(tmp_path):
+    for name, text in (("short", "a"), ("two", "a\nb"), ("long", "word " * 100 + "\nb")):
+        plot_pairs(tmp_path / f"{name}.png", [picture(0)], None, [text])
+    heights = [Image.open(tmp_path / f"{name}.png").height for name in ("short", "two", "long")]
+    assert [height - heights[0] for height in heights] == [0, LINE, 2 * LINE]

@@ -246,7 +246,8 @@ def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, flo
     from accelerate.utils import gather_object
 
     from ..captioners import caption_embeds, group_references
-    from ..metrics.caption_scores import caption_metrics, exact_match, plot_captions
+    from ..metrics import plot_pairs
+    from ..metrics.caption_scores import caption_metrics, exact_match
     from ..training.data import decode_image, undecoded
 
     args = trainer.args
@@ -276,9 +277,12 @@ def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, flo
             logger.info(f"  {caption}    (reference: {truths[0]})")
         all_ids = pairs["image_id"][:]
         cells = undecoded(pairs.select([all_ids.index(i) for i in ids[:PICTURED]]))[data_args.real_image_column]
-        shown = [decode_image(cell) for cell in cells]
+        texts = [
+            f"{caption}\nreference: {caption if exact_match([caption], [truths]) else truths[0]}"
+            for caption, truths in zip(captions, references, strict=True)
+        ]
         with replacing(Path(args.output_dir, "captions.png")) as partial:
-            plot_captions(partial, shown, captions[:PICTURED], references[:PICTURED])
+            plot_pairs(partial, [decode_image(cell) for cell in cells], None, texts[: len(cells)])
     return {f"eval_{name}": score for name, score in scores.items() if score is not None}
 
 

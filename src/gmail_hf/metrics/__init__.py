@@ -21,7 +21,6 @@ from .caption_scores import (
     caption_metrics,
     exact_match,
     missing_metrics,
-    plot_captions,
 )
 from .classification import class_embeddings, zero_shot_accuracy, zero_shot_ranks
 from .clip_score import CLIP_SCORE_PROMPT, clip_score, ref_clip_score
@@ -82,7 +81,6 @@ __all__ = [
     "paired_cosine",
     "parse_choice",
     "parse_yes_no",
-    "plot_captions",
     "plot_embeddings",
     "plot_pairs",
     "pope_item",

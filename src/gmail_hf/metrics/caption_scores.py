@@ -13,14 +13,11 @@ import os
 import re
 import shutil
 import subprocess
-import textwrap
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from PIL import Image, ImageDraw, ImageFont
 
 from .word_movers import check_word_vectors, load_word_vectors, word_movers_score
 
@@ -31,8 +28,6 @@ PTB_OPTIONS = ("-preserveLines", "-lowerCase", "-encoding", "UTF-8")
 # SPICE writes its result with Java's built-in JavaScript engine, which Java 15 removed.
 SPICE_JAVA = 14
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-SIDE, MARGIN, LINE, LINES = 160, 10, 15, 3  # contact sheet; all but LINES in pixels
-INK, RIGHT, WRONG = "#202020", "#0072B2", "#D55E00"
 
 
 def missing_metrics(
@@ -227,43 +222,3 @@ def _meteor() -> Any:
     from pycocoevalcap.meteor.meteor import Meteor
 
     return Meteor()
-
-
-def plot_captions(
-    path: str | os.PathLike,
-    images: Sequence[Image.Image],
-    captions: Sequence[str],
-    references: Sequence[Sequence[str]],
-    columns: int = 4,
-) -> None:
-    """
-    Draw a contact sheet: each image above its first reference and its caption, in blue if it equals a reference.
-
-    Args:
-        path: PNG file to write.
-        images: PIL images. All are drawn, so pass at most about two dozen.
-        captions: one per image.
-        references: one or more per image.
-        columns: number of images per row.
-
-    Raises:
-        ValueError: no images, or lists of different lengths.
-    """
-    if not len(images) or not len(images) == len(captions) == len(references):
-        raise ValueError(
-            f"images, captions and references must have the same length and not be empty, got {len(images)}, "
-            f"{len(captions)} and {len(references)}"
-        )
-    columns = min(columns, len(images))
-    width, height = SIDE + 8 * MARGIN, SIDE + 2 * LINES * LINE + 2 * MARGIN
-    sheet = Image.new("RGB", (columns * width + MARGIN, -(-len(images) // columns) * height + MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for index, (image, caption, truths) in enumerate(zip(images, captions, references, strict=True)):
-        left, top = MARGIN + index % columns * width, MARGIN + index // columns * height
-        resample = Image.Resampling.NEAREST if max(image.size) < SIDE else Image.Resampling.BICUBIC
-        sheet.paste(image.convert("RGB").resize((SIDE, SIDE), resample), (left, top))
-        color = RIGHT if exact_match([caption], [truths]) else WRONG
-        for block, (text, ink) in enumerate(((f"reference: {truths[0]}", INK), (f"caption: {caption}", color))):
-            lines = textwrap.wrap(text, 36, max_lines=LINES, placeholder=" …")
-            draw.text((left, top + SIDE + 4 + block * LINES * LINE), "\n".join(lines), ink, font)
-    sheet.save(path, "PNG")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from ._checks import check_pairs, l2_normalize, optional_import
 from .paired import paired_cosine, separability
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 # Okabe & Ito's blue and vermillion, which colour-blind readers can distinguish.
 REAL_COLOR, GENERATED_COLOR = "#0072B2", "#D55E00"
 INK, FAINT = "#222222", "#8a8a8a"
+# Of a contact sheet, in pixels: side of an image, space between images, width of a letter, height of a line of text.
+SIDE, GAP, LETTER, LINE = 224, 8, 8, 20
 
 
 def plot_embeddings(
@@ -103,60 +102,60 @@ def plot_embeddings(
 
 def plot_pairs(
     path: str | os.PathLike,
-    real: Sequence[Image],
-    generated: Sequence[Image] | Sequence[Sequence[Image]],
+    real: Sequence[Image.Image] | None,
+    generated: Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None,
     captions: Sequence[str],
     columns: int = 4,
 ) -> None:
     """Draw a contact sheet: each real image next to the images generated from its caption, with the caption below.
 
+    Real images have a blue frame, generated images an orange one. Images smaller than 224 pixels are shown pixelated.
+
     Args:
         path: PNG file to write.
-        real: PIL images. All are drawn, so pass at most about two dozen.
-        generated: the image generated from each caption, or a list of several (the paper's Figure 2 shows five).
-        captions: one per real image.
-        columns: number of real images per row.
+        real: PIL images, one per caption. None if there are none. All are drawn, so pass at most about two dozen.
+        generated: the image generated from each caption, or a list of several (the paper's Figure 2 shows five). None
+            if there are none.
+        captions: texts of one line or two, each of which may take two lines of the sheet.
+        columns: number of captions per row.
 
     Raises:
-        ValueError: no pairs, lists of different lengths, or different numbers of generated images per real image.
-        ImportError: matplotlib is missing.
+        ValueError: no captions, or another number of real or generated images.
     """
-    if not len(real) or not len(real) == len(generated) == len(captions):
+    kinds = [("real", real, REAL_COLOR), ("generated", generated, GENERATED_COLOR)]
+    kinds = [kind for kind in kinds if kind[1] is not None]
+    counts = {name: len(images) for name, images, _ in kinds}
+    if not kinds or not len(captions) or set(counts.values()) != {len(captions)}:
         raise ValueError(
-            f"real, generated and captions must have the same length and not be empty, "
-            f"got {len(real)}, {len(generated)} and {len(captions)}"
+            f"real, generated and captions must have the same length and not be empty, got {counts} and "
+            f"{len(captions)} captions"
         )
-    figure_module = optional_import("matplotlib.figure")
-    cells = [
-        [first, *(others if isinstance(others, (list, tuple)) else [others])]
-        for first, others in zip(real, generated, strict=True)
+    groups: list[list[tuple[Image.Image, str]]] = [[] for _ in captions]
+    for _, images, color in kinds:
+        for group, found in zip(groups, images, strict=True):
+            group += [(image, color) for image in (found if isinstance(found, (list, tuple)) else [found])]
+    width = max(map(len, groups)) * (SIDE + GAP) + 2 * GAP
+    texts = [
+        [
+            line
+            for part in caption.split("\n")[:2]
+            for line in textwrap.wrap(part, width // LETTER, max_lines=2, placeholder=" …")
+        ]
+        for caption in captions
     ]
-    count = len(cells[0])
-    if any(len(cell) != count for cell in cells):
-        raise ValueError(
-            f"generated must have the same number of images per real image, got {[len(cell) - 1 for cell in cells]}"
-        )
-    columns = min(columns, len(real))
-    rows = -(-len(real) // columns)
-    # In inches: a cell has square images in one row and two lines of caption.
-    cell_width, cell_height, header = 0.2 + 1.45 * count, 1.92, 0.45
-    width, height = cell_width * columns, cell_height * rows + header
-    figure = figure_module.Figure(figsize=(width, height), dpi=160, facecolor="white")
-    for index, (images, caption) in enumerate(zip(cells, captions, strict=True)):
-        left = cell_width * (index % columns)
-        bottom = cell_height * (rows - 1 - index // columns)
-        for place, image in enumerate(images):
-            color = GENERATED_COLOR if place else REAL_COLOR
-            x, y, side = left + 0.12 + 1.45 * place, bottom + 0.47, 1.4
-            ax = figure.add_axes((x / width, y / height, side / width, side / height))
-            ax.imshow(image.convert("RGB"), interpolation="nearest")
-            ax.set(xticks=[], yticks=[])
-            for spine in ax.spines.values():
-                spine.set(color=color, linewidth=2.5)
-        text = textwrap.fill(textwrap.shorten(caption, 40 * count, placeholder=" …"), 21 * count)
-        where = (left + 0.095 + 0.725 * count) / width, (bottom + 0.41) / height
-        figure.text(*where, text, ha="center", va="top", fontsize=9, color=INK)
-    for x, word, color in ((0.12, "real", REAL_COLOR), (1.57, "generated", GENERATED_COLOR)):
-        where = x / width, 1 - 0.5 * header / height
-        figure.text(*where, word, color=color, fontsize=13, fontweight="bold", va="center")
-    figure.savefig(path, format="png")
+    height = SIDE + max(map(len, texts)) * LINE + 3 * GAP
+    columns = min(columns, len(groups))
+    rows = -(-len(groups) // columns)
+    sheet = Image.new("RGB", (columns * width + GAP, rows * height + LINE + 2 * GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for place, (name, _, color) in enumerate(kinds):
+        draw.text((GAP + place * (SIDE + GAP), GAP), name, color, font)
+    for index, (group, lines) in enumerate(zip(groups, texts, strict=True)):
+        left, top = GAP + index % columns * width, LINE + 2 * GAP + index // columns * height
+        draw.text((left, top + SIDE + GAP // 2), "\n".join(lines), INK, font)
+        for place, (image, color) in enumerate(group):
+            corner = left + place * (SIDE + GAP), top
+            resample = Image.Resampling.NEAREST if max(image.size) < SIDE else Image.Resampling.BICUBIC
+            sheet.paste(image.convert("RGB").resize((SIDE, SIDE), resample), corner)
+            draw.rectangle((*corner, corner[0] + SIDE - 1, corner[1] + SIDE - 1), outline=color, width=4)
+    sheet.save(path, format="PNG")
