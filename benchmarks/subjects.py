@@ -37,7 +37,7 @@ def clip(size: str, settings: Settings):
 def gmail_config(size: str, **fields: Any):
     from gmail_hf import GmailConfig
 
-    return GmailConfig.from_clip_config(clip_config(size), **fields)
+    return GmailConfig.from_base_config(clip_config(size), **fields)
 
 
 def gmail(size: str, settings: Settings, **fields: Any):

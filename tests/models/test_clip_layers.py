@@ -11,7 +11,7 @@ from gmail_hf.branches.routing import RecomputedMLP
 
 def make_model(**fields):
     torch.manual_seed(0)
-    model = GmailCLIPModel(GmailConfig.from_clip_config(clip_config(), **fields)).train()
+    model = GmailCLIPModel(GmailConfig.from_base_config(clip_config(), **fields)).train()
     with torch.no_grad():
         for _, parameter in model.adapter_parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -69,7 +69,7 @@ def test_the_branch_for_photographs_is_required():
 
 
 def test_round_trip(tmp_path):
-    config = GmailConfig.from_clip_config(
+    config = GmailConfig.from_base_config(
         clip_config(), lora_rank=3, lora_alpha=1.5, lora_dropout=0.25, lora_targets=["fc1"], text_lora=True,
         modalities=["real", "gen", "cartoon"], trainable_modalities=["cartoon", "gen"], default_modality="cartoon",
         base_model_name_or_path="org/base", base_model_revision="v1",
@@ -84,7 +84,7 @@ def test_round_trip(tmp_path):
 
 def test_keeps_all_of_the_clip_config():
     clip = clip_config(hidden_act="gelu", layer_norm_eps=1e-3)
-    config = GmailConfig.from_clip_config(clip)
+    config = GmailConfig.from_base_config(clip)
     assert isinstance(config, CLIPConfig) and config.model_type == "gmail_clip"
     for part in ("vision_config", "text_config"):
         ours, theirs = getattr(config, part).to_dict(), getattr(clip, part).to_dict()
@@ -101,7 +101,7 @@ def test_three_branches_route_by_name():
     from gmail_hf import GmailCLIPModel
 
     fields = {"modalities": ["real", "sd2", "flux"], "trainable_modalities": ["sd2", "flux"]}
-    model = randomise(GmailCLIPModel(GmailConfig.from_clip_config(clip_config(), **fields))).eval()
+    model = randomise(GmailCLIPModel(GmailConfig.from_base_config(clip_config(), **fields))).eval()
     names = ["flux", "real", "sd2"]
     images = pixels(3)
     mixed = model.embed_images(images, names)

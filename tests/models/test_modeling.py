@@ -81,7 +81,7 @@ class Wrapper(PreTrainedModel):
 
 
 def gmail_config(**fields):
-    return GmailConfig.from_clip_config(clip_config(), **fields)
+    return GmailConfig.from_base_config(clip_config(), **fields)
 
 
 def nested_from_saved(tmp_path):

@@ -106,7 +106,7 @@ def base_projection(model, processor, pairs):
 
 
 def activation(model, processor, pairs):
-    twin = GmailCLIPModel(GmailConfig.from_clip_config(clip_config(hidden_act="gelu"))).eval()
+    twin = GmailCLIPModel(GmailConfig.from_base_config(clip_config(hidden_act="gelu"))).eval()
     twin.load_state_dict(model.state_dict())
     return twin, processor, pairs
 

@@ -116,7 +116,7 @@ def plot_pairs(
         real: PIL images, one per caption. None if there are none. All are drawn, so pass at most about two dozen.
         generated: the image generated from each caption, or a list of several (the paper's Figure 2 shows five). None
             if there are none.
-        captions: texts of one line or two, each of which may take two lines of the sheet.
+        captions: texts of one or two lines. Each line may take two lines of the sheet.
         columns: number of captions per row.
 
     Raises:

@@ -1,7 +1,5 @@
 """Configurations of models with branches on CLIP."""
 
-from typing import Any
-
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, CLIPVisionConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -47,8 +45,3 @@ class GmailConfig(ImageTextFields, CLIPConfig):
     }
 
     vision_config: dict | GmailVisionConfig | None = None
-
-    @classmethod
-    def from_clip_config(cls, config: CLIPConfig, **fields: Any) -> "GmailConfig":
-        """The same as `from_base_config`."""
-        return cls.from_base_config(config, **fields)
