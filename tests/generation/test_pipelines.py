@@ -90,6 +90,7 @@ def test_other_weights_are_another_revision(make_args, pipeline_folder, tmp_path
     [
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"shard_size": 0}, "`shard_size` must be at least 1"),
+        ({"ray_workers": 0}, "`ray_workers` must be at least 1"),
         ({"image_size": 500}, "`image_size` must be a multiple of 8"),
         ({"dtype": "int8"}, "`dtype` must be one of"),
         ({"real_images": "copy"}, "`real_images` must be one of"),

@@ -10,7 +10,7 @@ import pytest
 
 from gmail_hf.commands.bundled import make_job, synthesize
 from gmail_hf.generation import shards
-from gmail_hf.generation.engines import generate_if_free
+from gmail_hf.generation.engines import ShardWorker
 from gmail_hf.training.checks import check_pairs
 from gmail_hf.training.loading import load_pairs
 
@@ -61,7 +61,7 @@ def test_a_shard_that_another_process_has_finished_is_left_alone(make_args):
     job = make_job(make_args(num_captions=16))
     job.open()
     job.folder.shard_path(0).write_bytes(b"finished")
-    assert not generate_if_free(job, object(), 0, None)
+    assert not ShardWorker(job, pipeline=object())(0)
     assert job.folder.shard_path(0).read_bytes() == b"finished"
 
 

@@ -121,3 +121,10 @@ def test_shard_of_another_process_is_waited_for(make_args, monkeypatch):
     monkeypatch.setattr(engines.time, "sleep", sleep)
     synthesize(make_args(num_captions=16))
     assert waits == [set()] and job.folder.finished() == {0}
+
+
+@pytest.mark.slow
+def test_ray_equals_one_process(whole, make_args, tmp_path):
+    pytest.importorskip("ray")
+    synthesize(make_args(ray_workers=2))
+    assert shards(tmp_path / "out") == shards(whole)

@@ -98,7 +98,7 @@ def make_job(args: SynthesisArguments) -> job.Job:
 
 def synthesize(args: SynthesisArguments, pipeline: Any = None) -> ShardFolder:
     """As [`generation.synthesize`], with [`make_job`]."""
-    return engines.synthesize(args, pipeline, make_job(args))
+    return engines.synthesize(args, pipeline, make_job)
 
 
 def conversations(rows: Dataset, image_column: str, name: str, **options: Any) -> Conversations:

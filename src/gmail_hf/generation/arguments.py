@@ -108,6 +108,9 @@ class SynthesisArguments:
     verify: bool = field(
         default=False, metadata={"help": "First check the digests of finished shards against the manifest."}
     )
+    ray_workers: int | None = field(
+        default=None, metadata={"help": 'Run on this number of Ray workers. Needs pip install "gmail-hf[ray]".'}
+    )
     captions_license: str | None = field(
         default=None, metadata={"help": "Licence of the captions for the card, as an identifier of the Hub."}
     )
@@ -117,6 +120,8 @@ class SynthesisArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.ray_workers is not None and self.ray_workers < 1:
+            raise ValueError(f"`ray_workers` must be at least 1, got {self.ray_workers}.")
         if self.image_size is not None and (self.image_size < 8 or self.image_size % 8):
             raise ValueError(f"`image_size` must be a multiple of 8, got {self.image_size}.")
         _choice("real_images", self.real_images, (None, "keep", "reference", "drop"))

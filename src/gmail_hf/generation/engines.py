@@ -1,7 +1,10 @@
-"""Generates all shards in one process, under accelerate or torchrun, or in Slurm arrays."""
+"""Generates all shards in one process, under accelerate or torchrun, in Slurm arrays, or on Ray."""
 
 import os
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -26,7 +29,62 @@ PNG_SHARE, JPEG_SHARE = 0.8, 0.3
 logger = logging.get_logger(__name__)
 
 
-def synthesize(args: SynthesisArguments, pipeline: Any = None, job: Job | None = None) -> ShardFolder:
+class ShardWorker:
+    """
+    Generates the shards of a job in one process. The pipeline is loaded once.
+
+    Args:
+        job ([`Job`]): the job, whose folder is open.
+        pipeline: the pipeline of the job's generator, if it is already loaded.
+    """
+
+    def __init__(self, job: Job, pipeline: Any = None):
+        self.job = job
+        self._pipeline = pipeline
+
+    @property
+    def pipeline(self) -> Any:
+        """The pipeline, loaded on first use, so that a run with nothing to do loads nothing."""
+        if self._pipeline is None:
+            self._pipeline = self.job.generator.load(device_of_process())
+            self._check_disk()
+        return self._pipeline
+
+    def _check_disk(self) -> None:
+        """Refuse to start a run that would fill the disk, by an upper estimate."""
+        job = self.job
+        size = job.settings["image_size"] or native_size(self._pipeline)
+        share = PNG_SHARE if job.settings["image_format"] == "png" else JPEG_SHARE
+        row_bytes = size * size * 3 * share
+        if job.captions.real_images == "keep":
+            cells = [job.captions.real_image(index) for index in range(min(8, len(job.captions)))]
+            row_bytes += sum(len(cell["bytes"]) for cell in cells if cell) / len(cells)
+        rows = sum(len(job.folder.rows(shard)) for shard in job.pending())
+        check_free_disk(job.folder.path, int(rows * row_bytes))
+
+    def __call__(self, shard: int, on_batch: Callable[[int], None] = lambda images: None) -> bool:
+        """Generate a shard unless it is finished or locked by another process. Return whether this process did."""
+        job = self.job
+        lock = job.folder.lock(shard)
+        if lock is None:
+            return False
+        try:
+            if job.folder.shard_path(shard).exists():
+                return False
+            settings = job.settings | {"gmail_hf_version": __version__}
+            rows = job.folder.rows(shard)
+            table = generate_shard(self.pipeline, job.captions, rows, settings, job.generator.call, on_batch)
+            job.folder.write(shard, table)
+        finally:
+            lock.release()
+        return True
+
+
+def synthesize(
+    args: SynthesisArguments,
+    pipeline: Any = None,
+    resolve: Callable[[SynthesisArguments], Job] = make_job,
+) -> ShardFolder:
     """
     Generate the pairs of `args` that do not exist yet.
 
@@ -38,7 +96,7 @@ def synthesize(args: SynthesisArguments, pipeline: Any = None, job: Job | None =
     Args:
         args ([`SynthesisArguments`]): settings of the run.
         pipeline: the pipeline of `args.generator`, if it is already loaded.
-        job: the job of `args`, by default the result of [`make_job`].
+        resolve: creates the job from `args`. Ray workers also call it, so it must be a function that can be pickled.
 
     Returns:
         [`ShardFolder`] in which all shards of `args.shard_range` are finished.
@@ -49,7 +107,7 @@ def synthesize(args: SynthesisArguments, pipeline: Any = None, job: Job | None =
         FileExistsError: `args.output_dir` was generated with other settings.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    job = make_job(args) if job is None else job
+    job = resolve(args)
     job.open()
     folder, shards, pending = job.folder, job.shards, job.pending()
     if args.verify and rank == 0:
@@ -61,51 +119,71 @@ def synthesize(args: SynthesisArguments, pipeline: Any = None, job: Job | None =
         return folder
     if rank == 0 and len(pending) < len(shards):
         logger.warning(f"{len(shards) - len(pending)} of {len(shards)} shards are finished; generating the others.")
-    pipeline = job.generator.load(device_of_process()) if pipeline is None else pipeline
-    _check_disk(job, pipeline)
-    with _Progress(job, disable=rank != 0) as progress:
-        while pending := job.pending():
-            # Each rank starts with its own share, so that ranks rarely try the same shard.
-            pending = pending[rank::world_size] + [s for i, s in enumerate(pending) if i % world_size != rank]
-            made = [generate_if_free(job, pipeline, shard, progress) for shard in pending]
-            if not any(made):
-                # Other processes have the remaining shards. If one dies, its lock is released: try its shard again.
-                time.sleep(POLL_SECONDS)
-                progress.refresh()
+    if args.ray_workers:
+        args = replace(args, output_dir=os.path.abspath(args.output_dir))  # workers may run in another folder
+        _run_on_ray(partial(resolve, args), job, args.ray_workers)
+    else:
+        _run_here(ShardWorker(job, pipeline), rank, world_size)
     if rank == 0:
         _write_sheet(folder)
     return folder
 
 
-def generate_if_free(job: Job, pipeline: Any, shard: int, progress: "_Progress") -> bool:
-    """Generate a shard unless it is finished or locked by another process. Return whether this process did."""
-    lock = job.folder.lock(shard)
-    if lock is None:
-        return False
+def _run_here(worker: ShardWorker, rank: int, world_size: int) -> None:
+    job = worker.job
+    _ = worker.pipeline  # load before the progress bar starts its timer
+    with _Progress(job, disable=rank != 0) as progress:
+        while pending := job.pending():
+            # Each rank starts with its own share, so that ranks rarely try the same shard.
+            pending = pending[rank::world_size] + [s for i, s in enumerate(pending) if i % world_size != rank]
+            made = False
+            for shard in pending:
+                if worker(shard, progress.add):
+                    progress.refresh()
+                    made = True
+                    if shard == 0:
+                        _write_sheet(job.folder)
+            if not made:
+                # Other processes have the remaining shards. If one dies, its lock is released: try its shard again.
+                time.sleep(POLL_SECONDS)
+                progress.refresh()
+
+
+def _run_on_ray(resolve: Callable[[], Job], job: Job, num_workers: int) -> None:
+    """Let Ray assign shards to free workers, and shards of a lost node to another node."""
     try:
-        if job.folder.shard_path(shard).exists():
-            return False
-        settings = job.settings | {"gmail_hf_version": __version__}
-        rows, call = job.folder.rows(shard), job.generator.call
-        job.folder.write(shard, generate_shard(pipeline, job.captions, rows, settings, call, progress.add))
-    finally:
-        lock.release()
-    progress.refresh()
-    if shard == 0:
-        _write_sheet(job.folder)
-    return True
+        import ray.data
+    except ImportError as error:
+        raise ImportError('The Ray engine needs Ray: pip install "gmail-hf[ray]"') from error
+    import torch
 
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
 
-def _check_disk(job: Job, pipeline: Any) -> None:
-    """Refuse to start a run that would fill the disk, by an upper estimate."""
-    size = job.settings["image_size"] or native_size(pipeline)
-    share = PNG_SHARE if job.settings["image_format"] == "png" else JPEG_SHARE
-    row_bytes = size * size * 3 * share
-    if job.captions.real_images == "keep":
-        cells = [job.captions.real_image(index) for index in range(min(8, len(job.captions)))]
-        row_bytes += sum(len(cell["bytes"]) for cell in cells if cell) / len(cells)
-    rows = sum(len(job.folder.rows(shard)) for shard in job.pending())
-    check_free_disk(job.folder.path, int(rows * row_bytes))
+    class RayWorker(ShardWorker):
+        def __init__(self, resolve: Callable[[], Job]):
+            super().__init__(resolve())
+            self.job.open()  # another node may have a different generator with the same name
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            for shard in batch["item"].tolist():
+                super().__call__(shard)
+            return batch
+
+    pending = job.pending()
+    made = ray.data.from_items(pending, override_num_blocks=len(pending)).map_batches(
+        RayWorker,
+        batch_size=1,
+        fn_constructor_args=(resolve,),
+        concurrency=num_workers,
+        num_gpus=1 if torch.cuda.is_available() else 0,
+    )
+    with _Progress(job) as progress:
+        for _ in made.iter_batches(batch_size=1):
+            progress.refresh()
+    left = job.pending()
+    if left:
+        raise RuntimeError(f"Processes outside this run are generating shards {left[:5]}: wait for them to finish.")
 
 
 class _Progress:
