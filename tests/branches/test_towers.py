@@ -1,8 +1,11 @@
 """Branches on every kind of vision tower, by `attach_branches`: what must hold whatever the architecture."""
 
 import copy
+import io
+import pickle
 import threading
 
+import dill
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -238,3 +241,15 @@ def test_the_tower_is_found_or_asked_for():
         attach_branches(make("clip").text_model)
     assert attach_branches(make("clip")).tower == "vision_model"
     assert attach_branches(make("vit")).tower == ""
+
+
+def test_pickled_and_loaded(case):
+    """By pickle (torch.multiprocessing), dill (`Dataset.map`) and torch; classes made at run time are made again."""
+    _, tower, owner, name = case
+    expected, file = pooled(tower, name, modality=NAMES), io.BytesIO()
+    torch.save(owner, file)
+    file.seek(0)
+    twins = pickle.loads(pickle.dumps(owner)), dill.loads(dill.dumps(owner)), torch.load(file, weights_only=False)
+    for twin in map(tower_of, twins):
+        assert type(twin) is type(tower) and type(twin.config) is type(tower.config)
+        assert torch.equal(pooled(twin, name, modality=NAMES), expected)

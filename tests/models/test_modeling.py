@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -397,9 +398,11 @@ def test_from_clip_passes_dtype_and_revision_on(clip_folder):
     assert base_dtypes(model) == {torch.bfloat16}
 
 
-def test_deepcopy_and_state_dict_keep_clip_names(model):
-    twin = copy.deepcopy(model)
-    assert torch.equal(embeds(twin, pixels(2), "gen"), embeds(model, pixels(2), "gen"))
+def test_copies_and_state_dict_keep_clip_names(model):
+    model.add_text_lora()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(twin.text_model) is type(model.text_model)
+        assert torch.equal(embeds(twin, pixels(2), "gen"), embeds(model, pixels(2), "gen"))
     assert set(make_clip().state_dict()) <= set(model.state_dict())
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -225,3 +226,10 @@ def test_what_would_lose_branches_is_refused(tmp_path):
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="Restrict `target_modules` to the language model"):
         save_branches(wrapped, tmp_path / "lost")
+
+
+def test_pickled_and_loaded(case):
+    _, branched, vlm = case
+    twin = pickle.loads(pickle.dumps(branched))
+    assert type(twin) is type(branched)
+    assert torch.equal(logits(twin, vlm, modality=NAMES), logits(branched, vlm, modality=NAMES))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import TEXT_ADAPTER, AdapterFields
-from .routing import change_class, route_modules
+from .routing import change_class, pickled_as, route_modules
 from .tower import AdaptedText, BranchedTower, keywords_of
 
 # Names of the vision tower in models of transformers.
@@ -53,12 +53,12 @@ def find_tower(model: nn.Module, tower: str | None = None) -> tuple[str, nn.Modu
 
 @cache
 def _tower_class(base: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Gmail{base.__name__}", (BranchedTower, base), {})
+    return type(f"Gmail{base.__name__}", (BranchedTower, base), pickled_as(_tower_class, base))
 
 
 @cache
 def _text_class(base: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Gmail{base.__name__}", (AdaptedText, base), {})
+    return type(f"Gmail{base.__name__}", (AdaptedText, base), pickled_as(_text_class, base))
 
 
 def attach_to_tower(tower: nn.Module, fields: AdapterFields, tower_class: type[nn.Module] | None = None) -> None:

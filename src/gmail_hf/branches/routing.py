@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -59,7 +60,23 @@ def change_class(module: nn.Module, new: type[nn.Module]) -> None:
 @cache
 def with_mixin(mixin: type, base: type[nn.Module]) -> type[nn.Module]:
     """A subclass with a mixin. It keeps the name of `base`, by which transformers and FSDP find a model's layers."""
-    return type(base.__name__, (mixin, base), {"__module__": base.__module__, "__qualname__": base.__qualname__})
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, **pickled_as(with_mixin, mixin, base)}
+    return type(base.__name__, (mixin, base), names)
+
+
+def pickled_as(make: Callable[..., type], *args: type) -> dict[str, Callable]:
+    """Attributes of the class `make(*args)`, by which pickle, which only finds classes of a module, makes it again."""
+
+    def __reduce_ex__(self: Any, protocol: int) -> tuple:
+        # By name, because dill copies a cached function, and the copy would make another class.
+        return _new, (make.__module__, make.__qualname__, *args), *object.__reduce_ex__(self, protocol)[2:]
+
+    return {"__reduce_ex__": __reduce_ex__}
+
+
+def _new(module: str, make: str, *args: type) -> Any:
+    made = getattr(import_module(module), make)(*args)
+    return made.__new__(made)
 
 
 class LoRAAdapter(nn.Module):

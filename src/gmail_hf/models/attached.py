@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from ..branches.attach import find_tower, target_layers
 from ..branches.configuration import AdapterFields
 from ..branches.peft_folders import check_base, has_adapter, read_adapter, read_signature, write_adapter
-from ..branches.routing import RoutedLinear
+from ..branches.routing import RoutedLinear, pickled_as
 from ..branches.tower import BranchedTower, Modality, is_adapter_weight
 from ..publishing.hub import hub_kwargs
 from .loading import adapter_files
@@ -321,12 +321,15 @@ def _attach(model: PreTrainedModel, fields: dict[str, Any], tower: str | None) -
 
 
 @cache
+def _config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    kind = f"{ATTACHED}{base.model_type}"
+    fields = {"model_type": kind, "base_config_class": base, "__module__": __name__, **pickled_as(_config_class, base)}
+    return strict(type(f"Gmail{base.__name__}", (VisionFields, base), fields))
+
+
+@cache
 def _tower_class(base: type[PreTrainedModel]) -> type[AttachedTower]:
-    base_config = base.config_class
-    kind = f"{ATTACHED}{base_config.model_type}"
-    fields = {"model_type": kind, "base_config_class": base_config, "__module__": __name__}
-    config = strict(type(f"Gmail{base_config.__name__}", (VisionFields, base_config), fields))
-    names = {"config_class": config, "base_class": base, "__module__": __name__}
+    names = {"config_class": _config_class(base.config_class), "base_class": base, "__module__": __name__}
     if "add_pooling_layer" in inspect.signature(base.__init__).parameters:
         names["base_kwargs"] = property(lambda self: {"add_pooling_layer": getattr(self, "pooler", None) is not None})
-    return type(f"Gmail{base.__name__}", (AttachedTower, base), names)
+    return type(f"Gmail{base.__name__}", (AttachedTower, base), names | pickled_as(_tower_class, base))
