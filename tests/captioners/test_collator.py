@@ -141,3 +141,18 @@ def test_other_embeddings_are_refused_on_resume(gmail_folder, text_folders, tmp_
     seal(tmp_path / "checkpoint-2")
     with pytest.raises(ValueError, match="lacks image_embeds_sample.safetensors"):
         run(embeds, 3, resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("language_model", "sentence"),
+    [
+        ("org/gpt", "is a fine-tuned version of [org/gpt](https://huggingface.co/org/gpt) on the org/pairs dataset."),
+        ("a-local-folder", "is trained on the org/pairs dataset."),
+    ],
+)
+def test_the_card_names_the_language_model_or_nothing(gpt2_captioner, tmp_path, language_model, sentence):
+    gpt2_captioner.config.text_config.name_or_path = language_model
+    trainer(gpt2_captioner, tmp_path).create_model_card(dataset="org/pairs", model_name="captioner")
+    card = (tmp_path / "README.md").read_text()
+    assert f"This model {sentence}" in card
+    assert ("base_model: org/gpt" in card) == (language_model == "org/gpt")

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..files import write_file
+from ..publishing.provenance import on_hub
 from ..training.safe_trainer import SafeTrainer
 
 SAMPLE_NAME, SAMPLE_ROWS = "image_embeds_sample.safetensors", 64
@@ -35,6 +37,15 @@ class CaptionTrainer(SafeTrainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save and output_dir and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR):
             save_file({"image_embeds": self._sample()}, Path(output_dir, SAMPLE_NAME))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As in `Trainer`, with the language model as the base if it is on the Hub; a captioner has no name itself."""
+        base = self.model.config.text_config.name_or_path
+        super().create_model_card(*args, **{"finetuned_from": base if on_hub(base) else None, **kwargs})
+        if self.is_world_process_zero():
+            card = Path(self.args.output_dir, "README.md")
+            nameless = "a fine-tuned version of [](https://huggingface.co/) on"
+            write_file(card, card.read_text(encoding="utf-8").replace(nameless, "trained on"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         file = Path(resume_from_checkpoint, SAMPLE_NAME)
