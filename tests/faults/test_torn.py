@@ -6,6 +6,7 @@ import pytest
 from tiny import assert_equal, make_model, make_pairs, weights
 from tiny_pipeline import command_line, make_pipeline
 
+from gmail_hf import GmailCLIPModel
 from gmail_hf.commands import cli
 from gmail_hf.training import embeddings
 from gmail_hf.training.embeddings import cached_embeds, embeds_array
@@ -46,6 +47,15 @@ def test_training_resumes_from_the_last_whole_checkpoint(train, tmp_path, caplog
     assert "checkpoint-4': trainer_state.json has 10 instead of" in caplog.text
     assert [damage(path) for path in checkpoints(run)] == [None] * 3
     assert_equal(weights(resumed), whole_state)
+
+
+@pytest.mark.parametrize("size", [0, 100, -2])
+def test_a_model_whose_saving_was_killed_is_refused(train, tmp_path, size):
+    train(max_steps=1).save_model()
+    file = tmp_path / "run" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(OSError, match=r"model.safetensors is incomplete .*--resume_from_checkpoint true"):
+        GmailCLIPModel.from_pretrained(tmp_path / "run")
 
 
 def test_a_shard_that_was_changed_is_named_and_can_be_restored(pairs_file, tmp_path, capsys, caplog):

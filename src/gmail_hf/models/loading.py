@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
@@ -83,7 +83,7 @@ def check_checkpoint(source: str | os.PathLike, **hub: Any) -> None:
         hub: `revision`, `token`, `cache_dir` and other arguments for downloads.
 
     Raises:
-        OSError: the weights exist only as a pickle; the message shows how to convert them.
+        OSError: the weights are incomplete, or exist only as a pickle; the message shows the remedy.
         ValueError: config.json has implausible sizes, the index names files in other folders, or weights are integers.
     """
 
@@ -110,8 +110,14 @@ def check_checkpoint(source: str | os.PathLike, **hub: Any) -> None:
             raise ValueError(f"{index} names files that are not next to it: {some(outside)}.")
     for name in files:
         if path := found(name):
-            with safe_open(path, framework="pt") as tensors:
-                integers = [key for key in tensors.keys() if "F" not in tensors.get_slice(key).get_dtype()]
+            try:
+                with safe_open(path, framework="pt") as tensors:
+                    integers = [key for key in tensors.keys() if "F" not in tensors.get_slice(key).get_dtype()]
+            except SafetensorError as error:
+                raise OSError(
+                    f"{path} is incomplete ({error}): a training was killed while it saved its model, or a download "
+                    "was cut. Resume the training with --resume_from_checkpoint true, or download or save it again."
+                ) from error
             integers = [key for key in integers if not key.endswith("position_ids")]  # in early CLIPs
             if integers:
                 raise ValueError(f"{path} has weights that are not floating-point numbers: {some(integers)}.")
