@@ -217,6 +217,16 @@ def test_ifcap_retrieves_from_the_training_captions(ifcap, folders, pairs, tmp_p
     assert written == [json.loads(line)["caption"] for line in lines]
 
 
+def test_disk_is_checked_for_the_bank_of_each_checkpoint(ifcap, tmp_path, monkeypatch):
+    needed = []
+    monkeypatch.setattr(loading, "check_free_disk", lambda path, size: needed.append(size))
+    ifcap("out")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    once = bytes_of_checkpoints(model, TrainingArguments(str(tmp_path), save_strategy="no", use_cpu=True))
+    embeds = model.caption_bank.embeds
+    assert needed == [(once + embeds.numel() * 4) * 3]  # two checkpoints and the final model
+
+
 def test_ifcap_on_text_alone_reads_no_image_and_resumes(ifcap, pairs, tmp_path):
     whole = ifcap("whole", "--text_only", "true", "--image_column", "none")
     ifcap("part", "--text_only", "true")

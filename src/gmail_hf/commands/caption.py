@@ -169,7 +169,10 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     )
     if model_args.freeze_text_model:
         model.freeze_text_model()
-    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args, len(train_pairs)))
+    # Each checkpoint has a bank: float32 embeddings of the distinct captions; its texts add a twentieth.
+    bank = len(set(train_pairs["caption"])) * model.config.vision_config.projection_dim * 4 if retrieves else 0
+    needed = bytes_of_checkpoints(model, training_args, len(train_pairs), bank)
+    check_free_disk(training_args.output_dir, needed)
     gmail = GmailCLIPModel.from_pretrained(name, revision=model_args.model_revision).to(training_args.device)
     gmail.vision_model.check_modalities([data_args.modality, "real"])
     processor = load_processor(name, model_args.model_revision)

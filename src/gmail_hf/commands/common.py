@@ -184,16 +184,17 @@ def load_processor(name: str, revision: str | None = None) -> Any:
         return AutoProcessor.from_pretrained(base, revision=config.base_model_revision or "main")
 
 
-def bytes_of_checkpoints(model: Any, args: "TrainingArguments", num_examples: int = 1) -> int:
+def bytes_of_checkpoints(model: Any, args: "TrainingArguments", num_examples: int = 1, bank: int = 0) -> int:
     """
     Estimate the size of all checkpoints that a run keeps: the model, and two float32 moments per trained weight.
 
     Args:
         model, args: model and arguments of the run.
         num_examples: rows per epoch. By default, an epoch counts as one step.
+        bank: bytes of other data in each checkpoint, such as IFCap's bank.
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    size = model.num_parameters() * model.dtype.itemsize + 2 * trained * 4
+    size = model.num_parameters() * model.dtype.itemsize + 2 * trained * 4 + bank
     saves = _num_saves(args, num_examples)
     return size * (min(saves, args.save_total_limit or saves) + 1)
 
