@@ -396,17 +396,3 @@ def test_cost_of_a_step(clip_folder, arguments):
     expected = 2 * (4 * (first + last) + 4 * 4 * (3 * 8 * 8) * width + 4 * width * dim + 4 * 4 * dim)
     assert 1.0 <= forward / expected < 1.05  # not all kernels of attention are counted
     assert cost["peak_memory_bytes"] > 10**8
-
-
-def test_tensorboard_logs_in_the_output_folder_from_the_first_evaluation(
-    clip_folder, arguments, tmp_path, monkeypatch
-):
-    pytest.importorskip("tensorboard")
-    monkeypatch.chdir(tmp_path)
-    args = arguments(report_to="tensorboard", output_dir="run")
-    trainer = GmailTrainer(
-        make_model(clip_folder), args, make_pairs(8), make_pairs(8), processing_class=make_processor()
-    )
-    trainer.evaluate()
-    trainer.train()
-    assert {path.parents[2] for path in tmp_path.rglob("events.out.*")} == {tmp_path / "run"}

@@ -89,6 +89,9 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
     on_bad_image: str = field(
         default="skip", metadata={"help": "'skip' skips pairs with an unreadable image; 'error' raises an error."}
     )
+    log_figures: bool = field(
+        default=False, metadata={"help": "Log figures of evaluation pairs and their embeddings to --report_to."}
+    )
 
     def __post_init__(self) -> None:
         if self.per_device_eval_batch_size is None:  # values of Eq. 1 are comparable only for the same batch size

@@ -25,6 +25,7 @@ from ..models.base import GmailModel, GmailOutput, text_options
 from ..publishing.model_cards import write_card
 from ..publishing.provenance import PROVENANCE, name_pairs, provenance, weights_digest
 from .arguments import GmailTrainingArguments
+from .callbacks import FiguresCallback
 from .checks import check_for_training
 from .data import GmailCollator
 from .losses import gmail_loss
@@ -145,6 +146,8 @@ class GmailTrainer(SafeTrainer):
             **kwargs,
         )
         self.add_callback(EpochCallback())
+        if args.log_figures:
+            self.add_callback(FiguresCallback(self.callback_handler.callbacks, eval_dataset))
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.skipped_pairs = 0  # in all processes and before resuming, as of the last log
         self._skipped = self._skipped_before = 0
