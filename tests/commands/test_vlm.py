@@ -140,7 +140,7 @@ def test_lora_saves_adapter_and_merged_model(common, tmp_path, caplog):
     more = [*without_text_model(common), "--llava", str(part), "--output_dir", str(tmp_path / "more")]
     with caplog.at_level(logging.INFO, logger="gmail_hf"):
         vlm.main(more)
-    assert f"The vision tower is that of '{part}', not of --model." in caplog.messages
+    assert f"Using the vision tower of '{part}', not that of --model." in caplog.messages
     trained = weights(tmp_path / "more")
     changed = {name for name in trained if not torch.equal(trained[name], resumed[name])}
     assert changed == {name for name in trained if "multi_modal_projector" in name}
@@ -149,9 +149,9 @@ def test_lora_saves_adapter_and_merged_model(common, tmp_path, caplog):
     vlm.main([*more[:-1], str(tmp_path / "adapted"), *lora, "--max_steps=1"])
     config = json.loads((tmp_path / "adapted" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(part)
-    with pytest.raises(ValueError, match=r"checkpoint-4' was written by --train projector: resume it with that"):
+    with pytest.raises(ValueError, match=r"checkpoint-4' was written with --train projector: add it to resume"):
         vlm.main([*more, "--train=projector+lora", "--resume_from_checkpoint=true"])
-    with pytest.raises(ValueError, match=r"checkpoint-4' was written by --train projector\+lora"):
+    with pytest.raises(ValueError, match=r"checkpoint-4' was written with --train projector\+lora"):
         vlm.main([*common, "--output_dir", str(part), "--resume_from_checkpoint=true"])
 
 
@@ -231,8 +231,8 @@ def test_unreadable_real_images_are_not_asked_about(pairs, gmail, tmp_path, capl
     told = predictions(tmp_path / "out")
     assert [line["row"] for line in told] == [0] * 5 + [2] * 5 + [3] * 5
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text()) == metrics
-    assert sum("row 1, is not asked about" in message for message in caplog.messages) == 5
-    assert "5 of 20 questions were not asked: scores leave them out." in caplog.messages
+    assert sum("row 1, is skipped" in message for message in caplog.messages) == 5
+    assert "5 of 20 questions were skipped. The scores do not include them." in caplog.messages
 
 
 @pytest.mark.parametrize("bad", ["train", "validation"])
@@ -300,7 +300,7 @@ def test_mistakes_are_told_before_training(common, tmp_path, options, message):
 
 
 def test_no_language_model(common, tmp_path):
-    with pytest.raises(ValueError, match="Give --llava or --text_model"):
+    with pytest.raises(ValueError, match="Pass the language model with --llava or --text_model"):
         vlm.main([*without_text_model(common), "--output_dir", str(tmp_path)])
 
 

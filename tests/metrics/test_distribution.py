@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gmail_hf.metrics import cmmd, density_coverage, distribution
+from gmail_hf.metrics import cmmd, density_coverage
 
 
 def test_cmmd_of_a_hand_worked_set():
@@ -24,7 +24,7 @@ def test_density_and_coverage_of_a_hand_worked_set():
 
 
 def test_against_direct_implementations(monkeypatch):
-    monkeypatch.setattr(distribution, "BLOCK", 7)
+    monkeypatch.setattr("gmail_hf.metrics._checks.BLOCK", 7)
     rng = np.random.default_rng(0)
     generated, real = rng.normal(0.2, 1, (25, 6)), rng.normal(0, 1, (31, 6))
     one, two = (array / np.linalg.norm(array, axis=1, keepdims=True) for array in (generated, real))

@@ -10,7 +10,6 @@ from gmail_hf.metrics import (
     recall_at_k,
     retrieval_ranks,
 )
-from gmail_hf.metrics import ranks as ranks_module
 
 
 def unit(array):
@@ -54,7 +53,7 @@ def test_ids_and_blocks_agree_with_the_whole_matrix(monkeypatch):
     queries, gallery = rng.normal(size=(37, 8)), rng.normal(size=(23, 8))
     query_ids, gallery_ids = rng.integers(0, 5, 37), np.arange(23) % 5
     expected = ranks_from_similarity(unit(queries) @ unit(gallery).T, query_ids[:, None] == gallery_ids[None, :])
-    monkeypatch.setattr(ranks_module, "BLOCK", 4)  # both sets in several blocks, the last ones smaller
+    monkeypatch.setattr("gmail_hf.metrics._checks.BLOCK", 4)  # both sets in several blocks, the last ones smaller
     names = np.array(["ant", "bee", "cat", "dog", "eel"])
     assert retrieval_ranks(queries, gallery, query_ids, gallery_ids).tolist() == expected.tolist()
     assert retrieval_ranks(queries, gallery, names[query_ids], names[gallery_ids]).tolist() == expected.tolist()
@@ -112,7 +111,7 @@ def test_ranks_of_images_once_or_once_a_caption():
 @pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-3, 1e-6])
 def test_blocks_in_float32_rank_as_float64_does(monkeypatch, dtype, spread):
     # The smaller the spread, the more similarities lie closer together than float32 tells apart.
-    monkeypatch.setattr(ranks_module, "BLOCK", 64)
+    monkeypatch.setattr("gmail_hf.metrics._checks.BLOCK", 64)
     rng = np.random.default_rng(4)
     images = (rng.normal(size=(1, 48)) + spread * rng.normal(size=(90, 48))).astype(dtype)
     owner = np.repeat(np.arange(90), 3)
@@ -126,7 +125,7 @@ def test_blocks_in_float32_rank_as_float64_does(monkeypatch, dtype, spread):
 
 
 def test_captions_of_few_words_are_answers_for_many_images(monkeypatch):
-    monkeypatch.setattr(ranks_module, "BLOCK", 4)
+    monkeypatch.setattr("gmail_hf.metrics._checks.BLOCK", 4)
     rng = np.random.default_rng(7)
     images, texts, caption_ids = rng.normal(size=(30, 5)), rng.normal(size=(30, 5)), rng.integers(0, 3, 30)
     ranks = image_text_ranks(images, texts, np.arange(30), caption_ids)
@@ -157,7 +156,7 @@ def test_copies_tie_whatever_their_place():
 
 
 def test_memory_does_not_grow_with_the_captions(monkeypatch):
-    monkeypatch.setattr(ranks_module, "BLOCK", 256)
+    monkeypatch.setattr("gmail_hf.metrics._checks.BLOCK", 256)
     rng = np.random.default_rng(6)
     peaks = {}
     for captions in (4_000, 40_000):

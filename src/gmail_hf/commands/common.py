@@ -81,6 +81,47 @@ class PairArguments:
         return f"Split '{split}' of '{self.dataset}'"
 
 
+@dataclass
+class MeasuringArguments:
+    """Options of a command that embeds pairs with a model."""
+
+    _argument_group_name = "model and data"
+
+    model: str | None = option("Hub id or folder of a base or of a model with branches, or digits.")
+    model_revision: str | None = option(REVISION)
+    dataset: str = option(PAIRS, "digits")
+    dataset_config: str | None = option("Configuration of a data set on the Hub.")
+    dataset_revision: str | None = option("Revision of --dataset on the Hub.")
+    split: str = option("Split of --dataset.", "train")
+    real_image_column: str = option("Column with the real images.", "real_image")
+    generated_image_column: str = option("Column with the generated images.", "generated_image")
+    caption_column: str = option("Column with the captions.", "caption")
+    image_id_column: str = option("Column with the ids of the real images.", "image_id")
+    batch_size: int = option("Images per forward pass.", 64)
+    device: str | None = option("Device. Defaults to the GPU if there is one.")
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            if self.dataset != "digits":
+                raise ValueError(f"Pass the model to embed the images of '{self.dataset}' with --model.")
+            self.model = "digits"
+
+    def load_pairs(self, max_samples: int | None = None) -> "Dataset":
+        """Load the pairs, see [`bundled.load_pairs`]."""
+        from ..training.data import PAIR_COLUMNS
+        from .bundled import load_pairs
+
+        columns = {name: getattr(self, f"{name}_column") for name in PAIR_COLUMNS}
+        return load_pairs(self.dataset, self.split, self.dataset_config, self.dataset_revision, columns, max_samples)
+
+    def load_model(self, name: str, revision: str | None = None) -> tuple[Any, Any]:
+        """Load a model in evaluation mode on the device, and its processor, see [`load_two_branches`]."""
+        import torch
+
+        model, processor = load_two_branches(name, revision, dtype=torch.float32)
+        return model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+
+
 def hold_output_dir(args: Any) -> None:
     """
     Lock `args.output_dir` as long as `args` is in use.

@@ -21,55 +21,31 @@ from typing import Any
 
 from ..files import write_file
 from .cli import run
-from .common import PAIRS, REVISION, load_two_branches, logger
+from .common import MeasuringArguments, logger
 from .options import option, parse
 
 
 @dataclass
-class DiagnosisArguments:
+class DiagnosisArguments(MeasuringArguments):
     _argument_group_name = "diagnosis"
 
-    model: str | None = option("Hub id or folder of a base or of a model with branches, or digits.")
-    model_revision: str | None = option(REVISION)
-    dataset: str = option(PAIRS, "digits")
-    dataset_config: str | None = option("Configuration of a data set on the Hub.")
-    dataset_revision: str | None = option("Revision of --dataset on the Hub.")
-    split: str = option("Split of --dataset.", "train")
-    real_image_column: str = option("Column with the real images.", "real_image")
-    generated_image_column: str = option("Column with the generated images.", "generated_image")
-    caption_column: str = option("Column with the captions.", "caption")
-    image_id_column: str = option("Column with the ids of the real images.", "image_id")
     label_column: str | None = option("Column with classes, to measure the cost of the gap.")
     output_dir: str = option("Folder for diagnosis.json and report.html.", "diagnosis")
     max_samples: int = option("Number of pairs to embed, drawn at random.", 2000)
-    batch_size: int = option("Images per forward pass.", 64)
-    device: str | None = option("Device. Defaults to the GPU if there is one.")
     seed: int = option("Seed of the drawn pairs, the halves and the folds.", 0)
-
-    def __post_init__(self) -> None:
-        if self.model is None:
-            if self.dataset != "digits":
-                raise ValueError(f"Pass the base for diagnosing '{self.dataset}' with --model.")
-            self.model = "digits"
 
 
 def main(argv: Sequence[str]) -> dict:
     """Diagnose the pairs, write the JSON and the report, and return the content of the JSON."""
     (args,) = parse(argv, "diagnose", __doc__, (DiagnosisArguments,))
 
-    import torch
-
     from ..evaluation import diagnose, diagnosis_html, environment
     from ..metrics import to_markdown
     from ..training.checks import check_pairs
-    from ..training.data import PAIR_COLUMNS
-    from .bundled import load_pairs
 
-    columns = {name: getattr(args, f"{name}_column") for name in PAIR_COLUMNS}
-    pairs = load_pairs(args.dataset, args.split, args.dataset_config, args.dataset_revision, columns)
+    pairs = args.load_pairs()
     check_pairs(pairs, f"Split '{args.split}' of '{args.dataset}'", with_negatives=False)
-    model, processor = load_two_branches(args.model, args.model_revision, dtype=torch.float32)
-    model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    model, processor = args.load_model(args.model, args.model_revision)
     settings = {name: getattr(args, name) for name in ("label_column", "max_samples", "seed")}
     found = diagnose(model, processor, pairs, batch_size=args.batch_size, **settings)
     recipe = found.pop("recipe")

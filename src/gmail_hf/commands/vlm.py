@@ -1,29 +1,30 @@
 """
 Train LLaVA, or a projector to a language model such as Llama 3, on generated images, then ask about real ones.
 
-The bundled digits, in minutes and without a download (pip install "gmail-hf[digits]"): stage 1 first, then a projector
-from its gen branch to the bundled language model.
+These commands align the gen branch on the bundled digits, then train a projector from this branch to the bundled
+language model. They take minutes, without a download (pip install "gmail-hf[digits]"):
 
     gmail-hf train
     gmail-hf vlm
 
-LLaVA-1.5 with its published settings, on a GMAIL CLIP aligned on LLaVA's own CLIP, ViT-L/14 at 336 px; and Llama 3
-with a new projector (the files are in examples/configs of the repository):
+LLaVA-1.5 with its published settings needs a GMAIL CLIP that was aligned on LLaVA's own CLIP, ViT-L/14 at 336 px.
+Llama 3 needs any GMAIL CLIP and gets a new projector. The files are in examples/configs of the repository:
 
     accelerate launch -m gmail_hf.commands.vlm --config llava_1.5_7b.yaml --model gmail-coco-336 \\
         --dataset org/coco-sd2 --output_dir llava-coco
     accelerate launch -m gmail_hf.commands.vlm --config llama3_8b.yaml --model gmail-coco \\
         --dataset org/coco-sd2 --output_dir llama3-coco
 
-The baselines: --modality real takes generated images for real ones; with --image_column real_image it trains on real
-images, the upper bound. --train chooses between the projector alone and projector+lora, with LoRA on the language
-model; the vision tower stays as stage 1 left it. A data set with a column of conversations in the chat format of
-transformers is trained on these, the bundled digits on questions about the scene, any other on its captions, as
-answers to --question.
+Two baselines train on generated images through the real branch (--modality real), and on real images, the upper bound
+(--modality real --image_column real_image).
 
-Options come from --config, then from the command line, which wins. Without --config and --dataset, --config is
-llava_digits. To continue an interrupted run, add --resume_from_checkpoint true. The output folder holds the whole
-model, for pipeline("image-text-to-text"), and with LoRA its PEFT adapter in adapter/.
+--train projector trains only the projector, --train projector+lora also trains LoRA on the language model. The vision
+tower is frozen. If the data set has a column of conversations in the chat format of transformers, the model trains on
+them. On the bundled digits it trains on questions about the scene, on other data on captions as answers to --question.
+
+Options in the YAML file of --config are overridden by options on the command line. Without --config and --dataset, the
+default is --config llava_digits. To continue an interrupted run, add --resume_from_checkpoint true. The output folder
+gets the complete model, which pipeline("image-text-to-text") loads, and with LoRA also its PEFT adapter in adapter/.
 """
 
 from collections.abc import Sequence
@@ -47,29 +48,31 @@ from .common import (
 from .options import option, parse
 
 PRINTED = 5  # answers shown after training
-PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # the mixed precision that weights of a type train in
+PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # the mixed precision that each --dtype needs
 
 
 @dataclass
 class ModelArguments:
     _argument_group_name = "model"
 
-    model: str = option("A GmailCLIPModel from gmail-hf train, by Hub id or folder.", "gmail-digits")
+    model: str = option("Hub id or folder of a GmailCLIPModel from gmail-hf train.", "gmail-digits")
     model_revision: str | None = option(REVISION)
     llava: str | None = option(
-        "A LLaVA on the same CLIP as --model, or a model from this command, which keeps its own vision tower; by Hub "
-        "id or folder. Its language model replaces --text_model."
+        "Hub id or folder of a LLaVA with the CLIP of --model, or of a model from this command, which keeps its own "
+        "vision tower. Its language model is used instead of --text_model."
     )
-    text_model: str | None = option("A language model for a new projector, or digits, the bundled one.")
+    text_model: str | None = option(
+        "Hub id or folder of a language model, which gets a new projector, or digits, the bundled one."
+    )
     text_model_revision: str | None = option("Revision of --llava or --text_model on the Hub.")
     chat_template: str | None = option("File with a chat template, for a language model without one.")
     train: str = option("What to train.", "projector", choices=("projector", "projector+lora"))
     lora_rank: int = option("Rank of LoRA on the language model.", 128)
-    lora_alpha: float = option("Scale of LoRA times its rank.", 256)
-    lora_dropout: float = option("Dropout on the input of LoRA.", 0.05)
-    projector_learning_rate: float | None = option("Learning rate of the projector, if not --learning_rate.")
+    lora_alpha: float = option("Scale of the updates times their rank.", 256)
+    lora_dropout: float = option("Dropout on the input of the updates.", 0.05)
+    projector_learning_rate: float | None = option("Learning rate of the projector. Defaults to --learning_rate.")
     dtype: str = option(
-        "Type of the frozen weights; bfloat16 needs --bf16, float16 needs --fp16.", "float32", choices=DTYPES
+        "Data type of the frozen weights. bfloat16 needs --bf16, float16 needs --fp16.", "float32", choices=DTYPES
     )
     attn_implementation: str | None = option(ATTENTION)
 
@@ -77,21 +80,24 @@ class ModelArguments:
 @dataclass
 class DataArguments(PairArguments):
     eval_split: str = option("Split with the real images to ask about.", "validation")
-    image_column: str = option("Column with the images to train on, one or a list per row.", "generated_image")
-    modality: str = option(
-        "Branch for the images of --image_column, unless a column modality names it: real or gen.", "gen"
+    image_column: str = option(
+        "Column with the images to train on: one image or a list of images per row.", "generated_image"
     )
-    messages_column: str = option("Column with conversations, if there is one.", "messages")
+    modality: str = option(
+        "Branch for the images of --image_column: real or gen. A column modality sets it per row.", "gen"
+    )
+    messages_column: str = option("Column with conversations. It is used if it exists.", "messages")
     question: str = option("Question that captions answer.", "Provide a one-sentence caption for the provided image.")
-    max_new_tokens: int = option("Longest answer in the evaluation.", 64)
+    max_new_tokens: int = option("Maximum length of answers in the evaluation, in tokens.", 64)
 
 
 def parse_args(argv: Sequence[str]):
     """
-    `(ModelArguments, DataArguments, TrainingArguments)` of a command line.
+    Parse a command line into `(ModelArguments, DataArguments, TrainingArguments)`.
 
     Raises:
-        ValueError: see [`options.parse`]; no language model; weights in half precision that would not train.
+        ValueError: see [`options.parse`]; also without a language model, or with half-precision weights and without
+            mixed precision.
     """
     from transformers import TrainingArguments
 
@@ -100,9 +106,9 @@ def parse_args(argv: Sequence[str]):
     model_args, _, training_args = args
     precision = PRECISIONS.get(model_args.dtype)
     if precision not in (None, training_args.mixed_precision):
-        raise ValueError(f"--dtype {model_args.dtype} trains in mixed precision alone: add --{precision}.")
+        raise ValueError(f"--dtype {model_args.dtype} needs training in mixed precision: add --{precision}.")
     if model_args.llava is None and model_args.text_model is None:
-        raise ValueError("Give --llava or --text_model.")
+        raise ValueError("Pass the language model with --llava or --text_model.")
     return args
 
 
@@ -120,7 +126,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if checkpoint is not None:
         written = "projector+lora" if Path(checkpoint, "adapter_config.json").exists() else "projector"
         if model_args.train != written:
-            raise ValueError(f"'{checkpoint}' was written by --train {written}: resume it with that.")
+            raise ValueError(f"'{checkpoint}' was written with --train {written}: add it to resume.")
     training_args.remove_unused_columns = False  # the collator needs the conversations
     # The Trainer would push adapters together with the whole model, as if the folder were an adapter.
     push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False
@@ -148,7 +154,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         dataset.check(processor, model.config.vision_config.modalities)
     max_length = getattr(model.config.text_config, "max_position_embeddings", None)
     collator = LlavaCollator(processor, data_args.modality, max_length)
-    collator([train_dataset[0], train_dataset[len(train_dataset) - 1]])  # fails now if they cannot be learned
+    collator([train_dataset[0], train_dataset[len(train_dataset) - 1]])  # raises errors before training
     if model_args.train == "projector":
         model.freeze_all_but_projector()
     else:
@@ -177,7 +183,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if model_args.train == "projector+lora":
         if training_args.should_save:
             model.save_pretrained(output_dir / "adapter")
-            (output_dir / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+            (output_dir / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's template, not filled in
         model = model.merge_and_unload()
     model = model.to(dtype)
     if training_args.should_save:
@@ -204,7 +210,7 @@ def _model_and_processor(args: ModelArguments):
     if args.llava is not None:
         processor = AutoProcessor.from_pretrained(args.llava, revision=args.text_model_revision)
         if AutoConfig.from_pretrained(args.llava, revision=args.text_model_revision).model_type == "gmail_llava":
-            logger.info(f"The vision tower is that of '{args.llava}', not of --model.")
+            logger.info(f"Using the vision tower of '{args.llava}', not that of --model.")
             model = GmailLlavaForConditionalGeneration.from_pretrained(
                 args.llava, revision=args.text_model_revision, **settings
             )
@@ -230,52 +236,41 @@ def _model_and_processor(args: ModelArguments):
 
 
 def ask(model, processor, dataset, training_args, max_new_tokens: int) -> dict[str, float]:
-    """Ask the first question of each conversation; the main process writes predictions.jsonl."""
-    import torch
+    """Ask the first question of each conversation. The main process writes predictions.jsonl."""
     from accelerate.utils import gather_object
     from tqdm.auto import tqdm
 
+    from ..evaluation.answering import write
     from ..training.data import BadImageError, decode_image
-    from ..vlm.processing import lacks_bos
+    from ..vlm.conversations import count_images, text_of
 
     model.eval()
     answers = []
     size = training_args.per_device_eval_batch_size
     mine = range(training_args.process_index, len(dataset), training_args.world_size)
     for first in tqdm(range(0, len(mine), size), desc="Answers", disable=not training_args.should_log):
-        asked, prompts, images = [], [], []
+        asked, images = [], []
         for index in mine[first : first + size]:
             example = dataset[index]
-            turns = [message["role"] for message in example["messages"]].index("assistant")
-            example["prompt"], example["reference"] = example["messages"][:turns], example["messages"][turns]
-            text = processor.apply_chat_template(example["prompt"], tokenize=False, add_generation_prompt=True)
+            turn = [message["role"] for message in example["messages"]].index("assistant")
+            prompt, reference = example["messages"][:turn], example["messages"][turn]
+            shown = example["images"][: count_images(prompt, processor.image_token)]
             try:
-                images += [decode_image(image) for image in example["images"][: text.count(processor.image_token)]]
+                images.append([decode_image(image) for image in shown])
             except BadImageError as error:
-                logger.warning(f"{dataset.name}, row {index // len(dataset.kinds)}, is not asked about: {error}.")
+                logger.warning(f"{dataset.name}, row {index // len(dataset.kinds)}, is skipped: {error}.")
                 continue
-            asked.append((index, example))
-            prompts.append(text)
+            asked.append((index, example["kind"], prompt, reference))
         if not asked:
             continue
-        inputs = processor(
-            images=images or None,
-            text=prompts,
-            padding=True,
-            padding_side="left",
-            add_special_tokens=lacks_bos(processor, prompts[0]),
-            return_tensors="pt",
-        ).to(model.device, model.dtype)
-        with torch.no_grad():
-            output = model.generate(**inputs, modality="real", max_new_tokens=max_new_tokens, do_sample=False)
-        written = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        for (index, example), answer in zip(asked, written, strict=True):
-            question, reference = _text(example["prompt"][-1]), _text(example["reference"])
-            answers.append((index, example["kind"], question, answer.strip(), reference))
+        prompts = [prompt for _, _, prompt, _ in asked]
+        written = write(model, processor, images, prompts, "real", max_new_tokens=max_new_tokens, do_sample=False)
+        for (index, kind, prompt, reference), answer in zip(asked, written, strict=True):
+            answers.append((index, kind, text_of(prompt[-1]), answer, text_of(reference)))
     answers = sorted(gather_object(answers))
     missing = len(dataset) - len(answers)
     if missing:
-        logger.warning(f"{missing} of {len(dataset)} questions were not asked: scores leave them out.")
+        logger.warning(f"{missing} of {len(dataset)} questions were skipped. The scores do not include them.")
     if training_args.should_save:
         names = ("row", "kind", "question", "prediction", "reference")
         lines = [dict(zip(names, (index // len(dataset.kinds), *answer), strict=True)) for index, *answer in answers]
@@ -288,13 +283,11 @@ def ask(model, processor, dataset, training_args, max_new_tokens: int) -> dict[s
         if exact:
             metrics[f"eval_{kind}_exact_match"] = sum(exact) / len(exact)
     if not metrics:
-        raise ValueError(f"{dataset.name} has no image that can be read; the trained model is saved.")
+        raise ValueError(
+            f"{dataset.name} has no image that can be read. The trained model is saved in {training_args.output_dir}; "
+            "pass another --eval_split to evaluate it."
+        )
     return {**metrics, "eval_exact_match": sum(metrics.values()) / len(metrics)}
-
-
-def _text(message: dict) -> str:
-    content = message["content"]
-    return content if isinstance(content, str) else "".join(item.get("text") or "" for item in content)
 
 
 if __name__ == "__main__":

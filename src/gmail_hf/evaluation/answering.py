@@ -7,6 +7,7 @@ from PIL import Image as PILImage
 
 from ..models.configuration_clip import GmailVisionConfig
 from ..models.vision_language import BranchedVLM
+from ..vlm.processing import lacks_bos
 
 
 def chats(processor: Any) -> bool:
@@ -53,14 +54,12 @@ def write(
             processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             for messages in conversations
         ]
-        bos_token = processor.tokenizer.bos_token
-        written = bos_token is not None and prompts[0].startswith(bos_token)
         inputs = processor(
-            images=images,
+            images=images if any(images) else None,
             text=prompts,
             padding=True,
             padding_side="left",
-            add_special_tokens=not written,
+            add_special_tokens=lacks_bos(processor, prompts[0]),
             return_tensors="pt",
         )
     inputs = inputs.to(model.device, model.dtype)

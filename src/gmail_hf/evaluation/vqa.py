@@ -14,6 +14,7 @@ from ..metrics.answers import (
     scienceqa_item,
 )
 from ..metrics.yes_no import yes_no_scores
+from ..vlm.conversations import text_of
 from .answering import write
 from .measure import Example, Measured, Settings, interval
 from .sources import Source, read_image
@@ -75,7 +76,9 @@ def evaluate_vqa(model: Any, processor: Any, source: Source, settings: Settings)
     lines = []
     for item, text, choice in zip(items, answers, chosen, strict=True):
         facts = {"answer": text, "choice": None if choice is None else item.choices[choice]}
-        lines.append({"question": _text(item.messages), **facts, "right": item.choices[item.answer], **item.group})
+        lines.append(
+            {"question": text_of(item.messages[0]), **facts, "right": item.choices[item.answer], **item.group}
+        )
     for example, line in zip(examples, lines, strict=False):
         example.text, example.right = line["answer"], line["choice"] == line["right"]
         example.reference = f"{line['question']} Right: {line['right']}"
@@ -101,7 +104,3 @@ def _yes_no(chosen: list[int], right: list[int], groups: list[str]) -> dict[str,
         of_group = yes_no_scores([chosen[row] for row in rows], [right[row] for row in rows])
         scores |= {f"{name}, {group}": score for name, score in of_group.items()}
     return scores
-
-
-def _text(messages: list[dict[str, Any]]) -> str:
-    return " ".join(item["text"] for item in messages[0]["content"] if item["type"] == "text")

@@ -1,10 +1,11 @@
-"""Decisions on generated images from arrays: copies, wrong captions, the best of a caption."""
+"""Decides from arrays which generated images to leave out: copies, wrong captions, all but the best of a caption."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ..metrics._checks import blocks
 from ..metrics.clip_score import clip_score
 from ..training.columns import rows_by_caption
 
@@ -16,49 +17,52 @@ IN_WORDS = {
     CONSTANT: "all pixels are alike",
     REAL_COPY: "copy of a real image",
     MISMATCH: "caption does not fit",
-    DUPLICATE: "near-duplicate of another one",
+    DUPLICATE: "near-duplicate of another image",
     NOT_BEST: "not among the best of its caption",
 }
-BLOCK = 1024  # rows compared at a time
 
 
 def nearest_above(embeds: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
     """
-    The nearest of other embeddings, if its cosine is at least `threshold`.
+    For each embedding, find the nearest of `others` whose cosine is at least `threshold`.
+
+    All pairs are compared, block by block: time grows with n times m, memory does not.
 
     Args:
         embeds, others: `(n, dim)` and `(m, dim)`, L2-normalised.
         threshold: a cosine.
 
     Returns:
-        `(n,)` row numbers of `others`; -1 where none is near enough.
+        `(n,)` row numbers of `others`, or -1 if none is near enough.
     """
-    nearest = np.full(len(embeds), -1)
-    for start in range(0, len(embeds) if len(others) else 0, BLOCK):
-        similarity = embeds[start : start + BLOCK] @ others.T
-        best = similarity.argmax(axis=1)
-        near = np.take_along_axis(similarity, best[:, None], axis=1)[:, 0] >= threshold
-        nearest[start : start + BLOCK] = np.where(near, best, -1)
-    return nearest
+    nearest, cosines = np.full(len(embeds), -1), np.full(len(embeds), -np.inf, embeds.dtype)
+    for rows in blocks(np.arange(len(embeds))):
+        for columns in blocks(np.arange(len(others))):
+            similarity = embeds[rows] @ others[columns].T
+            best = similarity.max(axis=1)
+            nearer = best > cosines[rows]
+            nearest[rows[nearer]] = columns[similarity[nearer].argmax(axis=1)]
+            cosines[rows] = np.maximum(cosines[rows], best)
+    return np.where(cosines >= threshold, nearest, -1)
 
 
-def near_duplicates(embeds: np.ndarray, threshold: float, order: np.ndarray | None = None) -> np.ndarray:
+def near_duplicates(embeds: np.ndarray, threshold: float) -> np.ndarray:
     """
-    Images that are nearly equal to one that is kept: every image is compared with all kept ones before it.
+    Find images that are nearly equal to an earlier image that is kept.
+
+    Each image is compared with all earlier ones that are kept, block by block: time grows with the square of the
+    number of images, memory does not.
 
     Args:
-        embeds: `(n, dim)`, L2-normalised.
-        threshold: the cosine from which on two images are near-duplicates.
-        order: `(n,)` row numbers, those to keep rather first; by default as they are.
+        embeds: `(n, dim)`, L2-normalised, in order of preference: of two near-duplicates, the first one is kept.
+        threshold: images with at least this cosine are near-duplicates.
 
     Returns:
-        `(n,)` the row that an image duplicates; -1 for images to keep.
+        `(n,)` the row of the image that is duplicated, or -1 for images to keep.
     """
-    order = np.arange(len(embeds)) if order is None else order
     copy_of = np.full(len(embeds), -1)
-    kept: list[int] = []
-    for start in range(0, len(order), BLOCK):
-        rows = order[start : start + BLOCK]
+    kept = np.zeros(0, int)
+    for rows in blocks(np.arange(len(embeds))):
         earlier = nearest_above(embeds[rows], embeds[kept], threshold)
         within = embeds[rows] @ embeds[rows].T
         new: list[int] = []
@@ -70,21 +74,22 @@ def near_duplicates(embeds: np.ndarray, threshold: float, order: np.ndarray | No
                 copy_of[row] = rows[max(near, key=lambda j: within[i, j])]
             else:
                 new.append(i)
-        kept += rows[new].tolist()
+        kept = np.concatenate([kept, rows[new]])
     return copy_of
 
 
 def mismatched_scores(images: np.ndarray, texts: np.ndarray, captions: Sequence[Any], seed: int = 0) -> np.ndarray:
     """
-    CLIPScores of images with the caption of another image, drawn at random among those with another caption.
+    Compute CLIPScores of images with wrong captions: the caption of an image drawn at random among those with another
+    caption.
 
     Args:
-        images, texts: `(n, dim)` embeddings, row i of both of one image.
+        images, texts: `(n, dim)` embeddings of images and of their captions.
         captions: `(n,)` captions or their ids.
-        seed: of the draw.
+        seed: seed of the drawn captions.
 
     Returns:
-        `(n,)` float64; empty if all captions are equal.
+        `(n,)` float64, or an empty array if all captions are equal.
     """
     groups = rows_by_caption(captions)
     if len(groups) < 2:
@@ -111,25 +116,27 @@ def choose(
     best_k: int | None = None,
 ) -> tuple[list[str | None], np.ndarray]:
     """
-    Decide which generated images to keep. An image has the first reason of `IN_WORDS` that holds; later rules compare
-    with images that earlier ones keep.
+    Decide which generated images to keep.
+
+    The reasons are tried in the order of `IN_WORDS`. An image is left out for the first one that applies. Later
+    reasons are only tried on images that are still kept.
 
     Args:
         states: `(n,)` `UNREADABLE`, `CONSTANT` or None.
-        embeds: `(n, dim)` embeddings, L2-normalised; rows of images with a state are not looked at.
-        real: `(m, dim)` embeddings of real images in the same space, without missing ones.
-        scores: `(n,)` CLIPScore of each image with its caption. Of near-duplicates, the one with the highest score is
-            kept; without scores the first one.
+        embeds: `(n, dim)` embeddings, L2-normalised. Rows of images with a state are ignored.
+        real: `(m, dim)` embeddings of real images by the same model, all of them finite.
+        scores: `(n,)` CLIPScore of each image with its caption. The near-duplicate with the highest score is kept, or
+            without scores the first one.
         captions: `(n,)` captions or their ids, for `best_k`.
-        first_rows: `(n,)` for a row that repeats an image of an earlier row, that row; otherwise the row itself.
-            Such rows are not duplicates of each other.
-        duplicate_threshold: cosine from which on an image is a copy of another one.
-        min_clip_score: images below it are a mismatch; None keeps all.
-        best_k: keep this many images of each caption, those with the highest scores; None keeps all.
+        first_rows: `(n,)` the first row with the same image, for rows that repeat an image on purpose. Such rows are
+            not duplicates of each other.
+        duplicate_threshold: images with at least this cosine are copies.
+        min_clip_score: leave out images with a lower score. None keeps all.
+        best_k: number of images to keep for each caption, those with the highest scores. None keeps all.
 
     Returns:
-        `(n,)` the reason to leave an image out, or None; and `(n,)` the row that it copies, a row of `real` for
-        `REAL_COPY`, -1 for other reasons.
+        `(n,)` the reason for leaving out each image, or None; and `(n,)` the row that it copies, which is a row of
+        `real` for `REAL_COPY`, or -1 if it is no copy.
     """
     reasons: list[str | None] = list(states)
     copy_of = np.full(len(reasons), -1)
@@ -137,7 +144,7 @@ def choose(
     ranking = np.zeros(len(reasons)) if scores is None else scores
 
     def left() -> np.ndarray:
-        """Rows without a reason, the best first."""
+        """Return the rows that are still kept, by descending score."""
         rows = np.array([row for row, reason in enumerate(reasons) if reason is None], int)
         return rows[np.argsort(-ranking[rows], kind="stable")]
 

@@ -1,4 +1,4 @@
-"""Which generated images to leave out: broken, constant, copied or wrongly captioned ones, and all but the best."""
+"""Finds generated images to leave out: broken, constant, copied and wrongly captioned ones, and all but the best."""
 
 import os
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from ..training.embeddings import cache_key, cached_embeds, embed_texts, embeds_
 from .choosing import CONSTANT, IN_WORDS, REAL_COPY, UNREADABLE, choose, mismatched_scores
 from .masks import digest_of, read_all
 
-CONSTANT_DEVIATION = 2.0  # of the pixels of each channel, in units of 0..255
-MISMATCHED = 0.95  # of images with a wrong caption, left out by the default threshold
+CONSTANT_DEVIATION = 2.0  # standard deviation of each channel, in units of 0..255
+MISMATCHED = 0.95  # share of images with a wrong caption that the default threshold leaves out
 
 
 def curate(
@@ -34,42 +34,46 @@ def curate(
     seed: int = 0,
 ) -> tuple[dict[str, Any], pa.Table]:
     """
-    Measure generated images and decide which to keep; nothing is changed or deleted.
+    Measure generated images and decide which to keep. The data set is not changed.
+
+    All images are compared with each other and with the real images, so time grows with the square of their number.
+    Memory holds the embeddings and one block of similarities.
 
     Args:
-        model ([`GmailCLIPModel`] or another model with branches): finds copies, by its `real` branch.
+        model ([`GmailCLIPModel`] or another model with branches): its `real` branch finds copies.
         processor: its processor.
-        dataset: generated images in `generated_image` and `caption`; `image_id` and `real_image` if there are some.
-        real_images: real images in `real_image`, to find copies of them; by default those of `dataset`.
-        score_model, score_processor: a model with a text encoder, for CLIPScore; by default `model` if it has one.
+        dataset: rows with `generated_image` and `caption`, and optionally `image_id` and `real_image`.
+        real_images: rows with `real_image`, to find copies of these images. Defaults to those of `dataset`.
+        score_model, score_processor: a model with a text encoder, for CLIPScore. Defaults to `model` if it has one.
         duplicate_threshold, best_k: see [`choose`].
-        min_clip_score: see there; by default the score that 95 % of the images stay below with the caption of
+        min_clip_score: see [`choose`]. Defaults to the score below which 95 % of the images are with the caption of
             another image.
         batch_size: images per forward pass.
-        seed: of the draw of these captions.
+        seed: seed of the drawn captions of other images.
 
     Returns:
-        A summary: `counts`, `dropped` by reason, `clip_score` or None, and whether `same_model` scores. And the mask,
-        for [`write_mask`].
+        A summary, and the mask for [`write_mask`]. The summary has `counts`, `dropped` (the number of images by
+        reason), `real_images`, `clip_score` (None without scores), and `same_model`: whether the model that finds
+        copies also scores.
 
     Raises:
-        ValueError: a threshold out of range; `best_k` or `min_clip_score` without a model that scores; no image that
-            can be read.
+        ValueError: a threshold is out of range, `best_k` or `min_clip_score` is given without a model that scores, or
+            no image can be used.
     """
     if not 0 < duplicate_threshold <= 1:
-        raise ValueError(f"duplicate_threshold is a cosine above 0 and at most 1, not {duplicate_threshold}.")
+        raise ValueError(f"duplicate_threshold must be a cosine above 0 and at most 1, got {duplicate_threshold}.")
     if best_k is not None and best_k < 1:
-        raise ValueError(f"best_k is at least 1, not {best_k}.")
+        raise ValueError(f"best_k must be at least 1, got {best_k}.")
     if score_model is None and hasattr(model, "get_text_features"):
         score_model, score_processor = model, processor
     if score_model is None and (best_k, min_clip_score) != (None, None):
-        raise ValueError("best_k and min_clip_score need a model with a text encoder: give one as score_model.")
+        raise ValueError("best_k and min_clip_score need a model with a text encoder: pass one as score_model.")
     images = undecoded(dataset)
     captions = images["caption"][:]
     found = read_all(images, "generated_image", _inspect, "Reading generated images")
     digests, states = ([values[i] for values in found] for i in range(2))
     if not any(state is None for state in states):
-        raise ValueError(f"None of the {len(states)} generated images can be used: {sorted(set(states))}.")
+        raise ValueError(f"All {len(states)} generated images are {' or '.join(sorted(set(states)))}: check them.")
 
     def embed(rows: Dataset, column: str, by: Any, its_processor: Any) -> np.ndarray:
         return embeds_array(cached_embeds(rows, column, by, its_processor, "real", batch_size))
@@ -142,7 +146,7 @@ def curate(
 
 
 def _inspect(cell: Any) -> tuple[str, str | None]:
-    """Digest and state of an image."""
+    """Return the digest and the state of an image."""
     digest = digest_of(cell)
     try:
         constant = max(ImageStat.Stat(decode_image(cell)).stddev) < CONSTANT_DEVIATION
@@ -153,8 +157,8 @@ def _inspect(cell: Any) -> tuple[str, str | None]:
 
 def _first_rows(digests: list[str], captions: Sequence[Any], images: Dataset) -> np.ndarray:
     """
-    For each row the first one with its image, if the data names one image several times: for several captions of its
-    id, or as the partner of several real images of its caption.
+    Return the first row with the same image for rows that repeat an image on purpose: with several captions of one id,
+    or as the partner of several real images with one caption. For other rows, return the row itself.
     """
     ids = images["image_id"][:] if "image_id" in images.column_names else list(range(len(images)))
     paired = "real_image" in images.column_names
@@ -168,7 +172,7 @@ def _first_rows(digests: list[str], captions: Sequence[Any], images: Dataset) ->
 
 
 def _file_names(images: Dataset) -> list[str | None]:
-    """Paths of images that are separate files, relative to their common folder."""
+    """Return the paths of images that are separate files, relative to their common folder."""
     paths = list(paths_of(images, "generated_image"))
     files = [path for path in paths if path is not None and "://" not in path]
     folder = os.path.commonpath([os.path.dirname(path) for path in files]) if files else ""
@@ -176,5 +180,5 @@ def _file_names(images: Dataset) -> list[str | None]:
 
 
 def _key(images: Dataset, model: Any, processor: Any) -> str:
-    """Equal for two models whose real branches give equal embeddings."""
+    """Return a key that is equal for two models whose real branches give equal embeddings."""
     return cache_key(images.select_columns(["generated_image"]), "generated_image", model, processor)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 MIN_NORM = 1e-12
-# Rows per block when norms are computed: 6 MiB in float64 at dimension 768.
-NORM_ROWS = 1024
+# Rows and columns of one block of similarities: 4 MiB in float32, whatever the sizes of the sets.
+BLOCK = 1024
 
 
 def optional_import(module: str) -> ModuleType:
@@ -18,6 +20,11 @@ def optional_import(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f'{module} is missing; install it with `pip install "gmail-hf[evaluation]"`') from error
+
+
+def blocks(rows: Any) -> Iterator[Any]:
+    """Consecutive parts of an array with up to `BLOCK` rows each."""
+    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
 
 
 def check_matrix(array: np.ndarray, name: str) -> np.ndarray:
@@ -87,8 +94,8 @@ class UnitRows:
 
     def __init__(self, array: np.ndarray, name: str) -> None:
         self.array = check_matrix(array, name)
-        blocks = (self.array[start : start + NORM_ROWS] for start in range(0, len(self.array), NORM_ROWS))
-        self.norms = np.concatenate([np.linalg.norm(block.astype(np.float64), axis=1) for block in blocks])  # (n,)
+        norms = [np.linalg.norm(block.astype(np.float64), axis=1) for block in blocks(self.array)]
+        self.norms = np.concatenate(norms)  # (n,)
         check_finite(np.isfinite(self.norms), name)
         zero = np.flatnonzero(self.norms < MIN_NORM)
         if len(zero):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from ._checks import check_same_dim, l2_normalize
-from .ranks import BLOCK
+from ._checks import blocks, check_same_dim, l2_normalize
 
 SIGMA, SCALE = 10.0, 1000.0
 
@@ -51,9 +48,9 @@ def density_coverage(generated: np.ndarray, real: np.ndarray, k: int = 5) -> tup
     if not 1 <= k < len(real):
         raise ValueError(f"k must be at least 1 and less than the number of real images, {len(real)}, got {k}")
     held, covered = 0, 0
-    for rows in _blocks(len(real)):
+    for rows in blocks(np.arange(len(real))):
         own = real[rows] @ real.T  # for unit vectors, a larger cosine is a smaller distance
-        own[np.arange(len(own)), np.arange(len(real))[rows]] = -np.inf
+        own[np.arange(len(own)), rows] = -np.inf
         inside = real[rows] @ generated.T > np.partition(own, -k, axis=1)[:, -k, None]
         held, covered = held + inside.sum(), covered + inside.any(axis=1).sum()
     return float(held / (k * len(generated))), float(covered / len(real))
@@ -65,10 +62,6 @@ def _unit(generated: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return generated, real
 
 
-def _blocks(rows: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, rows, BLOCK))
-
-
 def _mean_kernel(first: np.ndarray, second: np.ndarray) -> float:
-    sums = (np.exp((first[rows] @ second.T - 1) / SIGMA**2).sum() for rows in _blocks(len(first)))
+    sums = (np.exp((rows @ second.T - 1) / SIGMA**2).sum() for rows in blocks(first))
     return sum(sums) / (len(first) * len(second))

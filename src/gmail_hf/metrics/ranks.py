@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from ._checks import UnitRows, check_same_dim
+from ._checks import UnitRows, blocks, check_same_dim
 
 # Similarities that differ by less count as ties. It is about the resolution of float32 near 1.0.
 TIE_TOLERANCE = 1e-7
-# Rows and columns of one block of similarities: 4 MiB in float32, whatever the sizes of the sets.
-BLOCK = 1024
 
 
 def ranks_from_similarity(similarity: np.ndarray, relevant: np.ndarray) -> np.ndarray:
@@ -212,10 +210,10 @@ def unit_ranks(
     if len(lost):
         raise ValueError(f"query {lost[0]} has no relevant gallery entry; drop it or check the ids")
     ranks = np.ones(len(queries), np.int64), np.ones(len(gallery), np.int64)
-    for rows in _blocks(np.arange(len(queries))):
+    for rows in blocks(np.arange(len(queries))):
         left = queries[rows]
         left32 = left.astype(np.float32)
-        for columns in _blocks(np.arange(len(gallery))):
+        for columns in blocks(np.arange(len(gallery))):
             right = gallery[columns]
             similarity = left32 @ right.astype(np.float32).T  # (rows, columns)
             relevant = np.zeros(similarity.shape, dtype=bool)
@@ -266,8 +264,8 @@ def _best_relevant(
         ]
         for i in range(len(shared)):
             groups = [order[start[i] : end[i]] for order, (start, end) in zip(orders, ends, strict=True)]
-            for rows in _blocks(groups[0]):
-                for columns in _blocks(groups[1]):
+            for rows in blocks(groups[0]):
+                for columns in blocks(groups[1]):
                     similarity = queries[rows] @ gallery[columns].T
                     best[0][rows] = np.maximum(best[0][rows], similarity.max(axis=1))
                     best[1][columns] = np.maximum(best[1][columns], similarity.max(axis=0))
@@ -278,7 +276,3 @@ def _codes(query_ids: np.ndarray, gallery_ids: np.ndarray) -> tuple[np.ndarray, 
     """Encode ids of any dtype as integers, (n,) and (m,), which are cheap to compare."""
     codes = np.unique(np.concatenate([query_ids, gallery_ids]), return_inverse=True)[1].astype(np.int32)
     return codes[: len(query_ids)], codes[len(query_ids) :]
-
-
-def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
-    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))

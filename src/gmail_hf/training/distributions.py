@@ -119,19 +119,19 @@ def token_sliced_wasserstein_loss(
     gather_tokens: bool = True,
 ) -> torch.Tensor:
     """
-    [`sliced_wasserstein_loss`] of the patch tokens of generated and real images, caption by caption. Not in the paper.
+    [`sliced_wasserstein_loss`] between the patch tokens of the generated and real images of each caption. Not in the
+    paper.
 
-    Tokens are divided by the standard deviation of the real ones, channel by channel. The tokens of a caption are one
-    set, whatever their positions: images that share a caption do not share a layout. [`token_alignment_loss`] compares
-    the tokens of all captions at once.
+    Each channel is first divided by its standard deviation over the real tokens. Positions are ignored, because images
+    that share a caption do not share a layout. [`token_alignment_loss`] compares the tokens of all captions together.
 
     Args:
         gen_tokens, real_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`): as in
             [`token_alignment_loss`].
         directions (`torch.FloatTensor` of shape `(hidden, projections)`): unit columns, see [`random_directions`].
         caption_ids (`torch.LongTensor` of shape `(pairs,)`, *optional*): as in [`sliced_wasserstein_loss`].
-        gather_tokens (`bool`): in distributed training, compare the tokens of all processes, `tokens * projections`
-            numbers per image.
+        gather_tokens (`bool`): in distributed training, compare the tokens of all processes. Each process then sends
+            `tokens * projections` numbers per image.
 
     Returns:
         `torch.FloatTensor` of shape `()`, at least 0.
@@ -139,7 +139,7 @@ def token_sliced_wasserstein_loss(
     across = gather if gather_tokens else lambda rows: rows
     scale = _standard_deviation(real_tokens.detach().flatten(0, 1), across).clamp_min(1e-3)
     directions = directions / scale[:, None]
-    # Rows of tokens, since a process without pairs does not know how many tokens an image has.
+    # Gather tokens as rows, because a process without pairs does not know the number of tokens per image.
     generated, real = (across(tokens.flatten(0, 1) @ directions) for tokens in (gen_tokens, real_tokens))
     if caption_ids is not None:
         caption_ids = across(caption_ids.repeat_interleave(gen_tokens.shape[1]))
@@ -147,7 +147,7 @@ def token_sliced_wasserstein_loss(
 
 
 def _standard_deviation(rows: torch.Tensor, across: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """That of each column of `(rows, columns)`, over the rows that `across` collects."""
+    """The standard deviation of each column of `(rows, columns)`, over the rows that `across` gathers."""
     count = across(rows.new_tensor([len(rows)])).sum()
     mean = across(rows.sum(dim=0, keepdim=True)).sum(dim=0) / count
     return (across((rows - mean).square().sum(dim=0, keepdim=True)).sum(dim=0) / count).sqrt()

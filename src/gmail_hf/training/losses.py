@@ -81,16 +81,16 @@ class GmailLossConfig:
     token_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of the alignment of patch tokens, for vision-language models, by --token_loss; needs "
-            "another loss that aligns images."
+            "help": "Weight of --token_loss, which aligns patch tokens for vision-language models. It needs another "
+            "loss that aligns images."
         },
     )
     token_loss: str = field(
         default="coral",
         metadata={
-            "help": "'coral' gives generated and real patch tokens one mean and covariance, see "
-            "`token_alignment_loss`; 'sliced_wasserstein' compares those of each caption, see "
-            "`token_sliced_wasserstein_loss`, at a --token_weight of 10."
+            "help": "'coral' matches mean and covariance of generated and real patch tokens, see "
+            "`token_alignment_loss`; 'sliced_wasserstein' matches their distributions for each caption, see "
+            "`token_sliced_wasserstein_loss`, and our tables use it with --token_weight 10."
         },
     )
     symmetric: bool = field(default=False, metadata={"help": "Add the direction real -> generated to Eq. 1."})
@@ -111,7 +111,7 @@ class GmailLossConfig:
                 f"`sliced_wasserstein_projections` must be at least 1, got {self.sliced_wasserstein_projections}."
             )
         if self.token_loss not in TOKEN_LOSSES:
-            raise ValueError(f"`token_loss` is one of {list(TOKEN_LOSSES)}, got '{self.token_loss}'.")
+            raise ValueError(f"`token_loss` must be one of {list(TOKEN_LOSSES)}, got '{self.token_loss}'.")
         weights = {f"{name}_weight": getattr(self, f"{name}_weight") for name in LOSS_NAMES}
         if not all(value >= 0 for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"Loss weights must not be negative, nor all zero, got {weights}.")
@@ -237,18 +237,18 @@ def token_alignment_loss(
     gen_tokens: torch.Tensor, real_tokens: torch.Tensor, gather_statistics: bool = True
 ) -> torch.Tensor:
     """
-    Deep CORAL (Sun & Saenko, 2016) on patch tokens: generated and real ones get one mean and one covariance.
+    Deep CORAL (Sun & Saenko, 2016) on patch tokens: match mean and covariance of generated and real tokens.
 
         L = mean((m_g - m_r)^2) + ||C_g - C_r||^2 / ||C_r||^2
 
-    over tokens divided by the standard deviation of the real ones, channel by channel. Not in the paper: Eq. 1 looks
-    at the pooled embedding alone, and leaves patch tokens, which LLaVA reads, further apart than it found them. The
-    images of a pair share a caption but not a layout, so no token has a partner; the two sets do.
+    Each channel is first divided by its standard deviation over the real tokens. Not in the paper: Eq. 1 only compares
+    pooled embeddings, and in our runs it increases the distance between patch tokens, which LLaVA reads. The images of
+    a pair share a caption but not a layout, so the loss compares the two sets of tokens and needs no partners.
 
     Args:
-        gen_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`): of generated images by the `gen` branch.
-        real_tokens (same shape): of real images by the `real` branch.
-        gather_statistics (`bool`): in distributed training, take mean and covariance over all processes.
+        gen_tokens (`torch.FloatTensor` of shape `(pairs, tokens, hidden)`): tokens of generated images through `gen`.
+        real_tokens (same shape): tokens of real images through `real`.
+        gather_statistics (`bool`): in distributed training, compute mean and covariance over all processes.
 
     Returns:
         `torch.FloatTensor` of shape `()`, at least 0.
@@ -264,7 +264,7 @@ def token_alignment_loss(
 
 
 def _moments(tokens: torch.Tensor, gather_statistics: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean `(hidden,)` and covariance `(hidden, hidden)` of tokens `(tokens, hidden)`, of all processes if asked."""
+    """Mean `(hidden,)` and covariance `(hidden, hidden)` of tokens `(tokens, hidden)`, optionally of all processes."""
     count, total = tokens.new_tensor([len(tokens)]), tokens.sum(dim=0, keepdim=True)
     if gather_statistics:
         count, total = gather(count), gather(total)

@@ -170,6 +170,12 @@ def count_images(messages: Sequence[dict[str, Any]], image_token: str = IMAGE_TO
     return sum(item["type"] == "image" for item in items) + sum(text.count(image_token) for text in texts)
 
 
+def text_of(message: dict[str, Any]) -> str:
+    """The text of a turn, without its images."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(item.get("text") or "" for item in content)
+
+
 def check_messages(messages: Any) -> None:
     """
     Check that a cell is a conversation in the format of transformers' chat templates, with an assistant's turn.
