@@ -98,7 +98,7 @@ def test_gather_is_identity_in_one_process():
         ({"temperature": float("nan")}, "temperature"),
         ({"align_weight": float("nan")}, "align_weight"),
         ({"align_weight": 0.0, "token_weight": 1.0}, "`token_weight` needs another loss"),
-        ({"token_loss": "energy"}, "`token_loss` is one of .'coral', 'sliced_wasserstein'., got 'energy'"),
+        ({"token_loss": "energy"}, "`token_loss` must be one of .'coral', 'sliced_wasserstein'., got 'energy'"),
     ],
     ids=str,
 )
