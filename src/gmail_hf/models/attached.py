@@ -68,12 +68,6 @@ class AttachedTower(GmailVisionOnly):
         """The dimension of embeddings."""
         return getattr(self.config, "out_hidden_size", None) or self.config.hidden_size
 
-    def forward(self, *args: Any, modality: Modality | None = None, **kwargs: Any) -> Any:
-        """The base's forward pass through a branch, or the embeddings of pairs; see [`GmailModel.forward`]."""
-        if "generated_pixel_values" in kwargs or "real_pixel_values" in kwargs:
-            return super().forward(*args, modality=modality, **kwargs)
-        return BranchedTower.forward(self, *args, modality=modality, **kwargs)
-
     @property
     def prefix_tokens(self) -> int:
         """The number of class tokens and registers, found by their names in transformers."""

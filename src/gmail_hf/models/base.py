@@ -29,6 +29,7 @@ from ..branches.tower import (
 from .auto_modality import AutoModality, is_auto
 
 SIDES = {"generated": "gen", "real": "real"}
+ONLY_PAIRS = "Pairs take no `pixel_values` and no `modality`: their branches are `gen` and `real`."
 
 
 @dataclass
@@ -305,13 +306,6 @@ class GmailModel(AutoModality, ModalityMixin):
         pixel_values: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         modality: Modality | None = None,
-        generated_pixel_values: torch.Tensor | None = None,
-        real_pixel_values: torch.Tensor | None = None,
-        generated_modality: str = "gen",
-        mini_batch_size: int | None = None,
-        token_layer: int | None = None,
-        pixel_mean: torch.Tensor | None = None,
-        pixel_std: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """
@@ -331,7 +325,8 @@ class GmailModel(AutoModality, ModalityMixin):
             token_layer (`int`, *optional*): also return the patch tokens in this element of `hidden_states`.
             pixel_mean, pixel_std (`torch.FloatTensor` of shape `(channels,)`): mean and standard deviation for uint8
                 images, in units of their pixels.
-            kwargs: other arguments of the base's `forward`.
+            kwargs: other arguments of the base's `forward`. For pairs, other inputs of images have the prefix
+                `generated_` or `real_`.
 
         Returns:
             The base's output, or [`GmailOutput`] for pairs. Branches that do not train are computed without gradient.
@@ -340,11 +335,8 @@ class GmailModel(AutoModality, ModalityMixin):
             ValueError: missing or contradictory inputs, unknown modality, or images of the wrong size.
             TypeError: an unknown keyword.
         """
-        method = f"{type(self).__name__}.forward()"
-        sides = {"generated": generated_pixel_values, "real": real_pixel_values}
-        pairs = any(images is not None for images in sides.values())
-        if not pairs and (input_ids is None or pixel_values is not None or modality is not None):
-            reject_unknown(method, self.method_keywords["forward"], kwargs)
+        if not takes_pairs(kwargs) and (input_ids is None or pixel_values is not None or modality is not None):
+            reject_unknown(f"{type(self).__name__}.forward()", self.method_keywords["forward"], kwargs)
             if pixel_values is None or input_ids is None:
                 raise ValueError(
                     "Pass `input_ids` and `pixel_values`, or `generated_pixel_values` and `real_pixel_values` "
@@ -354,27 +346,27 @@ class GmailModel(AutoModality, ModalityMixin):
             inputs = {"input_ids": input_ids, "pixel_values": pixel_values, "attention_mask": attention_mask}
             return routed(route, super().forward, **inputs, **kwargs)
         if pixel_values is not None or modality is not None:
-            raise ValueError("Pairs take no `pixel_values` and no `modality`: their branches are `gen` and `real`.")
-        if input_ids is not None:
-            sides["input_ids"] = input_ids
-        scale = pixel_mean, pixel_std
-        output = self._embed_sides(sides, generated_modality, mini_batch_size, token_layer, scale, kwargs)
-        if input_ids is not None:
-            output["text_embeds"] = self.embed_text(input_ids, attention_mask)
-        return output
+            raise ValueError(ONLY_PAIRS)
+        return self._embed_pairs(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-    def _embed_sides(
+    def _embed_pairs(
         self,
-        rows: dict[str, torch.Tensor | None],
-        generated_modality: str,
-        mini_batch_size: int | None,
-        token_layer: int | None,
-        scale: tuple[torch.Tensor | None, torch.Tensor | None],
-        kwargs: dict[str, Any],
+        generated_pixel_values: torch.Tensor | None = None,
+        real_pixel_values: torch.Tensor | None = None,
+        generated_modality: str = "gen",
+        mini_batch_size: int | None = None,
+        token_layer: int | None = None,
+        pixel_mean: torch.Tensor | None = None,
+        pixel_std: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **images: torch.Tensor,
     ) -> GmailOutput:
-        """Embed the images of pairs, `generated` and `real` in `rows`. All inputs need the same number of rows."""
-        extra = {side: _take_prefixed(kwargs, f"{side}_") for side in SIDES}
-        reject_unknown(f"{type(self).__name__}.forward()", self.method_keywords["forward"], kwargs)
+        """Embed a batch of pairs; arguments as in [`forward`]. All inputs need the same number of rows."""
+        rows = {"generated": generated_pixel_values, "real": real_pixel_values, "input_ids": input_ids}
+        scale = pixel_mean, pixel_std
+        extra = {side: _take_prefixed(images, f"{side}_") for side in SIDES}
+        reject_unknown(f"{type(self).__name__}.forward()", self.method_keywords["forward"], images)
         counts = {
             name if name == "input_ids" else f"{name}_pixel_values": len(values)
             for name, values in rows.items()
@@ -384,23 +376,30 @@ class GmailModel(AutoModality, ModalityMixin):
             raise ValueError(f"A batch of pairs needs the same number of rows in each input, got {counts}.")
         output = GmailOutput()
         for side, short in SIDES.items():
-            images = rows.get(side)
-            if images is None:
+            pixels = rows[side]
+            if pixels is None:
                 continue
-            if (images.dtype == torch.uint8) != all(values is not None for values in scale):
+            if (pixels.dtype == torch.uint8) != all(values is not None for values in scale):
                 raise ValueError(
-                    f"The images of pairs are {images.dtype}: uint8 images need `pixel_mean` and `pixel_std`, other "
+                    f"The images of pairs are {pixels.dtype}: uint8 images need `pixel_mean` and `pixel_std`, other "
                     "images do not take them."
                 )
-            if images.dtype == torch.uint8:
+            if pixels.dtype == torch.uint8:
                 extra[side] |= dict(zip(("pixel_mean", "pixel_std"), scale, strict=True))
             branch = generated_modality if side == "generated" else "real"
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains(branch)):
-                embeds, tokens = self._embed(images, branch, mini_batch_size, token_layer, **extra[side])
+                embeds, tokens = self._embed(pixels, branch, mini_batch_size, token_layer, **extra[side])
             output[f"{short}_embeds"] = embeds
             if tokens is not None:
                 output[f"{short}_tokens"] = tokens
+        if input_ids is not None:
+            output["text_embeds"] = self.embed_text(input_ids, attention_mask)
         return output
+
+
+def takes_pairs(kwargs: dict[str, Any]) -> bool:
+    """Whether keywords of `forward` contain images of pairs."""
+    return any(kwargs.get(f"{side}_pixel_values") is not None for side in SIDES)
 
 
 def text_options(model: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..branches.configuration import TEXT_ADAPTER, is_adapter_like
 from ..branches.detector import write_detector
@@ -39,6 +39,23 @@ from .loading import (
 
 # Settings that must not change when training is resumed.
 RESUMABLE = ("lora_rank", "lora_alpha", "lora_targets", "modalities", "trainable_modalities", "head", "text_lora")
+
+
+def adopt(base: PreTrainedModel, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Change the class and the configuration of a loaded model, and add fresh branches."""
+    config._attn_implementation = base.config._attn_implementation
+    config.dtype = base.config.dtype
+    # Layers refer to the configuration of their model.
+    new = {id(base.config): config}
+    for name in getattr(config, "sub_configs", {}):
+        if (part := getattr(base.config, name, None)) is not None:
+            new[id(part)] = getattr(config, name)
+    for module in base.modules():
+        if id(getattr(module, "config", None)) in new:
+            module.config = new[id(module.config)]
+    change_class(base, model_class)
+    base.attach()
+    return base.eval()
 
 
 class GmailCheckpoints(StrictLoading):
@@ -112,20 +129,7 @@ class GmailCheckpoints(StrictLoading):
             base: a model of `base_class`.
             fields: fields of [`GmailConfig`].
         """
-        config = cls.config_class.from_base_config(base.config, **fields)
-        config._attn_implementation = base.config._attn_implementation
-        config.dtype = base.config.dtype
-        # Layers refer to the configuration of their model.
-        new = {id(base.config): config}
-        for name in getattr(config, "sub_configs", {}):
-            if (part := getattr(base.config, name, None)) is not None:
-                new[id(part)] = getattr(config, name)
-        for module in base.modules():
-            if id(getattr(module, "config", None)) in new:
-                module.config = new[id(module.config)]
-        change_class(base, cls)
-        base.attach()
-        return base.eval()
+        return adopt(base, cls, cls.config_class.from_base_config(base.config, **fields))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):

@@ -29,12 +29,12 @@ from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from ..branches.attach import attach_to_tower
 from ..branches.peft_folders import has_adapter, read_adapter, write_adapter
-from ..branches.routing import branch_head, change_class, routed
+from ..branches.routing import branch_head, routed
 from ..branches.tower import BranchedTower, Modality
 from ..publishing.hub import hub_kwargs
 from .auto_modality import is_auto
 from .base import GmailModel, ModalityMixin
-from .checkpoints import GmailCheckpoints
+from .checkpoints import GmailCheckpoints, adopt
 from .configuration_clip import GmailConfig, GmailVisionConfig
 from .loading import StrictLoading, adapter_files, adapters_config, base_arguments
 
@@ -61,7 +61,7 @@ class _VisionLoading(StrictLoading):
         base, arguments = base_arguments(pretrained_model_name_or_path, config, kwargs)
         arguments |= {"config": config.vision_config.plain(), "use_safetensors": True}
         plain, info = CLIPVisionModelWithProjection.from_pretrained(base, output_loading_info=True, **arguments)
-        whole = GmailVisionModelWithProjection.adopt(plain, config)
+        whole = adopt(plain, GmailVisionModelWithProjection, config.vision_config)
         for name in config.modalities:
             files = adapter_files(pretrained_model_name_or_path, name, **hub_kwargs(kwargs))
             if files is not None and has_adapter(whole, name):
@@ -146,19 +146,6 @@ class GmailVisionModelWithProjection(ModalityMixin, _VisionLoading, CLIPVisionMo
             branch_head(self.visual_projection, self.config.trainable_modalities)
 
     _init_weights = GmailModel._init_weights
-
-    @classmethod
-    def adopt(cls, base: CLIPVisionModelWithProjection, config: GmailConfig):
-        """Add fresh branches to a loaded model, in place; the class of the object changes to this one."""
-        vision_config = config.vision_config
-        vision_config._attn_implementation = base.config._attn_implementation
-        old = base.config
-        for module in base.modules():
-            if getattr(module, "config", None) is old:
-                module.config = vision_config
-        change_class(base, cls)
-        base.attach()
-        return base.eval()
 
     def forward(
         self, pixel_values: torch.Tensor | None = None, modality: Modality | None = None, **kwargs: Any

@@ -25,7 +25,7 @@ from transformers import (
 
 from ..branches.tower import BranchedTower, Modality
 from .auto_modality import is_auto
-from .base import GmailModel
+from .base import ONLY_PAIRS, GmailModel, takes_pairs
 from .checkpoints import GmailCheckpoints
 from .configuration import BranchFields
 
@@ -58,19 +58,7 @@ class GmailVisionOnly(GmailModel, BranchedTower, GmailCheckpoints):
         """The dimension of embeddings."""
         return self.config.hidden_size
 
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        modality: Modality | None = None,
-        generated_pixel_values: torch.Tensor | None = None,
-        real_pixel_values: torch.Tensor | None = None,
-        generated_modality: str = "gen",
-        mini_batch_size: int | None = None,
-        token_layer: int | None = None,
-        pixel_mean: torch.Tensor | None = None,
-        pixel_std: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def forward(self, *args: Any, modality: Modality | None = None, **kwargs: Any) -> Any:
         """
         Encode images, each through the branch of its modality, or embed a batch of pairs; arguments as in
         [`GmailModel.forward`].
@@ -78,13 +66,11 @@ class GmailVisionOnly(GmailModel, BranchedTower, GmailCheckpoints):
         Returns:
             The base's output, or [`GmailOutput`] for pairs.
         """
-        sides = {"generated": generated_pixel_values, "real": real_pixel_values}
-        if all(images is None for images in sides.values()):
-            return BranchedTower.forward(self, pixel_values=pixel_values, modality=modality, **kwargs)
-        if pixel_values is not None or modality is not None:
-            raise ValueError("Pairs take no `pixel_values` and no `modality`: their branches are `gen` and `real`.")
-        scale = pixel_mean, pixel_std
-        return self._embed_sides(sides, generated_modality, mini_batch_size, token_layer, scale, kwargs)
+        if not takes_pairs(kwargs):
+            return BranchedTower.forward(self, *args, modality=modality, **kwargs)
+        if args or modality is not None or "pixel_values" in kwargs:
+            raise ValueError(ONLY_PAIRS)
+        return self._embed_pairs(**kwargs)
 
     def get_image_features(self, pixel_values: torch.Tensor, modality: Modality | None = None, **kwargs: Any) -> Any:
         """
