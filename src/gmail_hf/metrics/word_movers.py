@@ -9,12 +9,9 @@ from __future__ import annotations
 import gzip
 import math
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 if TYPE_CHECKING:
     from gensim.models import KeyedVectors
@@ -47,36 +44,11 @@ def word_movers_score(prediction: str, references: Sequence[str], vectors: Keyed
         prediction: lower-case words separated by spaces.
         references: one or more captions in the same form.
         vectors: gensim word vectors, see `load_word_vectors`.
-
-    Raises:
-        ValueError: a word's vector is zero or not finite.
     """
-    words = _content_words(prediction, vectors)
-    distances = [_distance(words, _content_words(caption, vectors), vectors) for caption in references]
-    return math.exp(-min(distances))
-
-
-def _content_words(caption: str, vectors: KeyedVectors) -> Counter[str]:
-    return Counter(word for word in caption.split() if word not in STOP_WORDS and word in vectors.key_to_index)
-
-
-def _distance(first: Counter[str], second: Counter[str], vectors: KeyedVectors) -> float:
-    if not first or not second:
-        return math.inf
-    import ot
-
-    units = [np.stack([_unit(word, vectors) for word in words]) for words in (first, second)]  # (words, dim)
-    cost = np.linalg.norm(units[0][:, None] - units[1][None], axis=-1)  # (words of first, words of second)
-    weights = [np.array([*words.values()]) / words.total() for words in (first, second)]
-    return float(ot.emd2(*weights, cost))
-
-
-def _unit(word: str, vectors: KeyedVectors) -> np.ndarray:
-    vector = vectors[word].astype(np.float64)
-    norm = np.linalg.norm(vector)
-    if not 0 < norm < math.inf:
-        raise ValueError(f"the word vector of '{word}' is zero or not finite; use another file of word vectors")
-    return vector / norm
+    prediction, *references = (
+        [word for word in caption.split() if word not in STOP_WORDS] for caption in (prediction, *references)
+    )
+    return math.exp(-min(vectors.wmdistance(prediction, caption) for caption in references))
 
 
 def load_word_vectors(path: str | os.PathLike) -> KeyedVectors:
