@@ -222,6 +222,14 @@ def test_the_better_generator_makes_the_training_pairs_alone(tmp_path, monkeypat
     assert made["validation"]["caption"][:] == make_pairs(2)["caption"][:]
 
 
+def test_unseen_pairs_are_other_images_and_are_scored_on_the_same_ones(runs, monkeypatch):
+    calls = {}
+    monkeypatch.setattr(runs, "_call", lambda name, printed, function, folder, *rest: calls.setdefault(name, rest))
+    monkeypatch.setattr(Path, "rename", lambda self, target: target)
+    runs.pairs("unseen")
+    assert calls["unseen"] == ("validation", 40, runs.folder / "pairs", 3 + runs_module.UNSEEN, {})
+
+
 def test_meteor_is_that_of_the_captions_that_a_run_wrote(tmp_path):
     pytest.importorskip("pycocoevalcap")
     lines = [{"caption": "a red three", "references": ["a red three"]}, {"caption": "b", "references": ["c d"]}]
@@ -233,7 +241,7 @@ def test_meteor_is_that_of_the_captions_that_a_run_wrote(tmp_path):
 
 def test_rows_differ_in_what_they_claim_and_in_nothing_else(runs, commands, monkeypatch):
     """The baselines and the upper bound take the steps of GMAIL, on other images or through another branch."""
-    for name in runs_module.TRAINING_FREE:
+    for name in (*runs_module.TRAINING_FREE, "unseen"):
         (runs.folder / name).mkdir()
     monkeypatch.setattr(recipes, "captioned", lambda name, run: {"row": name})
     rows = [row["row"] for row in recipes.captioning(runs)]
@@ -243,6 +251,9 @@ def test_rows_differ_in_what_they_claim_and_in_nothing_else(runs, commands, monk
         set(by_name[runs_module.slug(name)]) for name in (runs_module.PAPER, recipes.GENERATED, recipes.REAL)
     )
     outputs = {argument for command in commands for argument in command if "clipcap-" in argument}
+    for name in (runs_module.PAPER, recipes.ROBUST):
+        seen, unseen = (set(by_name[runs_module.slug(row)]) for row in (name, f"{name}, unseen images"))
+        assert unseen - seen - outputs == {str(runs.folder / "unseen")}  # stage 2 on other images, the same stage 1
     moved = set(by_name["coral"])
     assert moved - generated - outputs == {str(runs.folder / "coral")}
     assert generated - plain - outputs == {"--modality", "real"}

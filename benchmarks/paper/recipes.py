@@ -10,6 +10,7 @@ from runs import ALONE, PAPER, Runs
 BEFORE, GENERATED, REAL = "no fine-tuning", "generated taken for real", "real (upper bound)"
 TRAINING_FREE = {"mean shift": "mean_shift", "CORAL": "coral"}
 CONSISTENT, TOKENS = "GMAIL + 5 (1 - cos)", "GMAIL + token alignment"
+ROBUST = "GMAIL, recipe robust"
 TOKEN_SETS = "GMAIL + token sliced Wasserstein"
 TAKEN_FOR_REAL = ("--modality", "real")
 ON_REAL = ("--modality", "real", "--image_column", "real_image")
@@ -35,9 +36,16 @@ def captioning(runs: Runs) -> list[dict]:
     rows = [captioned(GENERATED, runs.clipcap(GENERATED, *TAKEN_FOR_REAL))]
     for name, function in TRAINING_FREE.items():
         rows.append(captioned(name, runs.clipcap(name, *TAKEN_FOR_REAL, pairs=function)))
-    for name in (PAPER, CONSISTENT):
-        rows.append(captioned(name, runs.clipcap(name, model=runs.aligned(name))))
+    for name, options in gmail_rows(runs).items():
+        rows.append(captioned(name, runs.clipcap(name, **options)))
     return [*rows, captioned(REAL, runs.clipcap(REAL, *ON_REAL))]
+
+
+def gmail_rows(runs: Runs) -> dict[str, dict[str, str]]:
+    """Model and pairs of stage 2 by row. Unseen: generated images that stage 1 never saw."""
+    rows = {name: {"model": runs.aligned(name)} for name in (PAPER, CONSISTENT, ROBUST)}
+    unseen = {f"{name}, unseen images": {**rows[name], "pairs": "unseen"} for name in (PAPER, ROBUST)}
+    return rows | unseen
 
 
 def ifcap_captioning(runs: Runs) -> list[dict]:
@@ -60,8 +68,8 @@ def text_runs(runs: Runs) -> dict[str, tuple[Path, dict]]:
     found = {GENERATED: runs.text(GENERATED, *taken_for_real)}
     for name, function in TRAINING_FREE.items():
         found[name] = runs.text(name, *taken_for_real, pairs=function)
-    for name in (PAPER, CONSISTENT):
-        found[name] = runs.text(name, model=runs.aligned(name))
+    for name, options in gmail_rows(runs).items():
+        found[name] = runs.text(name, **options)
     found[REAL] = runs.text(REAL, "--gen_text_weight", "0", "--real_text_weight", "1")
     return found
 

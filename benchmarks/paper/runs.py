@@ -19,6 +19,7 @@ from gmail_hf.commands.cli import run as run_command
 VARIANTS = {
     "GMAIL (Eq. 1)": [],
     "GMAIL + 5 (1 - cos)": ["--consistency_weight", "5"],
+    "GMAIL, recipe robust": ["--recipe", "robust"],
     "GMAIL + token alignment": ["--token_weight", "1"],
     "GMAIL + token sliced Wasserstein": ["--token_weight", "10", "--token_loss", "sliced_wasserstein"],
     "rank 2": ["--lora_rank", "2", "--lora_alpha", "4"],
@@ -31,6 +32,7 @@ PAPER = "GMAIL (Eq. 1)"
 # With these steps, all tables take an hour; the recipes have 250 and 500 steps.
 FEWER_STEPS = {"stage 1": ("--max_steps", "200"), "questions": ("--max_steps", "250")}
 TRAINING_FREE = ("mean_shift", "coral")
+UNSEEN = 1000  # added to the seed of the training pairs, for pairs that stage 1 never saw
 NEAR = {"guidance_scale": 2.0, "num_inference_steps": 20}  # the generator's best sampling, see its card
 
 # Loading a model in transformers and drawing with matplotlib are not thread-safe (tensors that other threads create
@@ -145,8 +147,9 @@ class Runs:
 
     def pairs(self, name: str = "pairs") -> Path:
         """
-        Pairs on disk: `pairs`; `near`, generated with the best settings of the generator; `mixed`, with a column of
-        alternating generated and real images; `long`, with long captions; `mean_shift` and `coral`, with a column
+        Pairs on disk: `pairs`; `unseen`, the same number of other scenes and images, for stage 2 only; `near`,
+        generated with the best settings of the generator; `mixed`, with a column of alternating generated and real
+        images; `long`, with long captions; `mean_shift` and `coral`, with a column
         `generated_embeds`, f_r(generated) moved onto f_r(real) by the map of this name in gmail_hf.metrics.
         """
         folder = self.folder / name
@@ -168,8 +171,9 @@ class Runs:
 
     def _generate(self, name: str, folder: Path) -> None:
         # Only real images of the scored split are used, so one generator is enough for it.
-        scored, sampling = (self.num_test, {}) if name == "pairs" else (self.pairs(), NEAR)
-        arguments = (folder, self.split, self.num_pairs, scored, self.seed, sampling)
+        scored = self.num_test if name == "pairs" else self.pairs()
+        seed = self.seed + UNSEEN if name == "unseen" else self.seed
+        arguments = (folder, self.split, self.num_pairs, scored, seed, NEAR if name == "near" else {})
         self._call(name, f"generate {' '.join(map(str, arguments))}", generate, *arguments)
 
     def _mixed(self):
