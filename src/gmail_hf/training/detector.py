@@ -10,6 +10,7 @@ from datasets import Dataset
 from ..branches.detector import Detector, check_frozen_real
 from ..metrics import expected_calibration_error
 from ..metrics._checks import optional_import
+from ..metrics.readout import standardized_regression
 from ..models.attached import AttachedTower
 from ..models.base import GmailModel
 from .data import undecoded
@@ -114,14 +115,11 @@ def detector_of(generated: np.ndarray, real: np.ndarray, modality: str = "gen", 
     """
     The detector of pairs of embeddings by `real`, each `(pairs, dim)`; rows of one index fall into one part.
     """
-    linear_model, pipeline = optional_import("sklearn.linear_model"), optional_import("sklearn.pipeline")
-    preprocessing, frozen = optional_import("sklearn.preprocessing"), optional_import("sklearn.frozen")
-    calibration = optional_import("sklearn.calibration")
+    frozen, calibration = optional_import("sklearn.frozen"), optional_import("sklearn.calibration")
     ends = [round(FITTED * len(real)), round((FITTED + CALIBRATED) * len(real))]
     parts = np.split(np.random.default_rng(seed).permutation(len(real)), ends)
     fit, calibrate, test = ((np.concatenate([generated[part], real[part]]), _is_generated(part)) for part in parts)
-    probe = pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=2000))
-    probe.fit(*fit)
+    probe = standardized_regression(max_iter=2000).fit(*fit)
     calibrated = calibration.CalibratedClassifierCV(frozen.FrozenEstimator(probe), method="sigmoid").fit(*calibrate)
     # The scaler, the regression and Platt's 1 / (1 + exp(a * logit + b)) are one linear map.
     scaler, regression = probe[0], probe[1]
