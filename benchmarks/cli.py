@@ -1,11 +1,13 @@
 """The import of gmail_hf, `gmail-hf embed` compared with a bare loop, and `gmail-hf diagnose` without embedding."""
 
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import subjects
 from measuring import Settings, row, take_turns, timed
@@ -29,6 +31,7 @@ def python(code: str) -> float:
 
 def embed(settings: Settings) -> Iterator[dict[str, Any]]:
     """Images per second from a folder of JPEGs to a file of embeddings, including loading the model."""
+    import datasets
     import numpy as np
     import torch
     from PIL import Image
@@ -63,9 +66,11 @@ def embed(settings: Settings) -> Iterator[dict[str, Any]]:
         def ours() -> None:
             output = folder / "embeds.parquet"
             output.unlink(missing_ok=True)
+            shutil.rmtree(folder / "cache", ignore_errors=True)
             words = {"model": folder / "model", "images": images, "output_file": output, "batch_size": batch}
             words |= {"device": settings.device}
-            command.main([word for key, value in words.items() for word in (f"--{key}", str(value))])
+            with mock.patch.object(datasets.config, "HF_DATASETS_CACHE", folder / "cache"):
+                command.main([word for key, value in words.items() for word in (f"--{key}", str(value))])
 
         sides = {"ours": ours, "bare": bare}
         for call in sides.values():

@@ -13,19 +13,17 @@ is at least --threshold). It needs a detector in the model, see gmail-hf train -
 
 --model is a trained model, complete or only its adapters, or a base. Both branches of a base are equal to it.
 
-To continue an interrupted run, run the same command again. With a different model, input or --modality, it starts from
-the beginning. A finished file is not overwritten.
+Embeddings are cached like those of a training: to continue an interrupted run, run the same command again. A finished
+file is not overwritten.
 """
 
-import glob
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing, try_lock
+from ..files import replacing
 from .cli import run
 from .common import DTYPES, REVISION, load_two_branches, logger
 from .options import REQUIRED, option, parse
@@ -72,14 +70,15 @@ class EmbeddingArguments:
 
 
 def main(argv: Sequence[str]) -> Path:
-    """Embed the remaining images, write the file and return its path."""
+    """Embed the images, write the file and return its path."""
     (args,) = parse(argv, "embed", __doc__, (EmbeddingArguments,))
 
+    import numpy as np
     import torch
 
     from ..branches.configuration import AUTO
     from ..models.auto_modality import check_auto
-    from ..training.embeddings import cache_key
+    from ..training.embeddings import cache_key, embeds_array
 
     names, images = _folder(Path(args.images)) if args.images else _column(args)
     output = Path(args.output_file)
@@ -108,20 +107,22 @@ def main(argv: Sequence[str]) -> Path:
         _check_finished(output, settings)
         return output
 
+    embeds, detected = _embed(args, model, processor, images)
+    readable = np.concatenate([np.isfinite(embeds_array(part)).all(axis=1) for part in _parts(embeds)])
+    kept, unreadable = np.flatnonzero(readable), sum(_count_missing(part) for part in _parts(embeds))
+    if len(kept) + unreadable < len(images):
+        raise ValueError(f"The model's embeddings are not finite in {args.dtype}: use --dtype float32.")
+    if unreadable and (args.on_bad_image == "error" or not len(kept)):
+        row = int(np.flatnonzero(~readable)[0])
+        first = names[row] if names else f"row {row}"
+        raise ValueError(f"{unreadable} of {len(images)} images cannot be read. The first is {first}.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    threshold = f"-{args.threshold}" if args.modality == AUTO else ""
-    partial = output.with_name(f".{output.name}.{settings['key']}-{args.on_bad_image}{threshold}.partial")
-    lock = try_lock(f"{partial}.lock")
-    if lock is None:
-        raise ValueError(f"Another process is writing '{output}': wait until it has finished.")
-    try:
-        _embed(args, model, processor, images, names, partial)
-        kept = _write(output, partial, model, names, settings, args)
-        for path in output.parent.glob(f".{glob.escape(output.name)}.*.partial*"):  # also those of other settings
-            path.unlink()
-    finally:
-        lock.release()
-    logger.info(f"{kept} embeddings are in {output}; {len(images) - kept} images could not be read.")
+    labels = {"file_name": [names[row] for row in kept]} if names else {"row": kept}
+    detected = {name: values[kept] for name, values in detected.items()}
+    with replacing(output) as partial:
+        write = _write_parquet if output.suffix == ".parquet" else _write_safetensors
+        write(partial, embeds.select(kept), labels, detected, settings)
+    logger.info(f"{len(kept)} embeddings are in {output}; {unreadable} images could not be read.")
     return output
 
 
@@ -157,122 +158,67 @@ def _column(args: EmbeddingArguments) -> tuple[None, Any]:
     return None, undecoded(dataset.select_columns([column]))
 
 
-def _embed(args: EmbeddingArguments, model: Any, processor: Any, images: Any, names: Any, partial: Path) -> None:
-    """
-    Append the float32 embeddings of the remaining images to `partial`, row by row, with NaN for unreadable ones, and
-    the probability of `auto` in a last column.
-    """
+def _embed(args: EmbeddingArguments, model: Any, processor: Any, images: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a data set with the column `image_embeds`, None for unreadable images, and the columns of `auto`."""
     import numpy as np
-    from tqdm.auto import tqdm
+    import torch
+    from datasets import concatenate_datasets
 
-    from ..training.embeddings import embed_auto, embed_images
+    from ..training.embeddings import cached_embeds, embeds_array
 
-    auto = args.modality == "auto"
-    dim = model.embed_dim + auto
-    with open(partial, "ab") as file:
-        # Keep only complete batches, so that the next batches equal those of an uninterrupted run.
-        done = file.tell() // (4 * dim * args.batch_size) * args.batch_size
-        file.truncate(4 * dim * done)
-        if done:
-            logger.info(f"Continuing after {done} of {len(images)} images.")
-        with tqdm(total=len(images), initial=done, desc=f"Embedding by {args.modality}", unit="image") as bar:
-            for start, decoded in _decoded(images, done, args.batch_size):
-                embeds = np.full((len(decoded), dim), np.nan, np.float32)
-                good = [row for row, image in enumerate(decoded) if not isinstance(image, ValueError)]
-                for row in sorted(set(range(len(decoded))) - set(good)):
-                    name = names[start + row] if names else f"row {start + row}"
-                    if args.on_bad_image == "error":
-                        raise ValueError(f"{name}: {decoded[row]}")
-                    logger.warning(f"{name} is skipped: {decoded[row]}.")
-                if good:
-                    batch = [decoded[row] for row in good]
-                    if auto:
-                        embeds[good] = np.column_stack(embed_auto(model, processor, batch, args.threshold))
-                    else:
-                        embeds[good] = embed_images(model, processor, batch, args.modality, args.batch_size)
-                    if not np.isfinite(embeds[good]).all():
-                        raise ValueError(f"The model's embeddings are not finite in {args.dtype}.")
-                file.write(embeds.tobytes())
-                file.flush()
-                bar.update(len(decoded))
+    def embed(rows: Any, modality: str) -> Any:
+        column = rows.column_names[0]
+        return cached_embeds(rows, column, model, processor, modality, args.batch_size, args.on_bad_image)
+
+    if args.modality != "auto":
+        return embed(images, args.modality), {}
+    embeds, branch = embed(images, "real"), model.detector.modality
+    arrays = (torch.from_numpy(embeds_array(part)) for part in _parts(embeds))
+    probability = np.concatenate([model.detector(array).numpy() for array in arrays])
+    generated, rows = np.flatnonzero(probability >= args.threshold), np.arange(len(images))
+    if len(generated):
+        rows[generated] = len(images) + np.arange(len(generated))
+        embeds = concatenate_datasets([embeds, embed(images.select(generated), branch)]).select(rows)
+    branches = np.where(probability >= args.threshold, branch, "real")
+    return embeds, {"generated_probability": probability, "modality": branches}
 
 
-def _decoded(images: Any, start: int, size: int) -> Iterator[tuple[int, list[Any]]]:
-    """Iterate over batches from row `start`, with each image decoded or its error. Decodes one batch ahead."""
-    from ..training.data import BadImageError, decode_image
-
-    def decode(cell: Any) -> Any:
-        try:
-            return decode_image(cell)
-        except BadImageError as error:
-            return error
-
-    column = images.column_names[0]
-    with ThreadPoolExecutor() as pool:
-        batch = None
-        for first in range(start, len(images), size):
-            ahead = first, pool.map(decode, images[first : first + size][column])
-            if batch:
-                yield batch[0], list(batch[1])
-            batch = ahead
-        if batch:
-            yield batch[0], list(batch[1])
+def _parts(rows: Any) -> Iterator[Any]:
+    """Split a data set into parts of up to `ROW_GROUP` rows."""
+    return (rows.select(range(i, min(i + ROW_GROUP, len(rows)))) for i in range(0, len(rows), ROW_GROUP))
 
 
-def _write(
-    output: Path,
-    partial: Path,
-    model: Any,
-    names: list[str] | None,
-    settings: dict[str, Any],
-    args: EmbeddingArguments,
-) -> int:
-    """Write the file atomically without the rows of unreadable images, and return its number of rows."""
-    import numpy as np
-
-    auto, dim = args.modality == "auto", model.embed_dim
-    rows = np.memmap(partial, np.float32, "r").reshape(-1, dim + auto)
-    embeds = rows[:, :dim]
-    kept = np.flatnonzero(~np.isnan(embeds[:, 0]))
-    if not len(kept):
-        raise ValueError(f"None of the {len(embeds)} images can be read.")
-    labels = [names[row] for row in kept] if names else kept
-    detected = {"generated_probability": rows[kept, dim]} if auto else {}
-    with replacing(output) as temporary:
-        if output.suffix == ".parquet":
-            if auto:
-                branches = np.array(["real", model.detector.modality])
-                detected["modality"] = branches[(detected["generated_probability"] >= args.threshold).astype(int)]
-            _write_parquet(temporary, labels, embeds, kept, detected, settings)
-        else:
-            from safetensors.numpy import save_file
-
-            metadata = {METADATA: json.dumps(settings)} | ({"file_name": json.dumps(labels)} if names else {})
-            tensors = {"embedding": embeds[kept], **({} if names else {"row": kept}), **detected}
-            save_file(tensors, temporary, metadata)
-    return len(kept)
+def _count_missing(rows: Any) -> int:
+    return rows.with_format("arrow")[:]["image_embeds"].null_count
 
 
 def _write_parquet(
-    path: Path, labels: Sequence[Any], embeds: Any, kept: Any, detected: dict[str, Any], settings: dict[str, Any]
+    path: Path, embeds: Any, labels: dict[str, Any], detected: dict[str, Any], settings: dict[str, Any]
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    named = isinstance(labels, list)
-    label = pa.field("file_name", pa.string()) if named else pa.field("row", pa.int64())
-    others = [pa.field(name, pa.string() if name == "modality" else pa.float32()) for name in detected]
-    fields = [label, pa.field("embedding", pa.list_(pa.float32())), *others]
-    schema = pa.schema(fields, {METADATA: json.dumps(settings)})
-    with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(kept), ROW_GROUP):
-            rows = slice(start, start + ROW_GROUP)
-            values = embeds[kept[rows]]
-            offsets = pa.array(range(0, values.size + 1, embeds.shape[1]), pa.int32())
-            column = pa.ListArray.from_arrays(offsets, pa.array(values.ravel()))
-            columns = [pa.array(labels[rows], label.type), column]
-            columns += [pa.array(detected[field.name][rows], field.type) for field in others]
-            writer.write_table(pa.table(columns, schema=schema))
+    columns = pa.table({**labels, **detected})
+    fields = [columns.schema.field(0), pa.field("embedding", pa.list_(pa.float32())), *list(columns.schema)[1:]]
+    with pq.ParquetWriter(path, pa.schema(fields, {METADATA: json.dumps(settings)})) as writer:
+        for number, part in enumerate(_parts(embeds)):
+            column = part.with_format("arrow")[:]["image_embeds"].cast(pa.list_(pa.float32()))
+            table = columns.slice(number * ROW_GROUP, ROW_GROUP).add_column(1, fields[1], column)
+            writer.write_table(table.cast(writer.schema))
+
+
+def _write_safetensors(
+    path: Path, embeds: Any, labels: dict[str, Any], detected: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    from safetensors.numpy import save_file
+
+    from ..training.embeddings import embeds_array
+
+    names = {name: json.dumps(values) for name, values in labels.items() if name == "file_name"}
+    tensors = {
+        name: values for name, values in {**labels, **detected}.items() if name not in ("file_name", "modality")
+    }
+    save_file({"embedding": embeds_array(embeds), **tensors}, path, {METADATA: json.dumps(settings), **names})
 
 
 def _check_finished(output: Path, settings: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -126,31 +127,6 @@ def unit_rows(features: torch.Tensor, first: int, what: str) -> np.ndarray:
     return embeds
 
 
-@torch.no_grad()
-def embed_auto(
-    model: Any, processor: Any, images: list[PILImage.Image], threshold: float = 0.5
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Embeddings of one batch of images of unknown origin, see [`~GmailCLIPModel.detect_modality`].
-
-    Args:
-        model ([`GmailCLIPModel`]): with a detector, in evaluation mode.
-        processor, images: as in [`embed_images`].
-        threshold (`float`): from which probability on an image goes through the branch of generated ones.
-
-    Returns:
-        `np.ndarray` of shape `(images, dim)`, float32, L2-normalised, and the probabilities `(images,)`.
-
-    Raises:
-        ValueError: no detector was fitted.
-    """
-    inputs = PixelValues(image_processor_of(processor)).inputs(images)
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    outputs = model.get_image_features(**inputs, modality=AUTO, threshold=threshold)
-    embeds = torch.nn.functional.normalize(outputs.pooler_output, dim=-1)
-    return embeds.float().cpu().numpy(), outputs.generated_probability.cpu().numpy()
-
-
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Split items into lists of `size`; the last one may be shorter."""
     items = iter(items)
@@ -217,19 +193,19 @@ def cached_embeds(
     dim = model.embed_dim
     features = datasets.Features({"image_embeds": datasets.List(datasets.Value("float32"), length=dim)})
 
-    def embed_batch(cells: list[Any], first_row: int) -> list[np.ndarray | None]:
-        embeds: list[np.ndarray | None] = [None] * len(cells)
-        images, rows = [], []
-        for row, cell in enumerate(cells):
-            try:
-                images.append(decode_image(cell))
+    def embed_batch(images: list[PILImage.Image | BadImageError], first_row: int) -> list[np.ndarray | None]:
+        embeds: list[np.ndarray | None] = [None] * len(images)
+        rows = []
+        for row, image in enumerate(images):
+            if not isinstance(image, BadImageError):
                 rows.append(row)
-            except BadImageError as error:
-                where = f"Column '{column}', row {first_row + row}"
-                if on_bad_image == "error":
-                    raise ValueError(f"{where}: {error}.") from error
-                bad_images.warning(f"{where}: {error}; the pair will be skipped.")
-        for row, embed in zip(rows, _embed(model, values, images, modality) if images else [], strict=True):
+                continue
+            where = f"Column '{column}', row {first_row + row}"
+            if on_bad_image == "error":
+                raise ValueError(f"{where}: {image}.") from image
+            bad_images.warning(f"{where}: {image}; it is skipped.")
+        decoded = [images[row] for row in rows]
+        for row, embed in zip(rows, _embed(model, values, decoded, modality) if rows else [], strict=True):
             embeds[row] = embed
         return embeds
 
@@ -243,10 +219,9 @@ def cached_embeds(
                 embeds: list[np.ndarray | None] = []
                 title = f"Embedding {column} by {modality} ({shard + 1}/{shards})"
                 with tqdm(total=len(rows), desc=title, unit="image", disable=not is_progress_bar_enabled()) as bar:
-                    for start in range(rows.start, rows.stop, batch_size):
-                        batch = dataset[start : min(start + batch_size, rows.stop)][column]
-                        embeds += embed_batch(batch, start)
-                        bar.update(len(batch))
+                    for start, images in _decoded(dataset, column, rows, batch_size):
+                        embeds += embed_batch(images, start)
+                        bar.update(len(images))
                 _write_arrow(file, Dataset.from_dict({"image_embeds": embeds}, features))
                 cached = _load_arrow(file, len(rows))
         finally:
@@ -262,6 +237,29 @@ def cached_embeds(
             barrier()
         # If the processes do not share a folder, this computes the missing shards.
         return datasets.concatenate_datasets([load_or_compute(shard) for shard in range(shards)])
+
+
+def _decoded(
+    dataset: Dataset, column: str, rows: range, size: int
+) -> Iterator[tuple[int, list[PILImage.Image | BadImageError]]]:
+    """
+    The first row and the images of each batch, with the error in place of an unreadable image. Threads decode the next
+    batch in the meantime.
+    """
+
+    def decode(cell: Any) -> PILImage.Image | BadImageError:
+        try:
+            return decode_image(cell)
+        except BadImageError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        starts = range(rows.start, rows.stop, size)
+        jobs = ((start, pool.map(decode, dataset[start : min(start + size, rows.stop)][column])) for start in starts)
+        ahead = next(jobs, None)
+        while ahead is not None:
+            (start, images), ahead = ahead, next(jobs, None)
+            yield start, list(images)
 
 
 def _write_arrow(path: Path, dataset: Dataset) -> None:
@@ -290,9 +288,10 @@ def embeds_array(embeds: Dataset) -> np.ndarray:
     """The column `image_embeds` of [`cached_embeds`] as float32 `(rows, dim)`, with NaN in place of None."""
     column = embeds.with_format("arrow")[:]["image_embeds"].combine_chunks()
     readable = column.is_valid().to_numpy(zero_copy_only=False)
-    values = column.drop_null().flatten().to_numpy().reshape(readable.sum(), -1)
-    array = np.full((len(embeds), values.shape[1]), np.nan, np.float32)
-    array[readable] = values
+    values = column.drop_null().flatten().to_numpy()
+    dim = len(values) // readable.sum() if readable.any() else embeds.features["image_embeds"].length
+    array = np.full((len(embeds), dim), np.nan, np.float32)
+    array[readable] = values.reshape(-1, dim)
     return array
 
 
