@@ -120,8 +120,13 @@ def lock_folder(folder: str | os.PathLike, wait: bool = False) -> FileLock:
 
     Raises:
         FileExistsError: another process is writing the folder.
+        OSError: the folder cannot be created or written to.
     """
-    lock = try_lock(Path(folder).absolute() / FOLDER_LOCK, wait, again=True)
+    try:
+        lock = try_lock(Path(folder).absolute() / FOLDER_LOCK, wait, again=True)
+    except OSError as error:
+        problem = f"'{folder}' is not a folder that can be written to ({error.strerror})"
+        raise type(error)(f"{problem}. Choose another folder.") from error
     if lock is None:
         raise FileExistsError(
             f"Another process is writing '{folder}'. Wait until it has finished, or choose another folder."

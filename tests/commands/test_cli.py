@@ -151,6 +151,14 @@ def test_own_options_come_before_those_of_transformers(capsys):
     assert "--learning-rate" not in text
 
 
+@pytest.mark.parametrize("command", ["train", "caption", "diagnose", "curate"])
+def test_an_output_dir_that_is_a_file_is_refused_before_any_work(command, tmp_path, capsys):
+    (tmp_path / "out").touch()
+    with pytest.raises(SystemExit):
+        cli.main([command, "--model", "nowhere", "--dataset", "nowhere", "--output_dir", str(tmp_path / "out")])
+    assert "out' is not a folder that can be written to (File exists). Choose another" in capsys.readouterr().err
+
+
 def test_no_heavy_import_before_a_command_is_chosen():
     code = "import sys; from gmail_hf.commands.cli import main; main(['--help']); main(['--version'])\n"
     code += "print(sorted({'torch', 'transformers', 'datasets', 'diffusers'} & set(sys.modules)))"

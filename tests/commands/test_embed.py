@@ -193,6 +193,9 @@ def test_no_readable_image(trained, tmp_path):
         ("out.parquet", [], ValueError, "either --images or --dataset"),
         ("out.parquet", ["--images", "a", "--dataset", "b"], ValueError, "either --images or --dataset"),
         ("out.parquet", ["--images", "nowhere"], FileNotFoundError, "Folder 'nowhere' does not exist"),
+        ("out.parquet", ["--images", __file__], ValueError, "takes a folder of images"),
+        ("out.parquet", ["--images", "{folder}", "--device", "tpu9"], ValueError, "--device 'tpu9' cannot be used"),
+        ("out.parquet", ["--images", "{folder}", "--model", "{folder}/no"], FileNotFoundError, "does not exist"),
         ("out.npy", ["--images", "a"], ValueError, "must end in .parquet or .safetensors, got '.*out.npy'"),
         ("out.parquet", ["--images", "a", "--on_bad_image", "ignore"], ValueError, "invalid choice: 'ignore'"),
         ("out.parquet", ["--images", "a", "--batch_size", "0"], ValueError, "at least 1"),
@@ -208,6 +211,14 @@ def test_mistakes(trained, folder, tmp_path, output, options, error, message):
     with pytest.raises(error, match=message):
         run(trained, tmp_path / output, *(option.format(**places) for option in options))
     assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".*out*"))
+
+
+@pytest.mark.parametrize("name", ["there.parquet", "there.safetensors"])
+def test_another_file_is_not_overwritten(trained, folder, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{name}' exists and cannot be read"):
+        run(trained, tmp_path / name, "--images", folder)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_the_key_is_the_same_in_another_process(trained, folder, tmp_path):

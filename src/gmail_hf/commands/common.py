@@ -105,6 +105,9 @@ class MeasuringArguments:
             if self.dataset != "digits":
                 raise ValueError(f"Pass the model to embed the images of '{self.dataset}' with --model.")
             self.model = "digits"
+        for name in ("max_samples", "batch_size"):
+            if (value := getattr(self, name, None)) is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}.")
 
     def load_pairs(self, max_samples: int | None = None) -> "Dataset":
         """Load the pairs, see [`bundled.load_pairs`]."""
@@ -119,7 +122,7 @@ class MeasuringArguments:
         import torch
 
         model, processor = load_two_branches(name, revision, dtype=torch.float32)
-        return model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+        return model.to(device_of(self.device)).eval(), processor
 
 
 def hold_output_dir(args: Any) -> None:
@@ -154,6 +157,25 @@ def start(args: "TrainingArguments") -> str | None:
     return check_output_dir(args.output_dir, args.resume_from_checkpoint)
 
 
+def device_of(name: str | None) -> str:
+    """
+    The device of `--device`. By default it is the GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device '{name}' cannot be used ({reason}): leave it out for the default.") from error
+    return name
+
+
 def check_trained(name: str) -> None:
     """
     Check that the name of a [`GmailCLIPModel`] is an existing folder or a Hub id.
@@ -183,6 +205,7 @@ def load_two_branches(
         options: keywords of `from_pretrained`.
 
     Raises:
+        FileNotFoundError: `name` is neither an existing path nor a Hub id.
         OSError, ValueError: see [`GmailCLIPModel.from_pretrained`] and [`from_base`].
     """
     from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
@@ -190,9 +213,11 @@ def load_two_branches(
 
     from ..models.attached import ATTACHED, attached_tower, from_branches, from_vlm
     from ..models.auto import MODELS, from_base
+    from ..publishing.provenance import local_path
     from .bundled import model_path
 
     path, hub = model_path(name), {"revision": revision} if revision else {}
+    local_path(path, "model")
     kind = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type", "")
     if kind.startswith(ATTACHED):
         model = attached_tower(from_branches(path, revision, **options))

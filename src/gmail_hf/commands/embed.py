@@ -25,7 +25,7 @@ from typing import Any
 
 from ..files import replacing
 from .cli import run
-from .common import DTYPES, REVISION, load_two_branches, logger
+from .common import DTYPES, REVISION, device_of, load_two_branches, logger
 from .options import REQUIRED, option, parse
 
 FORMATS = (".parquet", ".safetensors")
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> Path:
             "There are too many file names for the header of a safetensors file: use a .parquet file as --output_file."
         )
     model, processor = load_two_branches(args.model, args.model_revision, dtype=getattr(torch, args.dtype))
-    model.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    model.to(device_of(args.device)).eval()
     if args.modality == AUTO:
         check_auto(model, args.threshold)
     elif args.modality not in model.config.modalities:
@@ -132,6 +132,8 @@ def _folder(folder: Path) -> tuple[list[str], Any]:
 
     from ..training.decoding import IMAGE_SUFFIXES
 
+    if folder.is_file():
+        raise ValueError(f"--images takes a folder of images, but '{folder}' is a file.")
     if not folder.is_dir():
         raise FileNotFoundError(f"Folder '{folder}' does not exist.")
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -224,16 +226,22 @@ def _write_safetensors(
 def _check_finished(output: Path, settings: dict[str, str]) -> None:
     """
     Raises:
-        FileExistsError: the file was written with other settings. The message lists the differences.
+        FileExistsError: the file has other content, or was written with other settings, which the message lists.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    if output.suffix == ".parquet":
-        metadata = {key.decode(): value for key, value in (pq.read_schema(output).metadata or {}).items()}
-    else:
-        with safe_open(output, "np") as file:
-            metadata = file.metadata() or {}
+    try:
+        if output.suffix == ".parquet":
+            metadata = {key.decode(): value for key, value in (pq.read_schema(output).metadata or {}).items()}
+        else:
+            with safe_open(output, "np") as file:
+                metadata = file.metadata() or {}
+    except (OSError, pa.ArrowInvalid, SafetensorError) as error:
+        raise FileExistsError(
+            f"'{output}' exists and cannot be read ({error}). Choose another --output_file, or delete it."
+        ) from error
     there = json.loads(metadata.get(METADATA, "{}"))
     changed = [f"{key}: {there.get(key)} -> {value}" for key, value in settings.items() if there.get(key) != value]
     if changed:

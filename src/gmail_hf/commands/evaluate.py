@@ -40,7 +40,7 @@ from pathlib import Path
 
 from ..files import write_file
 from .cli import run
-from .common import DTYPES, REVISION, hold_output_dir, logger
+from .common import DTYPES, REVISION, device_of, hold_output_dir, logger
 from .options import REQUIRED, option, parse
 
 
@@ -82,8 +82,6 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
 
     (args,) = parse(argv, "evaluate", __doc__.replace("{benchmarks}", ", ".join(BENCHMARKS)), (EvaluationArguments,))
 
-    import torch
-
     from ..evaluation import (
         Settings,
         finished,
@@ -109,7 +107,7 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
         folder = card_file(args.card).parent
         if Path(args.model).is_dir() and Path(folder, "config.json").exists() and not folder.samefile(args.model):
             raise ValueError(f"--card belongs to the model in '{folder}', not to --model '{args.model}'.")
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(args.device)
     scorer = load_model(args.clip_score_model, device=device) if args.clip_score_model else None
     if scorer and not (scorer.embeds and scorer.reads_text):
         raise ValueError(f"--clip_score_model must be a CLIP, but '{args.clip_score_model}' is not one.")
