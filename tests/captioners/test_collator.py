@@ -120,6 +120,15 @@ def test_another_encoder_is_refused_on_resume(gmail_folder, text_folders, tmp_pa
         trainer(other, tmp_path, max_steps=2).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("changed", [{"mapping_type": "transformer"}, {"prefix_length": 4}])
+def test_other_settings_are_refused_on_resume(gmail_folder, text_folders, tmp_path, changed):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    trainer(make_captioner(gmail_folder, text_folders["gpt2"]), tmp_path, max_steps=1, **settings).train()
+    other = make_captioner(gmail_folder, text_folders["gpt2"], **changed)
+    with pytest.raises(ValueError, match=f"was trained with {next(iter(changed))}=.*original settings"):
+        trainer(other, tmp_path, max_steps=2).train(resume_from_checkpoint=True)
+
+
 def test_other_embeddings_are_refused_on_resume(gmail_folder, text_folders, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 1}
     embeds = embeds_dataset(8)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import write_file
@@ -18,7 +19,7 @@ TOLERANCE = 0.01  # per entry of a unit vector: bfloat16 changes some by 0.003, 
 
 class CaptionTrainer(SafeTrainer):
     """
-    A `SafeTrainer` that resumes only with the embeddings it was started with.
+    A `SafeTrainer` that resumes only with the settings and the embeddings it was started with.
 
     Each checkpoint has a sample of them, evenly spread over the rows, for comparison.
 
@@ -48,6 +49,13 @@ class CaptionTrainer(SafeTrainer):
             write_file(card, card.read_text(encoding="utf-8").replace(nameless, "trained on"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        theirs, config = PreTrainedConfig.get_config_dict(resume_from_checkpoint)[0], self.model.config
+        for field in ("model_type", *config.own_fields()):
+            if field not in config.sub_configs and theirs.get(field) != getattr(config, field):
+                raise ValueError(
+                    f"'{resume_from_checkpoint}' was trained with {field}={theirs.get(field)}, but this model has "
+                    f"{getattr(config, field)}. Resume with the original settings."
+                )
         file = Path(resume_from_checkpoint, SAMPLE_NAME)
         if not file.exists():
             raise ValueError(
