@@ -293,6 +293,7 @@ def test_frozen_text_model(run, folders, tmp_path):
         (["--image_column", "image"], ValueError, r"lacks the column\(s\) \['image'\]"),
         (["--eval_split", "dev"], ValueError, "no split 'dev'"),
         (["--modality", "fake"], ValueError, r"Unknown modality \['fake'\]"),
+        (["--num_beams", "0"], ValueError, "--num_beams must be at least 1"),
         (["--model", "gmail-nowhere"], FileNotFoundError, "Train it first with gmail-hf train"),
         (["--model", clip_path()], ValueError, "not a GmailCLIPModel"),
         (["--mapping_type", "linear"], StrictDataclassError, "mapping_type"),

@@ -135,6 +135,9 @@ def test_the_command_is_one_that_train_takes(name, folder, clip_folder, monkeypa
     ("options", "message"),
     [
         (["--label_column", "class"], "no label column 'class'"),
+        (["--label_column", "real_image"], "'real_image' does not hold classes"),
+        (["--label_column", "image_id"], "No class of 'image_id' is in both halves"),
+        (["--max_samples", "0"], "--max_samples must be at least 1"),
         (["--max_samples", "19"], "19 pairs with different real images can be read; at least 20 are needed"),
     ],
 )

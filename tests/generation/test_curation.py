@@ -286,6 +286,9 @@ def test_the_command_and_a_training_on_what_it_keeps(folder, clip_folder, capsys
     with pytest.raises(SystemExit):
         cli.run("train", ["--dataset", str(folder / "others"), *train])
     assert "Row 0 of Split 'train' of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.run("train", ["--dataset", pairs, *train[:-1], str(out / "no.parquet")])
+    assert "There is no mask" in capsys.readouterr().err
     cli.run("train", ["--dataset", pairs, *train])
     state = json.loads((folder / "run" / "trainer_state.json").read_text())
     assert state["epoch"] == 1  # one batch of the 21 rows

@@ -115,16 +115,17 @@ def test_a_transform_is_refused_in_one_sentence(clip_folder, arguments):
 
 
 def test_a_batch_of_one_pair_is_refused(clip_folder, arguments):
-    def make(**fields):
+    def make(pairs=8, **fields):
         GmailTrainer(
             make_model(clip_folder),
-            arguments(per_device_train_batch_size=1, gradient_accumulation_steps=4, **fields),
-            make_pairs(8),
+            arguments(**{"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, **fields}),
+            make_pairs(pairs),
             processing_class=make_processor(),
         )
 
-    with pytest.raises(ValueError, match="batch of one pair has no negatives"):
-        make()
+    for fields in ({}, {"pairs": 1, "per_device_train_batch_size": 4}):
+        with pytest.raises(ValueError, match="batch of one pair has no negatives"):
+            make(**fields)
     make(consistency_weight=1.0)
 
 

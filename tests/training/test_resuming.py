@@ -40,6 +40,8 @@ def test_a_run_killed_in_its_first_save_starts_again(tmp_path, caplog):
     assert "checkpoint-5': it was not written completely." in caplog.text
     with pytest.raises(FileNotFoundError, match="Run without --resume_from_checkpoint to start again"):
         check_output_dir(tmp_path, "true")
+    with pytest.raises(FileNotFoundError, match="is not a complete checkpoint: it is not a folder"):
+        check_output_dir(tmp_path, __file__)
 
 
 def test_the_last_whole_checkpoint_is_found(tmp_path):

@@ -87,6 +87,11 @@ class DataArguments(PairArguments):
         "Scores to compute. METEOR takes ten seconds to start.", ["BLEU@4", "METEOR", "CIDEr", "ROUGE-L"]
     )
 
+    def __post_init__(self) -> None:
+        for name in ("num_beams", "max_new_tokens"):  # used after training
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+
 
 def parse_args(argv: Sequence[str]):
     """

@@ -117,6 +117,10 @@ def diagnose(
 
     labels = {task: values[rows] for task, values in labels.items()}
     tested = held[[all(values[row] in values[fit] for values in labels.values()) for row in held]]
+    if not len(tested):
+        raise ValueError(
+            f"No class of '{label_column}' is in both halves of the pairs: each class needs several pairs."
+        )
     table = train_on_generated(
         PairEmbeddings(generated[fit], real[fit], {name: array[fit] for name, array in embeds.items()}),
         {task: values[fit] for task, values in labels.items()},
@@ -273,11 +277,13 @@ def _labels(pairs: Dataset, column: str) -> dict[str, np.ndarray]:
     """Return the classes of each task."""
     if column not in pairs.column_names:
         raise ValueError(f"The pairs have no label column '{column}'; they have {pairs.column_names}.")
-    values = pairs[column][:]
+    values = undecoded(pairs)[column][:]
     for row, value in enumerate(values):
         if is_missing(value):
             raise ValueError(f"Row {row} has no '{column}'. Remove rows without labels, or leave out --label_column.")
     values = np.array(values)
+    if values.ndim > 2 or values.dtype.kind == "O":
+        raise ValueError(f"Column '{column}' does not hold classes: a number, a text or a list of them per row.")
     return {column: values} if values.ndim == 1 else {f"{column} {i}": task for i, task in enumerate(values.T)}
 
 

@@ -43,6 +43,8 @@ def read_mask(path: str | os.PathLike) -> pa.Table:
     """
     try:
         mask = pq.read_table(path, partitioning=None)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no mask '{path}': write it with gmail-hf curate.") from None
     except pa.ArrowInvalid:
         mask = None
     if mask is None or METADATA not in (mask.schema.metadata or {}) or mask.column_names != list(COLUMNS):

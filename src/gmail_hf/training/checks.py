@@ -42,9 +42,11 @@ def check_for_training(dataset: Any, name: str, model: Any, args: GmailTrainingA
             f"{name} is streamed, which is not supported with several processes: evaluate in one process."
         )
     batch = args.train_batch_size * (args.world_size if args.gather_negatives else 1)
+    if isinstance(dataset, Dataset):
+        batch = min(batch, len(dataset))
     if batch == 1 and name == "train_dataset" and not args.learns_from_one_pair:
         raise ValueError(
-            "A batch of one pair has no negatives, so the loss would always be 0. Use a "
+            "A batch of one pair has no negatives, so the loss would always be 0. Use two or more pairs and a "
             "`per_device_train_batch_size` of 2 or more; gradient accumulation adds no negatives."
         )
     options = {"embed_dim": model.embed_dim, "with_negatives": args.needs_negatives}

@@ -47,6 +47,8 @@ def damage(checkpoint: str | os.PathLike) -> str | None:
     except FileNotFoundError as error:
         missing = os.path.relpath(error.filename, checkpoint)
         return "it was not written completely" if missing == SEAL else f"{missing} is missing"
+    except NotADirectoryError:
+        return "it is not a folder"
     except (ValueError, AttributeError):
         return f"{SEAL} cannot be read"
     return None
