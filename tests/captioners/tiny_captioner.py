@@ -69,11 +69,11 @@ def make_bank(dim: int = 24) -> CaptionBank:
     return CaptionBank.build(CAPTIONS, embeds, listed_words(["cat", "dog", "car"]), make_tokenizer())
 
 
-def make_ifcap(gmail_folder, text_folder, **fields) -> IFCapForConditionalGeneration:
+def make_ifcap(gmail_folder, text_folder, bank=None, **fields) -> IFCapForConditionalGeneration:
     torch.manual_seed(0)
     fields = {"num_retrieved": 2, "num_entity_captions": 4, "entity_threshold": 0, **SMALL, **fields}
     model = IFCapForConditionalGeneration.from_vision_text_pretrained(gmail_folder, text_folder, **fields)
-    model.set_caption_bank(make_bank())
+    model.set_caption_bank(bank or make_bank())
     return model
 
 

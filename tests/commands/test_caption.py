@@ -11,16 +11,24 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import ImageFilter
 from tiny import make_tokenizer, randomise
 from transformers import (
+    AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
+    BitImageProcessor,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipProcessor,
     TrainingArguments,
+    ViTConfig,
+    ViTModel,
 )
 
-from gmail_hf import GmailCLIPModel
+from gmail_hf import GmailCLIPModel, from_base
 from gmail_hf.commands import caption, train
 from gmail_hf.commands.common import bytes_of_checkpoints
 from gmail_hf.digits import clip_path, load_digits
@@ -84,7 +92,19 @@ def folders(tmp_path_factory):
         root / "text"
     )
     make_tokenizer().save_pretrained(root / "text")
-    return {name: str(root / name) for name in ("trained", "fresh", "text")}
+    images, size = {**shared, "image_size": 16, "patch_size": 8}, {"height": 16, "width": 16}
+    words = {**shared, "vocab_size": 514, "max_position_embeddings": 64, "projection_size": 32}
+    siglip = SiglipModel(SiglipConfig(text_config=words, vision_config=images))
+    vit = ViTModel(ViTConfig(**images), add_pooling_layer=False)
+    processors = {
+        "siglip": SiglipProcessor(SiglipImageProcessor(size=size), make_tokenizer()),
+        "vit": BitImageProcessor(size=size, do_center_crop=False),
+    }
+    for name, base in (("siglip", siglip), ("vit", vit)):
+        base.save_pretrained(root / f"{name}-base")
+        randomise(from_base(root / f"{name}-base")).save_pretrained(root / name)
+        processors[name].save_pretrained(root / name)
+    return {name: str(root / name) for name in ("trained", "fresh", "text", "siglip", "vit")}
 
 
 @pytest.fixture
@@ -192,7 +212,7 @@ def ifcap(run, tmp_path):
     words = tmp_path / "words.txt"
     words.write_text("\n".join(DIGIT_NAMES))
     small = ("--num_retrieved=2", "--num_entity_captions=4", "--entity_threshold=1", "--entities", words)
-    return lambda name, *options: run(name, "--architecture", "ifcap", *small, *options)
+    return lambda name, *options, **kwargs: run(name, "--architecture", "ifcap", *small, *options, **kwargs)
 
 
 def test_ifcap_retrieves_from_the_training_captions(ifcap, folders, pairs, tmp_path):
@@ -234,6 +254,43 @@ def test_ifcap_on_text_alone_reads_no_image_and_resumes(ifcap, pairs, tmp_path):
     again = ifcap("part", "--text_only", "true", "--resume_from_checkpoint", "true")
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "part"))
     assert again["eval_loss"] == whole["eval_loss"]
+
+
+@pytest.mark.parametrize("base", ["siglip", "vit"])
+def test_captioners_on_other_bases(run, folders, tmp_path, base):
+    """Training reads f_g(generated), the captions come from f_r(real), by what was saved."""
+    aligned = run("out", model=base)
+    assert aligned["eval_loss"] != run("taken", "--modality", "real", model=base)["eval_loss"]
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "out"),
+        AutoProcessor.from_pretrained(tmp_path / "out"),
+    )
+    trained = AutoModel.from_pretrained(folders[base]).remove_text_encoder()
+    assert equal(trained.state_dict(), model.vision_model.state_dict())
+    inputs = processor(load_digits("train", 6)["real_image"][:], return_tensors="pt")
+    tokens = model.generate(**inputs, num_beams=2, do_sample=False)
+    written = [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+    lines = (tmp_path / "out" / "captions.jsonl").read_text().splitlines()
+    assert written == [json.loads(line)["caption"] for line in lines]
+
+
+def test_text_alone_with_siglip(ifcap, folders, pairs, tmp_path):
+    """Captions are padded to the context length, as in SigLIP's training."""
+    ifcap("out", "--text_only", "true", model="siglip")
+    bank = AutoModelForImageTextToText.from_pretrained(tmp_path / "out").caption_bank
+    captions = list(dict.fromkeys(Dataset.from_parquet(pairs)["caption"][:]))
+    tokens = make_tokenizer()(captions, padding="max_length", max_length=64, return_tensors="pt")
+    trained = AutoModel.from_pretrained(folders["siglip"])
+    with torch.no_grad():
+        expected = trained.embed_text(tokens["input_ids"], tokens["attention_mask"])
+    assert bank.captions == captions
+    torch.testing.assert_close(bank.embeds, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_text_alone_needs_a_text_encoder(ifcap, tmp_path):
+    with pytest.raises(StrictDataclassError, match="'gmail_vit' has no text encoder. Use ClipCap, which trains on"):
+        ifcap("out", "--text_only", "true", model="vit")
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_other_images_or_another_branch_are_refused_on_resume(run, tmp_path):
@@ -295,7 +352,7 @@ def test_frozen_text_model(run, folders, tmp_path):
         (["--modality", "fake"], ValueError, r"Unknown modality \['fake'\]"),
         (["--num_beams", "0"], ValueError, "--num_beams must be at least 1"),
         (["--model", "gmail-nowhere"], FileNotFoundError, "Train it first with gmail-hf train"),
-        (["--model", clip_path()], ValueError, "not a GmailCLIPModel"),
+        (["--model", clip_path()], ValueError, "has no branches"),
         (["--mapping_type", "linear"], StrictDataclassError, "mapping_type"),
         (["--architecture", "ifcp"], ValueError, "Unknown --architecture 'ifcp'; choose from clipcap, ifcap"),
         (["--text_only", "true", "--num_retrieved=3"], ValueError, "--text_only, --num_retrieved can only be used"),

@@ -34,6 +34,10 @@ class CaptionTrainer(SafeTrainer):
             return torch.from_numpy(np.stack([row["image_embeds"] for row in rows]))
         return self.model.caption_bank.embeds[[row["caption_rows"] for row in rows]].cpu()  # training on text only
 
+    def _vision_sums(self) -> list[float]:
+        """A sum for each weight of the image encoder, to recognise another one."""
+        return [weight.double().sum().item() for weight in self.model.vision_model.parameters()]
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save and output_dir and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR):
@@ -67,11 +71,9 @@ class CaptionTrainer(SafeTrainer):
                 f"'{resume_from_checkpoint}' was trained on other embeddings. Resume with the original data, image "
                 "column and branch."
             )
-        projections = self.model.vision_model.visual_projection
-        ours = {name: weight.clone() for name, weight in projections.state_dict().items()}
+        ours = self._vision_sums()
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        theirs = projections.state_dict()
-        if not all(weight.equal(theirs[name]) for name, weight in ours.items()):
+        if self._vision_sums() != ours:
             raise ValueError(
                 f"'{resume_from_checkpoint}' was trained on the embeddings of another image encoder. Resume with the "
                 "original one."

@@ -41,7 +41,7 @@ def captioned_embeds(pairs: Dataset, embeds: Dataset) -> Dataset:
         embeds (`datasets.Dataset`): their `image_embeds`, row by row. Rows without an embedding are left out.
 
     Returns:
-        `datasets.Dataset` with the columns `image_embeds` (float32 arrays of shape `(projection_dim,)`), `caption` and
+        `datasets.Dataset` with the columns `image_embeds` (float32 arrays of shape `(embed_dim,)`), `caption` and
         `image_id`.
 
     Raises:
@@ -98,7 +98,7 @@ class CaptionCollator:
     Returns of a call:
         `input_ids`, `attention_mask` and `labels` `(batch, tokens)` int64: each caption and its end-of-text token,
         padded on the right; labels are -100 on padding. If the rows have them, also `image_embeds`
-        `(batch, projection_dim)` float32 and `caption_rows` `(batch,)` int64.
+        `(batch, embed_dim)` float32 and `caption_rows` `(batch,)` int64.
     """
 
     def __init__(self, tokenizer: Any, max_length: int = MAX_NEW_TOKENS):
@@ -138,7 +138,7 @@ def caption_embeds(
     Args:
         model ([`Captioner`]): the model, which is used in evaluation mode.
         tokenizer: the language model's tokenizer.
-        embeds (`np.ndarray` of shape `(images, projection_dim)`): float32.
+        embeds (`np.ndarray` of shape `(images, embed_dim)`): float32.
         batch_size (`int`): images per forward pass.
         desc (`str`, *optional*): title of the progress bar. By default there is no bar.
         kwargs: arguments of `generate`, such as `num_beams`.

@@ -1,4 +1,4 @@
-"""The common configuration of captioners on a CLIP with branches."""
+"""The common configuration of captioners on a model with branches."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-from ..models.configuration_clip import GmailVisionConfig
+from ..branches.configuration import AdapterFields
 
 
 @strict
@@ -16,8 +16,9 @@ class CaptionerConfig(PreTrainedConfig):
     Fields of [`ClipCapConfig`] and [`IFCapConfig`].
 
     Args:
-        vision_config (`dict` or [`GmailVisionConfig`], *optional*): the image encoder's configuration. Its
-            `projection_dim` is the dimension of the image embeddings.
+        vision_config (`dict` or `PreTrainedConfig`, *optional*): the image encoder's configuration: a
+            [`GmailVisionConfig`] for CLIP, which is the default, or that of any other model with branches, such as a
+            [`GmailSiglipConfig`] or a [`GmailDinov2Config`].
         text_config (`dict` or `PreTrainedConfig`, *optional*): the configuration of a causal language model, by
             default GPT-2's.
         prefix_length (`int`, defaults to 10): number of token embeddings per image.
@@ -27,13 +28,14 @@ class CaptionerConfig(PreTrainedConfig):
         mapping_num_heads (`int`, defaults to 8): in a transformer, number of attention heads.
 
     Raises:
-        huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range, or `text_config` is not
-            that of a causal language model with room for a caption after the prefix.
+        huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range, `vision_config` is not
+            that of a model with branches, or `text_config` is not that of a causal language model with room for a
+            caption after the prefix.
         ValueError: an unknown field looks like one of these.
     """
 
     sub_configs_defaults = {
-        "vision_config": SubConfigSpec(config_class=GmailVisionConfig),
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="gmail_clip_vision_model"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="gpt2"),
     }
     prompt_length = 0  # maximum number of tokens between the prefix and the caption
@@ -75,6 +77,13 @@ class CaptionerConfig(PreTrainedConfig):
         """
         if getattr(self, field) < minimum:
             raise ValueError(f"`{field}` must be at least {minimum}, got {getattr(self, field)}.")
+
+    def validate_vision_config(self) -> None:
+        if not isinstance(self.vision_config, AdapterFields):
+            raise ValueError(
+                f"`vision_config` is a {type(self.vision_config).__name__}, which is not the configuration of a model "
+                "with branches."
+            )
 
     def validate_text_config(self) -> None:
         kind = type(self.text_config)

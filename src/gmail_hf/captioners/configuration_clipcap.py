@@ -1,4 +1,4 @@
-"""Configuration of ClipCap on a CLIP with branches."""
+"""Configuration of ClipCap on a model with branches."""
 
 from typing import Literal
 

@@ -1,9 +1,10 @@
-"""Configuration of IFCap on a CLIP with branches."""
+"""Configuration of IFCap on a model with branches."""
 
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 
+from ..models.vision import VisionFields
 from .bank import MAX_PROMPT_LENGTH
 from .configuration_captioner import CaptionerConfig
 
@@ -22,7 +23,8 @@ class IFCapConfig(CaptionerConfig):
         noise_variance (`float`, defaults to 0.04): variance of the noise added to each entry of a caption's unit
             embedding when it replaces an image in training.
         vision_config, text_config, prefix_length, mapping_clip_length, mapping_num_layers, mapping_num_heads: see
-            [`CaptionerConfig`], also for errors. `mapping_type` is `"fusion"`.
+            [`CaptionerConfig`], also for errors. `mapping_type` is `"fusion"`. `vision_config` must be that of a model
+            with a text encoder, which embeds the captions to retrieve.
     """
 
     model_type = "gmail_ifcap"
@@ -35,6 +37,11 @@ class IFCapConfig(CaptionerConfig):
     noise_variance: float = 0.04
 
     def validate_retrieval(self) -> None:
+        if isinstance(self.vision_config, VisionFields):
+            raise ValueError(
+                f"IFCap retrieves captions by their embeddings, but a model of type '{self.vision_config.model_type}' "
+                "has no text encoder. Use ClipCap, which trains on images alone, or IFCap with a CLIP or SigLIP."
+            )
         self.at_least("num_retrieved", 1)
         self.at_least("num_entity_captions", 1)
         self.at_least("entity_threshold", 0)

@@ -10,13 +10,13 @@ class MLPMapper(nn.Sequential):
     """
     One hidden layer half as wide as the prefix, with tanh (section 3.2), for a language model that is trained, too.
 
-    It maps image embeddings `(batch, projection_dim)` to prefixes `(batch, prefix_length, hidden)`.
+    It maps image embeddings `(batch, embed_dim)` to prefixes `(batch, prefix_length, hidden)`.
     """
 
-    def __init__(self, config: CaptionerConfig, hidden: int):
+    def __init__(self, config: CaptionerConfig, embed_dim: int, hidden: int):
         width = config.prefix_length * hidden
         super().__init__(
-            nn.Linear(config.vision_config.projection_dim, width // 2),
+            nn.Linear(embed_dim, width // 2),
             nn.Tanh(),
             nn.Linear(width // 2, width),
             nn.Unflatten(1, (config.prefix_length, hidden)),
@@ -28,20 +28,20 @@ class TransformerMapper(nn.Module):
     A transformer on `mapping_clip_length` tokens for the embedding and `prefix_length` learned constants, whose
     outputs are the prefix (section 3.3), for a frozen language model.
 
-    It maps image embeddings `(batch, projection_dim)` to prefixes `(batch, prefix_length, hidden)`.
+    It maps image embeddings `(batch, embed_dim)` to prefixes `(batch, prefix_length, hidden)`.
 
     Raises:
         ValueError: `hidden` is not a multiple of `mapping_num_heads`.
     """
 
-    def __init__(self, config: CaptionerConfig, hidden: int):
+    def __init__(self, config: CaptionerConfig, embed_dim: int, hidden: int):
         super().__init__()
         if hidden % config.mapping_num_heads:
             raise ValueError(
                 f"`mapping_num_heads` ({config.mapping_num_heads}) must divide the language model's width, {hidden}."
             )
         self.clip_length = config.mapping_clip_length
-        self.linear = nn.Linear(config.vision_config.projection_dim, self.clip_length * hidden)
+        self.linear = nn.Linear(embed_dim, self.clip_length * hidden)
         self.prefix_const = nn.Parameter(torch.randn(config.prefix_length, hidden))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
@@ -71,13 +71,13 @@ class FusionMapper(TransformerMapper):
     2024, section 3). The tokens are the queries, a linear map of the captions' embeddings gives keys and values, and
     the output is added to the tokens, as in a transformer.
 
-    It maps image embeddings `(batch, projection_dim)` and caption embeddings `(batch, captions, projection_dim)` to
+    It maps image embeddings `(batch, embed_dim)` and caption embeddings `(batch, captions, embed_dim)` to
     prefixes `(batch, prefix_length, hidden)`.
     """
 
-    def __init__(self, config: CaptionerConfig, hidden: int):
-        super().__init__(config, hidden)
-        self.retrieved_linear = nn.Linear(config.vision_config.projection_dim, hidden)
+    def __init__(self, config: CaptionerConfig, embed_dim: int, hidden: int):
+        super().__init__(config, embed_dim, hidden)
+        self.retrieved_linear = nn.Linear(embed_dim, hidden)
         self.cross_attention = nn.MultiheadAttention(hidden, config.mapping_num_heads, batch_first=True)
 
     def forward(self, image_embeds: torch.Tensor, retrieved_embeds: torch.Tensor) -> torch.Tensor:

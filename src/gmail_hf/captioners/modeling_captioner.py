@@ -1,5 +1,5 @@
 """
-The base class of captioners on a CLIP with branches: a causal language model continues a prefix of token embeddings.
+The base class of captioners on a model with branches: a causal language model continues a prefix of token embeddings.
 
 They train on f_g(generated) and serve f_r(real photograph): stages 2 and 3 of GMAIL's Algorithm 1.
 """
@@ -19,8 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ..branches.tower import Modality, keywords_of, reject_unknown
 from ..models.base import ModalityMixin
-from ..models.clip import GmailVisionModelWithProjection
-from ..models.configuration_clip import GmailConfig, GmailVisionConfig
+from ..models.image_encoder import image_encoder_config, load_image_encoder, new_image_encoder
 from ..models.loading import StrictLoading, check_nothing_missing
 from ..publishing.provenance import name_publicly
 from .configuration_captioner import CaptionerConfig
@@ -28,6 +27,8 @@ from .mapping import MAPPERS, TransformerMapper
 
 MAX_NEW_TOKENS = 64  # default if the language model's generation config has none
 KEYWORDS = keywords_of(PreTrainedModel.forward)  # keywords of every model of transformers
+# Inputs of image encoders next to `pixel_values`; an encoder refuses those it does not know.
+IMAGE_KEYWORDS = ("interpolate_pos_encoding", "pixel_attention_mask", "spatial_shapes")
 IGNORED = -100  # the label that the loss ignores
 
 
@@ -44,7 +45,8 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
 
     Args:
         config ([`CaptionerConfig`]): the model's configuration.
-        vision_model ([`GmailVisionModelWithProjection`], *optional*): the image encoder; by default a random one with
+        vision_model (`PreTrainedModel`, *optional*): the image encoder, a [`GmailVisionModelWithProjection`] for CLIP,
+            otherwise a model with branches, without its text encoder; by default a random one with
             `config.vision_config`.
         text_model (`PreTrainedModel`, *optional*): the causal language model; by default a random one with
             `config.text_config`.
@@ -63,17 +65,18 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
     def __init__(
         self,
         config: CaptionerConfig,
-        vision_model: GmailVisionModelWithProjection | None = None,
+        vision_model: PreTrainedModel | None = None,
         text_model: PreTrainedModel | None = None,
     ):
         super().__init__(config)
         # For a loss that does not shift labels, because the first caption token is predicted from the prefix. The
         # Trainer counts the tokens in `labels` accordingly.
         self.loss_type = "ForMaskedLM"
-        self.vision_model = vision_model or GmailVisionModelWithProjection._from_config(config.vision_config)
+        self.vision_model = vision_model or new_image_encoder(config.vision_config)
         self.text_model = text_model or AutoModelForCausalLM.from_config(config.text_config)
         hidden = self.text_model.get_input_embeddings().weight.shape[1]
-        self.mapping_network = MAPPERS[config.mapping_type](config, hidden).to(self.text_model.dtype)
+        mapper = MAPPERS[config.mapping_type](config, self.vision_model.embed_dim, hidden)
+        self.mapping_network = mapper.to(self.text_model.dtype)
         self.generation_config = caption_generation_config(self.text_model.generation_config)
         self.post_init()
         self.vision_model.requires_grad_(False)
@@ -105,7 +108,8 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         Connect a trained image encoder to a pretrained language model by a fresh mapping network.
 
         Args:
-            vision_model_name_or_path: a Hub id or folder of a [`GmailCLIPModel`], whose image encoder is used.
+            vision_model_name_or_path: a Hub id or folder of a model with branches, such as a [`GmailCLIPModel`],
+                [`GmailSiglipModel`] or [`GmailDinov2Model`], whose image encoder is used.
             text_model_name_or_path: a Hub id or folder of a causal language model.
             vision_revision, text_revision (`str`, *optional*): their revisions on the Hub.
             dtype, attn_implementation: as in `PreTrainedModel.from_pretrained`. A checkpoint has one dtype: if those
@@ -113,24 +117,17 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
             fields: fields of the configuration, such as `prefix_length`.
 
         Raises:
-            ValueError: a checkpoint is of another type or lacks weights, or a field is unknown.
-            huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range, or the language model
-                is not causal.
+            ValueError: the image encoder has no branches, a checkpoint lacks weights, or a field is unknown.
+            huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range, the language model is
+                not causal, or an IFCap gets an image encoder without a text encoder.
         """
         cls.config_class.check_fields(list(fields))
-        vision_config = AutoConfig.from_pretrained(vision_model_name_or_path, revision=vision_revision)
-        if isinstance(vision_config, GmailConfig):
-            vision_config = vision_config.vision_config
-        if not isinstance(vision_config, GmailVisionConfig):
-            raise ValueError(
-                f"'{vision_model_name_or_path}' is of type '{vision_config.model_type}', not a GmailCLIPModel. Add "
-                "branches to a plain CLIP with `GmailCLIPModel.from_base`, train them, and save the model."
-            )
+        vision_config = image_encoder_config(vision_model_name_or_path, vision_revision)
         text_config = AutoConfig.from_pretrained(text_model_name_or_path, revision=text_revision)
         config = cls.config_class(vision_config=vision_config, text_config=text_config, **fields)
         options = {"dtype": dtype, "attn_implementation": attn_implementation}
-        vision_model = GmailVisionModelWithProjection.from_pretrained(
-            vision_model_name_or_path, revision=vision_revision, **options
+        vision_model = load_image_encoder(
+            vision_model_name_or_path, vision_config, revision=vision_revision, **options
         )
         text_model, info = AutoModelForCausalLM.from_pretrained(
             text_model_name_or_path, revision=text_revision, output_loading_info=True, use_safetensors=True, **options
@@ -173,14 +170,14 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         image_embeds: torch.Tensor | None = None,
         modality: Modality | None = None,
-        interpolate_pos_encoding: bool = False,
+        **images: Any,
     ) -> torch.Tensor:
         """
         The prefix of each image as token embeddings `(batch, prefix_length, hidden)`.
 
         Arguments and errors as in [`~Captioner.forward`].
         """
-        image_embeds = self._image_embeds(pixel_values, image_embeds, modality, interpolate_pos_encoding)
+        image_embeds = self._image_embeds(pixel_values, image_embeds, modality, images)
         return self.make_prefix(image_embeds)[0][:, : self.config.prefix_length]
 
     def make_prefix(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -188,7 +185,7 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         The input that the language model continues.
 
         Args:
-            image_embeds (`torch.Tensor` of shape `(batch, projection_dim)`): image embeddings, which need not be
+            image_embeds (`torch.Tensor` of shape `(batch, embed_dim)`): image embeddings, which need not be
                 normalised.
 
         Returns:
@@ -207,22 +204,22 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor | None,
         image_embeds: torch.Tensor | None,
         modality: Modality | None,
-        interpolate_pos_encoding: bool,
+        images: dict[str, Any],
     ) -> torch.Tensor:
-        """Image embeddings `(batch, projection_dim)`, given or computed."""
+        """Image embeddings `(batch, embed_dim)`, given or computed."""
         if (pixel_values is None) == (image_embeds is None):
             raise ValueError("Pass either `pixel_values` or `image_embeds`.")
-        dim = self.config.vision_config.projection_dim
+        dim = self.vision_model.embed_dim
         if image_embeds is None:
-            image_embeds = self.vision_model(
-                pixel_values, modality=modality, interpolate_pos_encoding=interpolate_pos_encoding
-            ).image_embeds
+            if isinstance(modality, str):  # a captioner has no detector for "auto"
+                self.vision_model.tower.check_modalities([modality])
+            image_embeds = self.vision_model.pooled(pixel_values, modality, **images)
         elif modality is not None:
             raise ValueError("`image_embeds` already come from a branch: `modality` is only for `pixel_values`.")
         elif image_embeds.ndim != 2 or image_embeds.shape[1] != dim:
             raise ValueError(
                 f"`image_embeds` has shape {tuple(image_embeds.shape)}; this model needs (batch, {dim}), the "
-                "projected embeddings of the model's image encoder."
+                "embeddings of its image encoder."
             )
         return image_embeds
 
@@ -268,7 +265,6 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         image_embeds: torch.FloatTensor | None = None,
         modality: Modality | None = None,
-        interpolate_pos_encoding: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutput:
         """
@@ -280,11 +276,12 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
                 token, padded on the right.
             attention_mask (same shape, *optional*): 0 on padding; defaults to ones.
             labels (same shape, *optional*): `input_ids` with -100 on padding, see [`CaptionCollator`].
-            image_embeds (`torch.FloatTensor` of shape `(batch, projection_dim)`): precomputed embeddings from one of
-                the branches, instead of `pixel_values`. They are L2-normalised here.
+            image_embeds (`torch.FloatTensor` of shape `(batch, embed_dim)`): precomputed embeddings from one of the
+                branches, instead of `pixel_values`. They are L2-normalised here.
             modality (`str` or a list with one name per image, *optional*): the branch for `pixel_values`; defaults to
                 `self.modality`, which is initially `"real"`.
-            interpolate_pos_encoding (`bool`): allow other image sizes than the pretrained one.
+            kwargs: other inputs of the image encoder: `interpolate_pos_encoding` (`bool`), to allow other image sizes
+                than the pretrained one, and `pixel_attention_mask` and `spatial_shapes` of a [`GmailSiglip2Model`].
 
         Returns:
             `CausalLMOutput`: `logits` `(batch, prefix + tokens, vocabulary)` for the next token at each position, with
@@ -296,15 +293,14 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
                 shapes; more tokens than the language model's context has room for; `use_cache=True`.
             TypeError: an unknown keyword.
         """
-        own = {name: kwargs.pop(name) for name in self.prefix_keywords if name in kwargs}
+        own, images = _take(self.prefix_keywords, kwargs), _take(IMAGE_KEYWORDS, kwargs)
         reject_unknown(f"{type(self).__name__}.forward()", KEYWORDS, kwargs)
         if kwargs.pop("use_cache", None):
             raise ValueError("`use_cache=True` is not supported: forward() returns no cache, generate() has its own.")
         if labels is not None and (input_ids is None or labels.shape != input_ids.shape):
             shape = None if input_ids is None else tuple(input_ids.shape)
             raise ValueError(f"`labels` has shape {tuple(labels.shape)}, `input_ids` {shape}: they must be equal.")
-        image_embeds = self._image_embeds(pixel_values, image_embeds, modality, interpolate_pos_encoding)
-        prefix, prefix_mask = self.make_prefix(image_embeds, **own)
+        prefix, prefix_mask = self.make_prefix(self._image_embeds(pixel_values, image_embeds, modality, images), **own)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         inputs = self._inputs(prefix, prefix_mask, input_ids, attention_mask)
         if labels is not None:
@@ -332,7 +328,6 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         image_embeds: torch.FloatTensor | None = None,
         modality: Modality | None = None,
-        interpolate_pos_encoding: bool = False,
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -340,14 +335,15 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         Generate captions of images, by default greedily.
 
         Args:
-            pixel_values or image_embeds, modality, interpolate_pos_encoding: as in [`~Captioner.forward`].
+            pixel_values or image_embeds, modality: as in [`~Captioner.forward`].
             input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*): beginnings of the captions, without
                 special tokens except padding.
             attention_mask (same shape, *optional*): 0 on padding.
             generation_config (`GenerationConfig`, *optional*): unset values are taken from `self.generation_config`,
                 the language model's own, whose `max_new_tokens` defaults to 64. New tokens are limited by the language
                 model's context.
-            kwargs: arguments of `GenerationMixin.generate`, such as `num_beams`, `max_new_tokens` and `do_sample`.
+            kwargs: other inputs of the image encoder, as in `forward`, and arguments of `GenerationMixin.generate`,
+                such as `num_beams`, `max_new_tokens` and `do_sample`.
 
         Returns:
             `torch.LongTensor` of shape `(batch * num_return_sequences, tokens)`, including the given beginnings, or an
@@ -361,7 +357,7 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
             rows = (~torch.isfinite(image_embeds).flatten(1).all(1)).nonzero().flatten().tolist()
             raise ValueError(f"The `image_embeds` of rows {rows} are not finite. Leave out unreadable images.")
         prefix, prefix_mask = self.make_prefix(
-            self._image_embeds(pixel_values, image_embeds, modality, interpolate_pos_encoding)
+            self._image_embeds(pixel_values, image_embeds, modality, _take(IMAGE_KEYWORDS, kwargs))
         )
         config = copy.deepcopy(generation_config or self.generation_config)
         config.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
@@ -386,6 +382,10 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
             return sequences
         outputs.sequences = sequences
         return outputs
+
+
+def _take(names: tuple[str, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs.pop(name) for name in names if name in kwargs}
 
 
 def _reordered(

@@ -1,4 +1,4 @@
-"""ClipCap (Mokady et al., 2021) on a CLIP with branches: captions from one image embedding."""
+"""ClipCap (Mokady et al., 2021) on a model with branches: captions from one image embedding."""
 
 from .configuration_clipcap import ClipCapConfig
 from .modeling_captioner import Captioner

@@ -1,5 +1,5 @@
 """
-IFCap (Lee et al., EMNLP 2024) on a CLIP with branches: captions from an image embedding and from similar captions.
+IFCap (Lee et al., EMNLP 2024) on a model with branches: captions from an image embedding and from similar captions.
 
 It follows section 3 of the paper, independently of its code. The image retrieves captions from a bank. The prefix
 attends to the nearest ones (fusion module), and a hard prompt lists the entities that are frequent in them
@@ -50,11 +50,11 @@ class IFCapForConditionalGeneration(Captioner):
         Raises:
             ValueError: its embeddings have the wrong dimension, or it has too few captions.
         """
-        dim, needed = self.config.vision_config.projection_dim, max(self._num_retrieved) + 1
+        dim, needed = self.vision_model.embed_dim, max(self._num_retrieved) + 1
         if bank.embeds.shape[1] != dim or len(bank) < needed:
             raise ValueError(
                 f"The caption bank has {len(bank)} captions with embeddings of dimension {bank.embeds.shape[1]}; this "
-                f"model needs at least {needed} captions with embeddings of dimension {dim} from its own CLIP."
+                f"model needs at least {needed} captions with embeddings of dimension {dim} from its own base."
             )
         self.caption_bank = bank
 
@@ -86,14 +86,14 @@ class IFCapForConditionalGeneration(Captioner):
         [`Captioner.make_prefix`] with the hard prompt, padded on the right.
 
         Args:
-            image_embeds (`torch.Tensor` of shape `(batch, projection_dim)`): image embeddings, which also retrieve
+            image_embeds (`torch.Tensor` of shape `(batch, embed_dim)`): image embeddings, which also retrieve
                 captions.
             caption_rows (`torch.LongTensor` of shape `(batch,)`, *optional*): see
                 [`~IFCapForConditionalGeneration.forward`].
         """
         bank, (fused, counted) = self._bank(), self._num_retrieved
         found = bank.retrieve(image_embeds.detach(), max(fused, counted), exclude=caption_rows)
-        retrieved = bank.on(image_embeds.device)[found[:, :fused]]  # (batch, num_retrieved, projection_dim)
+        retrieved = bank.on(image_embeds.device)[found[:, :fused]]  # (batch, num_retrieved, embed_dim)
         prefix = self.mapping_network(self._scaled(image_embeds), self._scaled(retrieved))
         if caption_rows is not None:
             entities = [bank.entities[row] for row in caption_rows.tolist()]

@@ -12,13 +12,13 @@ class ClipCapProcessorKwargs(ProcessingKwargs, total=False):
 
 class ClipCapProcessor(ProcessorMixin):
     """
-    The processor of a ClipCap or IFCap: CLIP's image processor and the language model's tokenizer.
+    The processor of a ClipCap or IFCap: an image processor and the language model's tokenizer.
 
     `processor(images, text, return_tensors="pt")` returns `pixel_values` and, for the beginnings of captions in
     `text`, `input_ids` and `attention_mask`. If the tokenizer has no padding token, its end-of-text token is used.
 
     Args:
-        image_processor (`BaseImageProcessor`): CLIP's image processor.
+        image_processor (`BaseImageProcessor`): the image processor of the image encoder.
         tokenizer (`PreTrainedTokenizerBase`): the language model's tokenizer.
 
     Raises:

@@ -38,7 +38,7 @@ PRINTED, PICTURED = 5, 16  # captions shown after training
 class ModelArguments:
     _argument_group_name = "model"
 
-    model: str = option("Hub id or folder of a GmailCLIPModel from gmail-hf train.", REQUIRED)
+    model: str = option("Hub id or folder of a model with branches from gmail-hf train.", REQUIRED)
     model_revision: str | None = option(REVISION)
     architecture: str = option("The captioner: clipcap or ifcap.", "clipcap")
     text_model: str = option(
@@ -132,12 +132,12 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         with_caption_rows,
     )
     from ..metrics.caption_scores import missing_metrics
-    from ..models.clip import GmailCLIPModel
     from ..publishing.provenance import public_name
+    from ..training.data import image_processor_of
     from ..training.embeddings import cached_embeds
     from ..training.loading import check_free_disk
     from .bundled import entity_finder, text_model_path
-    from .common import load_processor
+    from .common import load_two_branches
 
     checkpoint = start(training_args)
     for metric, remedy in missing_metrics(data_args.caption_metrics).items():
@@ -175,13 +175,12 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if model_args.freeze_text_model:
         model.freeze_text_model()
     # Each checkpoint has a bank: float32 embeddings of the distinct captions; its texts add a twentieth.
-    bank = len(set(train_pairs["caption"])) * model.config.vision_config.projection_dim * 4 if retrieves else 0
+    bank = len(set(train_pairs["caption"])) * model.vision_model.embed_dim * 4 if retrieves else 0
     needed = bytes_of_checkpoints(model, training_args, len(train_pairs), bank)
     check_free_disk(training_args.output_dir, needed)
-    gmail = GmailCLIPModel.from_pretrained(name, revision=model_args.model_revision).to(training_args.device)
-    gmail.vision_model.check_modalities([data_args.modality, "real"])
-    processor = load_processor(name, model_args.model_revision)
-    image_processor = processor.image_processor
+    gmail, processor = load_two_branches(name, model_args.model_revision)
+    gmail.to(training_args.device).tower.check_modalities([data_args.modality, "real"])
+    image_processor = image_processor_of(processor)
     tokenizer = AutoTokenizer.from_pretrained(text_name, revision=model_args.text_model_revision)
     collator = CaptionCollator(tokenizer)
     room = model.config.max_caption_length
@@ -193,7 +192,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if retrieves:
         model.set_caption_bank(_caption_bank(train_pairs, gmail, processor.tokenizer, find_entities, tokenizer))
 
-    def embed(pairs, column: str, encoder: GmailCLIPModel, modality: str):
+    def embed(pairs, column: str, encoder, modality: str):
         precomputed = column.replace("_image", "_embeds")
         if precomputed in pairs.column_names and precomputed != column:
             embeds = pairs.select_columns([precomputed]).rename_column(precomputed, "image_embeds")

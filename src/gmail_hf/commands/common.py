@@ -178,7 +178,7 @@ def device_of(name: str | None) -> str:
 
 def check_trained(name: str) -> None:
     """
-    Check that the name of a [`GmailCLIPModel`] is an existing folder or a Hub id.
+    Check that the name of a model with branches is an existing folder or a Hub id.
 
     Raises:
         FileNotFoundError: it is neither. The message gives the command that trains a model.

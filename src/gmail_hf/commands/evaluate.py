@@ -52,7 +52,7 @@ class EvaluationArguments:
     benchmarks: str = option("Names of benchmarks, separated by commas.", REQUIRED)
     output_dir: str = option("Folder for results and report.", REQUIRED)
     model_revision: str | None = option(REVISION)
-    captioner: str | None = option("Image-text-to-text model for captions and questions, if --model is a CLIP.")
+    captioner: str | None = option("Image-text-to-text model for captions and questions, if --model embeds images.")
     captioner_revision: str | None = option("Revision of --captioner on the Hub.")
     modality: str = option("Branch for photographs: real, gen, or auto with a detector.", "real")
     dataset: list[str] = option("NAME=DATASET for each benchmark with other data, see above.", [])
@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
     model = load_model(args.model, args.model_revision, args.dtype, device)
     captioner = load_model(args.captioner, args.captioner_revision, args.dtype, device) if args.captioner else None
     if captioner and (captioner.embeds or not model.embeds):
-        raise ValueError("--captioner must be an image-text-to-text model, and --model must be a CLIP.")
+        raise ValueError("--captioner must be an image-text-to-text model, and --model one that embeds images.")
     plans = [
         plan(benchmark, source, model, captioner, settings, train_places.get(benchmark.name))
         for benchmark, source in zip(benchmarks, sources, strict=True)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from PIL import Image as PILImage
 
-from ..models.configuration_clip import GmailVisionConfig
+from ..branches.configuration import AdapterFields
 from ..models.vision_language import BranchedVLM
 from ..vlm.processing import lacks_bos
 
@@ -17,9 +17,7 @@ def chats(processor: Any) -> bool:
 
 def has_branches(model: Any) -> bool:
     """Whether an image-text-to-text model embeds images with GMAIL's branches."""
-    return isinstance(model, BranchedVLM) or isinstance(
-        getattr(model.config, "vision_config", None), GmailVisionConfig
-    )
+    return isinstance(model, BranchedVLM) or isinstance(getattr(model.config, "vision_config", None), AdapterFields)
 
 
 @torch.no_grad()

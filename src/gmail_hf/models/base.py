@@ -30,6 +30,7 @@ from .auto_modality import AutoModality, is_auto
 
 SIDES = {"generated": "gen", "real": "real"}
 ONLY_PAIRS = "Pairs take no `pixel_values` and no `modality`: their branches are `gen` and `real`."
+TEXT_PARTS = ("text_model", "text_projection", "logit_scale", "logit_bias")  # parts that image embeddings do not need
 
 
 @dataclass
@@ -158,6 +159,18 @@ class GmailModel(AutoModality, ModalityMixin):
         self.config.text_lora = True
         self.freeze_base()
 
+    def remove_text_encoder(self):
+        """
+        Remove the text encoder, for a model that only needs image embeddings. A vision-only model has none.
+
+        Returns:
+            This model.
+        """
+        for name in TEXT_PARTS:
+            if hasattr(self, name):
+                delattr(self, name)
+        return self
+
     def trains(self, modality: str) -> bool:
         """Whether a branch has parameters that train."""
         return any(
@@ -284,13 +297,15 @@ class GmailModel(AutoModality, ModalityMixin):
             mean, std = images.pop("pixel_mean"), images.pop("pixel_std")
             pixel_values = normalise(pixel_values, mean, std, self.dtype)
         if token_layer is None:
-            return nn.functional.normalize(self._pooled(pixel_values, modality, **images), dim=-1), None
+            return nn.functional.normalize(self.pooled(pixel_values, modality, **images), dim=-1), None
         outputs = self.get_image_features(pixel_values, modality=modality, output_hidden_states=True, **images)
         tokens = outputs.hidden_states[token_layer][:, self.prefix_tokens :]
         return nn.functional.normalize(outputs.pooler_output, dim=-1), tokens
 
-    def _pooled(self, pixel_values: torch.Tensor, modality: Modality | None, **images: torch.Tensor) -> torch.Tensor:
-        """Embeddings, not normalised."""
+    def pooled(
+        self, pixel_values: torch.Tensor, modality: Modality | None = None, **images: torch.Tensor
+    ) -> torch.Tensor:
+        """Image embeddings `(batch, dim)`, not normalised; arguments and errors as in [`~GmailModel.embed_images`]."""
         return self.get_image_features(pixel_values, modality=modality, **images).pooler_output
 
     def embed_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -161,6 +161,15 @@ class GmailVisionModelWithProjection(ModalityMixin, _VisionLoading, CLIPVisionMo
             raise ValueError("You have to specify pixel_values.")
         return routed(self.tower.route(modality, pixel_values), super().forward, pixel_values, **kwargs)
 
+    @property
+    def embed_dim(self) -> int:
+        """The dimension of embeddings."""
+        return self.config.projection_dim
+
+    def pooled(self, pixel_values: torch.Tensor, modality: Modality | None = None, **kwargs: Any) -> torch.Tensor:
+        """The `image_embeds` of `forward`."""
+        return self(pixel_values, modality=modality, **kwargs).image_embeds
+
 
 class GmailCLIPModel(GmailModel, GmailCheckpoints, CLIPModel):
     """
@@ -189,9 +198,11 @@ class GmailCLIPModel(GmailModel, GmailCheckpoints, CLIPModel):
         """The same as `to_base`."""
         return self.to_base(modality)
 
-    def _pooled(self, pixel_values: torch.Tensor, modality: Modality | None, **images: torch.Tensor) -> torch.Tensor:
+    def pooled(
+        self, pixel_values: torch.Tensor, modality: Modality | None = None, **images: torch.Tensor
+    ) -> torch.Tensor:
         if is_auto(modality):
-            return super()._pooled(pixel_values, modality, **images)
+            return super().pooled(pixel_values, modality, **images)
 
         def embed() -> torch.Tensor:
             return self.visual_projection(self.vision_model.pooled(pixel_values))
