@@ -129,12 +129,7 @@ class GmailModel(AutoModality, ModalityMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        init_adapters(module)
-        # A branch that is not in the checkpoint starts as the base's head. It is copied again whenever the head may
-        # have been initialised again. Inside another model, loading calls only `_init_weights`.
-        head = self.get_submodule(self.head_name) if self.head_name else None
-        if isinstance(head, (BranchedLinear, BranchedModule)) and (module is self or module in head.modules()):
-            init_adapters(head)
+        init_branches(self, module)
 
     def adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of all adapters: LoRA weights and the branches' heads."""
@@ -415,6 +410,16 @@ class GmailModel(AutoModality, ModalityMixin):
 def takes_pairs(kwargs: dict[str, Any]) -> bool:
     """Whether keywords of `forward` contain images of pairs."""
     return any(kwargs.get(f"{side}_pixel_values") is not None for side in SIDES)
+
+
+def init_branches(model: Any, module: nn.Module) -> None:
+    """The part of `_init_weights` of `model` for a module with branches."""
+    init_adapters(module)
+    # A branch that is not in the checkpoint starts as the base's head. It is copied again whenever the head may have
+    # been initialised again. Inside another model, loading calls only `_init_weights`.
+    head = model.get_submodule(model.head_name) if model.head_name else None
+    if isinstance(head, (BranchedLinear, BranchedModule)) and (module is model or module in head.modules()):
+        init_adapters(head)
 
 
 def text_options(model: Any) -> dict[str, Any]:

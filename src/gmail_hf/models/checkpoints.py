@@ -55,6 +55,8 @@ def adopt(base: PreTrainedModel, model_class: type[PreTrainedModel], config: Pre
             module.config = new[id(module.config)]
     change_class(base, model_class)
     base.attach()
+    for module in base.modules():
+        module._is_hf_initialized = True  # a model that contains this one must not initialise it again
     return base.eval()
 
 

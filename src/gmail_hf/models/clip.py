@@ -33,7 +33,7 @@ from ..branches.routing import branch_head, routed
 from ..branches.tower import BranchedTower, Modality
 from ..publishing.hub import hub_kwargs
 from .auto_modality import is_auto
-from .base import GmailModel, ModalityMixin
+from .base import GmailModel, ModalityMixin, init_branches
 from .checkpoints import GmailCheckpoints, adopt
 from .configuration_clip import GmailConfig, GmailVisionConfig
 from .loading import StrictLoading, adapter_files, adapters_config, base_arguments
@@ -145,7 +145,10 @@ class GmailVisionModelWithProjection(ModalityMixin, _VisionLoading, CLIPVisionMo
         if self.config.head == "own":
             branch_head(self.visual_projection, self.config.trainable_modalities)
 
-    _init_weights = GmailModel._init_weights
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_branches(self, module)
 
     def forward(
         self, pixel_values: torch.Tensor | None = None, modality: Modality | None = None, **kwargs: Any
