@@ -226,7 +226,7 @@ def answered(name: str, run: tuple[Path, dict]) -> dict:
 
 def questions(train: Callable, runs: Runs) -> list[dict]:
     rows = [answered(GENERATED, train(GENERATED, *TAKEN_FOR_REAL))]
-    rows += [answered(name, train(name, model=runs.aligned(name))) for name in (PAPER, TOKENS)]
+    rows += [answered(name, train(name, model=runs.aligned(name))) for name in (PAPER, TOKENS, TOKEN_SETS)]
     return [*rows, answered(REAL, train(REAL, *ON_REAL))]
 
 
