@@ -97,6 +97,11 @@ def test_word_vectors_that_cannot_be_read(tmp_path):
         path.write_bytes(path.read_bytes()[:-12])
         with pytest.raises(ValueError, match="cut is damaged"):
             load_word_vectors(path)
+    for value in ("0.0", "nan", "inf"):
+        path = tmp_path / "bad.txt"
+        path.write_text(f"2 2\nred 1.0 0.0\ncat {value} 0.0\n")
+        with pytest.raises(ValueError, match="word vector of 'cat' is zero or not finite"):
+            word_movers_score("red", ["cat"], load_word_vectors(path))
 
 
 @needs_java

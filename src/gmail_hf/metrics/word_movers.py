@@ -44,11 +44,21 @@ def word_movers_score(prediction: str, references: Sequence[str], vectors: Keyed
         prediction: lower-case words separated by spaces.
         references: one or more captions in the same form.
         vectors: gensim word vectors, see `load_word_vectors`.
+
+    Raises:
+        ValueError: a word's vector is zero or not finite.
     """
-    prediction, *references = (
-        [word for word in caption.split() if word not in STOP_WORDS] for caption in (prediction, *references)
-    )
+    prediction, *references = (_content_words(caption, vectors) for caption in (prediction, *references))
     return math.exp(-min(vectors.wmdistance(prediction, caption) for caption in references))
+
+
+def _content_words(caption: str, vectors: KeyedVectors) -> list[str]:
+    words = [word for word in caption.split() if word not in STOP_WORDS and word in vectors]
+    vectors.fill_norms()
+    for word in words:
+        if not 0 < vectors.norms[vectors.key_to_index[word]] < math.inf:  # its distance would be 0 to every word
+            raise ValueError(f"the word vector of '{word}' is zero or not finite; use another file of word vectors")
+    return words
 
 
 def load_word_vectors(path: str | os.PathLike) -> KeyedVectors:
