@@ -253,3 +253,11 @@ def test_pickled_and_loaded(case):
     for twin in map(tower_of, twins):
         assert type(twin) is type(tower) and type(twin.config) is type(tower.config)
         assert torch.equal(pooled(twin, name, modality=NAMES), expected)
+
+
+def test_a_subclass_of_a_class_made_at_run_time_is_copied_as_it_is():
+    owner = make("siglip")
+    attach_branches(owner)
+    tower = tower_of(owner)
+    tower.__class__ = type("Mine", (type(tower),), {})
+    assert type(copy.deepcopy(tower)) is type(tower)

@@ -68,8 +68,11 @@ def pickled_as(make: Callable[..., type], *args: type) -> dict[str, Callable]:
     """Attributes of the class `make(*args)`, by which pickle, which only finds classes of a module, makes it again."""
 
     def __reduce_ex__(self: Any, protocol: int) -> tuple:
+        reduced = object.__reduce_ex__(self, protocol)
+        if type(self) is not make(*args):  # a subclass, which pickle finds itself
+            return reduced
         # By name, because dill copies a cached function, and the copy would make another class.
-        return _new, (make.__module__, make.__qualname__, *args), *object.__reduce_ex__(self, protocol)[2:]
+        return _new, (make.__module__, make.__qualname__, *args), *reduced[2:]
 
     return {"__reduce_ex__": __reduce_ex__}
 
