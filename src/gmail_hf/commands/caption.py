@@ -285,7 +285,7 @@ def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, flo
         all_ids = pairs["image_id"][:]
         cells = undecoded(pairs.select([all_ids.index(i) for i in ids[:PICTURED]]))[data_args.real_image_column]
         texts = [
-            f"{caption}\nreference: {caption if exact_match([caption], [truths]) else truths[0]}"
+            f"{' '.join(caption.split())}\nreference: {caption if exact_match([caption], [truths]) else truths[0]}"
             for caption, truths in zip(captions, references, strict=True)
         ]
         with replacing(Path(args.output_dir, "captions.png")) as partial:
