@@ -146,11 +146,14 @@ def test_ifcap_needs_a_text_encoder(name, base_folders, text_folders):
         make_ifcap(base_folders / name, text_folders["llama"])
 
 
-def test_a_configuration_without_branches_is_refused(base_folders, text_folders):
+def test_a_configuration_without_branches_is_refused(base_folders, text_folders, tmp_path):
     with pytest.raises(StrictDataclassClassValidationError, match="ViTConfig, which is not the configuration"):
         ClipCapConfig(vision_config=ViTConfig(), text_config=GPT2Config())
     with pytest.raises(ValueError, match="is of type 'siglip', which has no branches.*`gmail_hf.from_base`"):
         make_captioner(base_folders / "siglip-base", text_folders["llama"])
+    (tmp_path / "config.json").write_text('{"model_type": "gmail_attached_siglip_vision_model"}')
+    with pytest.raises(ValueError, match="has the branches of a vision-language model.*`gmail_hf.from_vlm`"):
+        make_captioner(tmp_path, text_folders["llama"])
 
 
 def test_a_captioner_with_random_weights():

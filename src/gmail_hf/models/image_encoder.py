@@ -6,6 +6,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..branches.configuration import AdapterFields
+from .attached import ATTACHED
 from .clip import GmailVisionModelWithProjection
 from .configuration_clip import GmailConfig, GmailVisionConfig
 
@@ -17,8 +18,14 @@ def image_encoder_config(
     The configuration of the image encoder in a checkpoint.
 
     Raises:
-        ValueError: the checkpoint has no branches.
+        ValueError: the checkpoint has no branches, or it has those of a vision-language model.
     """
+    kind = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, revision=revision)[0].get("model_type", "")
+    if kind.startswith(ATTACHED):
+        raise ValueError(
+            f"'{pretrained_model_name_or_path}' has the branches of a vision-language model, which writes captions "
+            "itself: load them with `gmail_hf.from_vlm`."
+        )
     config = AutoConfig.from_pretrained(pretrained_model_name_or_path, revision=revision)
     if not isinstance(config, AdapterFields):
         raise ValueError(
