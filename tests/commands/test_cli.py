@@ -159,6 +159,26 @@ def test_an_output_dir_that_is_a_file_is_refused_before_any_work(command, tmp_pa
     assert "out' is not a folder that can be written to (File exists). Choose another" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "message"),
+    [
+        ("diagnose", "--device", "--device 'nowhere' cannot be used"),
+        ("curate", "--device", "--device 'nowhere' cannot be used"),
+        ("embed", "--device", "--device 'nowhere' cannot be used"),
+        ("diagnose", "--model", "No model at 'nowhere'"),
+        ("curate", "--model", "No model at 'nowhere'"),
+    ],
+)
+def test_mistakes_are_named_before_data_is_loaded(command, option, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    output = ("--output_file", "out.parquet") if command == "embed" else ()
+    options = {"--model": "digits", "--dataset": "absent", option: "nowhere"}
+    argv = [word for pair in options.items() for word in pair]
+    with pytest.raises(SystemExit):
+        cli.main([command, *argv, *output])
+    assert message in capsys.readouterr().err
+
+
 def test_no_heavy_import_before_a_command_is_chosen():
     code = "import sys; from gmail_hf.commands.cli import main; main(['--help']); main(['--version'])\n"
     code += "print(sorted({'torch', 'transformers', 'datasets', 'diffusers'} & set(sys.modules)))"

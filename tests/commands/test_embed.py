@@ -170,11 +170,27 @@ def test_unreadable_images_are_named(trained, processor, folder, tmp_path, caplo
         assert sum(f"{name} cannot be read" in record.getMessage() for record in caplog.records) == 1
     assert "10 embeddings are in" in caplog.text and "2 images could not be read" in caplog.text
     for cached in ("cached", "fresh"):
-        with pytest.raises(ValueError, match=f"{NAMES[2]}( cannot be read|.$)"):
+        with pytest.raises(ValueError, match=f"{NAMES[2]} cannot be read"):
             run(trained, tmp_path / "error.parquet", "--images", folder, "--on_bad_image", "error")
         if cached == "cached":
             picture(77).save(folder / NAMES[0])
     assert not (tmp_path / "error.parquet").exists()
+
+
+def test_a_file_of_another_run_is_not_overwritten(trained, folder, tmp_path, monkeypatch):
+    """A run that finishes while this one embeds."""
+    output, real = tmp_path / "out.parquet", embeddings._embed
+    finished = run(trained, tmp_path / "finished.parquet", "--images", folder).read_bytes()
+    picture(99).save(folder / NAMES[0])
+
+    def meanwhile(*args):
+        output.write_bytes(finished)
+        return real(*args)
+
+    monkeypatch.setattr(embeddings, "_embed", meanwhile)
+    with pytest.raises(FileExistsError, match="key: "):
+        run(trained, output, "--images", folder)
+    assert output.read_bytes() == finished and not list(tmp_path.glob(".*out*"))
 
 
 def test_no_readable_image(trained, tmp_path):

@@ -8,7 +8,7 @@ from tiny import IMAGE_SIZE, clip_config, make_model, make_pairs, picture, png, 
 from transformers import CLIPImageProcessor
 
 from gmail_hf import GmailCLIPModel, GmailConfig, embed_images
-from gmail_hf.training import embeddings
+from gmail_hf.training import decoding, embeddings
 from gmail_hf.training.data import GmailCollator, decode_image, undecoded
 from gmail_hf.training.embeddings import cache_key, cached_embeds, embeds_array
 from gmail_hf.training.preparation import EmbeddedPairs
@@ -91,6 +91,44 @@ def test_selected_rows_have_their_own_embeddings(model, processor, pairs):
     whole = embeds_array(cached_embeds(pairs, "real_image", model, processor))
     some = cached_embeds(pairs.select([7, 2, 9]), "real_image", model, processor)
     np.testing.assert_allclose(embeds_array(some), whole[[7, 2, 9]], atol=1e-6)
+
+
+def test_images_that_could_not_be_read_are_tried_again(model, processor, pairs, forwards, tmp_path, caplog):
+    """A disk or a network that was away for a moment does not drop rows for good."""
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, path in enumerate(paths):
+        picture(i).save(path)
+    features = datasets.Features({"real_image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"real_image": [str(path) for path in paths]}, features=features)
+    read = decoding.image_content
+
+    def away(cell):
+        if cell["path"] == str(paths[2]):
+            raise OSError("away")
+        return read(cell)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "image_content", away)
+        for _ in range(2):
+            caplog.clear()
+            cached = cached_embeds(rows, "real_image", model, processor)
+            assert np.isnan(embeds_array(cached)).any(axis=1).tolist() == [False, False, True, False]
+            assert forwards == [3] and caplog.text.count("row 2: ") == 1
+        with pytest.raises(ValueError, match="row 2: .*away"):
+            cached_embeds(rows, "real_image", model, processor, on_bad_image="error")
+    again = cached_embeds(rows, "real_image", model, processor)
+    np.testing.assert_allclose(embeds_array(again), embed_images(model, processor, map(str, paths)), atol=1e-6)
+    assert again._fingerprint != cached._fingerprint
+
+
+def test_embeddings_that_are_not_finite_are_not_cached(model, processor, pairs, forwards):
+    bias = model.vision_model.encoder.layers[1].mlp.fc2.bias
+    with torch.no_grad():
+        bias[3] = float("nan")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="row 0 is not finite.*float32"):
+            cached_embeds(pairs, "real_image", model, processor, batch_size=5)
+    assert forwards == [5, 5]
 
 
 def base_weight(model, processor, pairs):

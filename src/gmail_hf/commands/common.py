@@ -110,10 +110,13 @@ class MeasuringArguments:
                 raise ValueError(f"--{name} must be at least 1, got {value}.")
 
     def load_pairs(self, max_samples: int | None = None) -> "Dataset":
-        """Load the pairs, see [`bundled.load_pairs`]."""
+        """Check the device and the name of the model, then load the pairs, see [`bundled.load_pairs`]."""
+        from ..publishing.provenance import local_path
         from ..training.data import PAIR_COLUMNS
-        from .bundled import load_pairs
+        from .bundled import load_pairs, model_path
 
+        device_of(self.device)
+        local_path(model_path(self.model), "model")
         columns = {name: getattr(self, f"{name}_column") for name in PAIR_COLUMNS}
         return load_pairs(self.dataset, self.split, self.dataset_config, self.dataset_revision, columns, max_samples)
 

@@ -13,17 +13,18 @@ is at least --threshold). It needs a detector in the model, see gmail-hf train -
 
 --model is a trained model, complete or only its adapters, or a base. Both branches of a base are equal to it.
 
-Embeddings are cached like those of a training: to continue an interrupted run, run the same command again. A finished
-file is not overwritten.
+Embeddings are cached in the cache folder of datasets, like those of a training, and stay there: to continue an
+interrupted run, run the same command again. A finished file is not overwritten.
 """
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from ..files import replacing, try_lock
 from .cli import run
 from .common import DTYPES, REVISION, device_of, load_two_branches, logger
 from .options import REQUIRED, option, parse
@@ -78,8 +79,9 @@ def main(argv: Sequence[str]) -> Path:
 
     from ..branches.configuration import AUTO
     from ..models.auto_modality import check_auto
-    from ..training.embeddings import cache_key, embeds_array
+    from ..training.embeddings import cache_key
 
+    device = device_of(args.device)
     names, images = _folder(Path(args.images)) if args.images else _column(args)
     output = Path(args.output_file)
     if output.suffix == ".safetensors" and names and len(json.dumps(names)) > HEADER_LIMIT:
@@ -87,7 +89,7 @@ def main(argv: Sequence[str]) -> Path:
             "There are too many file names for the header of a safetensors file: use a .parquet file as --output_file."
         )
     model, processor = load_two_branches(args.model, args.model_revision, dtype=getattr(torch, args.dtype))
-    model.to(device_of(args.device)).eval()
+    model.to(device).eval()
     if args.modality == AUTO:
         check_auto(model, args.threshold)
     elif args.modality not in model.config.modalities:
@@ -108,20 +110,22 @@ def main(argv: Sequence[str]) -> Path:
         return output
 
     embeds, detected = _embed(args, model, processor, images)
-    readable = np.concatenate([np.isfinite(embeds_array(part)).all(axis=1) for part in _parts(embeds)])
-    kept, unreadable = np.flatnonzero(readable), sum(_count_missing(part) for part in _parts(embeds))
-    if len(kept) + unreadable < len(images):
-        raise ValueError(f"The model's embeddings are not finite in {args.dtype}: use --dtype float32.")
-    if unreadable and (args.on_bad_image == "error" or not len(kept)):
-        row = int(np.flatnonzero(~readable)[0])
-        first = names[row] if names else f"row {row}"
-        raise ValueError(f"{unreadable} of {len(images)} images cannot be read. The first is {first}.")
+    readable = np.concatenate([_readable(part) for part in _parts(embeds)])
+    kept, unreadable = np.flatnonzero(readable), int((~readable).sum())
+    if not len(kept):
+        raise ValueError(
+            f"{unreadable} of {len(images)} images cannot be read. The first is {(names or ['row 0'])[0]}."
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     labels = {"file_name": [names[row] for row in kept]} if names else {"row": kept}
     detected = {name: values[kept] for name, values in detected.items()}
-    with replacing(output) as partial:
-        write = _write_parquet if output.suffix == ".parquet" else _write_safetensors
-        write(partial, embeds.select(kept), labels, detected, settings)
+    with _alone(output):
+        if output.exists():  # written by another run in the meantime
+            _check_finished(output, settings)
+            return output
+        with replacing(output) as partial:
+            write = _write_parquet if output.suffix == ".parquet" else _write_safetensors
+            write(partial, embeds.select(kept), labels, detected, settings)
     logger.info(f"{len(kept)} embeddings are in {output}; {unreadable} images could not be read.")
     return output
 
@@ -190,8 +194,21 @@ def _parts(rows: Any) -> Iterator[Any]:
     return (rows.select(range(i, min(i + ROW_GROUP, len(rows)))) for i in range(0, len(rows), ROW_GROUP))
 
 
-def _count_missing(rows: Any) -> int:
-    return rows.with_format("arrow")[:]["image_embeds"].null_count
+def _readable(rows: Any) -> Any:
+    """Return `(rows,)` bool: whether the image of a row could be read."""
+    return rows.with_format("arrow")[:]["image_embeds"].is_valid().to_numpy()
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Wait until no other process writes the file."""
+    path = output.with_name(f".{output.name}.lock")
+    lock = try_lock(path, wait=True)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _write_parquet(
@@ -212,6 +229,7 @@ def _write_parquet(
 def _write_safetensors(
     path: Path, embeds: Any, labels: dict[str, Any], detected: dict[str, Any], settings: dict[str, Any]
 ) -> None:
+    import numpy as np
     from safetensors.numpy import save_file
 
     from ..training.embeddings import embeds_array
@@ -220,7 +238,10 @@ def _write_safetensors(
     tensors = {
         name: values for name, values in {**labels, **detected}.items() if name not in ("file_name", "modality")
     }
-    save_file({"embedding": embeds_array(embeds), **tensors}, path, {METADATA: json.dumps(settings), **names})
+    array = np.empty((len(embeds), embeds.features["image_embeds"].length), np.float32)
+    for number, part in enumerate(_parts(embeds)):  # the whole column at once would need its memory three times
+        array[number * ROW_GROUP :][: len(part)] = embeds_array(part)
+    save_file({"embedding": array, **tensors}, path, {METADATA: json.dumps(settings), **names})
 
 
 def _check_finished(output: Path, settings: dict[str, str]) -> None:

@@ -181,8 +181,10 @@ def cached_embeds(
     Returns:
         `datasets.Dataset` with the column `image_embeds`: lists of `dim` float32 numbers, L2-normalised, or None.
 
+    Images that could not be read are tried again in the next run.
+
     Raises:
-        ValueError: an unreadable image with `on_bad_image="error"`.
+        ValueError: an unreadable image with `on_bad_image="error"`, or an embedding that is not finite.
         OSError: the disk is full. The next run continues with the shards that were written.
     """
     dataset = undecoded(dataset.select_columns([column]))
@@ -193,29 +195,49 @@ def cached_embeds(
     dim = model.embed_dim
     features = datasets.Features({"image_embeds": datasets.List(datasets.Value("float32"), length=dim)})
 
+    def skip(row: int, error: BadImageError) -> None:
+        where = f"Column '{column}', row {row}"
+        if on_bad_image == "error":
+            raise ValueError(f"{where}: {error}.") from error
+        bad_images.warning(f"{where}: {error}; it is skipped.")
+
     def embed_batch(images: list[PILImage.Image | BadImageError], first_row: int) -> list[np.ndarray | None]:
         embeds: list[np.ndarray | None] = [None] * len(images)
         rows = []
         for row, image in enumerate(images):
-            if not isinstance(image, BadImageError):
+            if isinstance(image, BadImageError):
+                skip(first_row + row, image)
+            else:
                 rows.append(row)
-                continue
-            where = f"Column '{column}', row {first_row + row}"
-            if on_bad_image == "error":
-                raise ValueError(f"{where}: {image}.") from image
-            bad_images.warning(f"{where}: {image}; it is skipped.")
         decoded = [images[row] for row in rows]
         for row, embed in zip(rows, _embed(model, values, decoded, modality) if rows else [], strict=True):
+            if not np.isfinite(embed).all():
+                raise ValueError(
+                    f"The embedding of column '{column}', row {first_row + row} is not finite. Check the weights, or "
+                    "use --dtype float32."
+                )
             embeds[row] = embed
         return embeds
 
-    def load_or_compute(shard: int) -> Dataset:
+    def still_unreadable(cached: Dataset, first_row: int) -> bool:
+        """Whether the images without an embedding still cannot be read. A disk or a network may be back."""
+        readable = cached.data.column("image_embeds").is_valid().to_numpy()
+        for row in (first_row + np.flatnonzero(~readable)).tolist():
+            try:
+                decode_image(dataset[row][column])
+            except BadImageError as error:
+                skip(row, error)
+            else:
+                return False
+        return True
+
+    def load_or_compute(shard: int, check: bool = True) -> Dataset:
         rows = range(shard * CACHE_SHARD_ROWS, min((shard + 1) * CACHE_SHARD_ROWS, len(dataset)))
         file = folder / f"{shard:05d}.arrow"
         lock = try_lock(folder / ".locks" / f"{file.stem}.lock", wait=True)
         try:
             cached = _load_arrow(file, len(rows))
-            if cached is None:
+            if cached is None or (check and not still_unreadable(cached, rows.start)):
                 embeds: list[np.ndarray | None] = []
                 title = f"Embedding {column} by {modality} ({shard + 1}/{shards})"
                 with tqdm(total=len(rows), desc=title, unit="image", disable=not is_progress_bar_enabled()) as bar:
@@ -226,7 +248,8 @@ def cached_embeds(
                 cached = _load_arrow(file, len(rows))
         finally:
             lock.release()
-        cached._fingerprint = f"{key}-{file.stem}"
+        missing = cached.data.column("image_embeds").null_count
+        cached._fingerprint = f"{key}-{file.stem}-{missing}"
         return cached
 
     shards = -(-len(dataset) // CACHE_SHARD_ROWS)
@@ -236,7 +259,7 @@ def cached_embeds(
         if barrier is not None:
             barrier()
         # If the processes do not share a folder, this computes the missing shards.
-        return datasets.concatenate_datasets([load_or_compute(shard) for shard in range(shards)])
+        return datasets.concatenate_datasets([load_or_compute(shard, check=False) for shard in range(shards)])
 
 
 def _decoded(
