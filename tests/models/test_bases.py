@@ -108,6 +108,14 @@ def test_pairs(model, name):
         model(generated_pixel_values=pixel_values, real_pixel_values=pixel_values[:2], **sides)
     with pytest.raises(TypeError, match="modalty"):
         model(pixel_values=pixel_values, modalty="gen", **others)
+    model.eval()
+    again = model(pixel_values=None, generated_pixel_values=pixel_values, real_pixel_values=pixel_values, **sides)
+    assert torch.equal(again.real_embeds, output.real_embeds)
+    texts = {} if not hasattr(model, "text_model") else {"input_ids": torch.ones(4, 16, dtype=torch.long)}
+    model(pixel_values=pixel_values, generated_pixel_values=None, real_pixel_values=None, **texts, **others)
+    if not texts:
+        with pytest.raises(TypeError, match="input_ids"):
+            model(generated_pixel_values=pixel_values, input_ids=torch.ones(4, 4, dtype=torch.long))
 
 
 def test_patch_tokens_leave_out_what_comes_before_them(model, name):

@@ -408,8 +408,12 @@ class GmailModel(AutoModality, ModalityMixin):
 
 
 def takes_pairs(kwargs: dict[str, Any]) -> bool:
-    """Whether keywords of `forward` contain images of pairs."""
-    return any(kwargs.get(f"{side}_pixel_values") is not None for side in SIDES)
+    """Whether keywords of `forward` contain images of pairs. Such keywords with None are removed."""
+    names = [f"{side}_pixel_values" for side in SIDES]
+    for name in names:
+        if name in kwargs and kwargs[name] is None:
+            del kwargs[name]
+    return any(name in kwargs for name in names)
 
 
 def init_branches(model: Any, module: nn.Module) -> None:

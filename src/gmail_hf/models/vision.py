@@ -23,7 +23,7 @@ from transformers import (
     ViTModel,
 )
 
-from ..branches.tower import BranchedTower, Modality
+from ..branches.tower import BranchedTower, Modality, reject_unknown
 from .auto_modality import is_auto
 from .base import ONLY_PAIRS, GmailModel, takes_pairs
 from .checkpoints import GmailCheckpoints
@@ -68,8 +68,11 @@ class GmailVisionOnly(GmailModel, BranchedTower, GmailCheckpoints):
         """
         if not takes_pairs(kwargs):
             return BranchedTower.forward(self, *args, modality=modality, **kwargs)
-        if args or modality is not None or "pixel_values" in kwargs:
+        if args or modality is not None or kwargs.pop("pixel_values", None) is not None:
             raise ValueError(ONLY_PAIRS)
+        reject_unknown(
+            f"{type(self).__name__}.forward()", frozenset(), kwargs.keys() & {"input_ids", "attention_mask"}
+        )
         return self._embed_pairs(**kwargs)
 
     def get_image_features(self, pixel_values: torch.Tensor, modality: Modality | None = None, **kwargs: Any) -> Any:
