@@ -222,13 +222,12 @@ def cached_embeds(
     def still_unreadable(cached: Dataset, first_row: int) -> bool:
         """Whether the images without an embedding still cannot be read. A disk or a network may be back."""
         readable = cached.data.column("image_embeds").is_valid().to_numpy()
-        for row in (first_row + np.flatnonzero(~readable)).tolist():
-            try:
-                decode_image(dataset[row][column])
-            except BadImageError as error:
-                skip(row, error)
-            else:
-                return False
+        missing = first_row + np.flatnonzero(~readable)
+        for start, images in _decoded(dataset.select(missing), column, range(len(missing)), batch_size):
+            for row, image in zip(missing[start:], images, strict=False):
+                if not isinstance(image, BadImageError):
+                    return False
+                skip(row, image)
         return True
 
     def load_or_compute(shard: int, check: bool = True) -> Dataset:
