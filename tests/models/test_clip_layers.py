@@ -78,7 +78,7 @@ def test_embeddings_need_only_the_class_token_of_the_last_layer(modality, attent
         return embeds, grads, counter.get_total_flops()
 
     whole, whole_grads, flops = embed(lambda: model.get_image_features(pixels(4), modality=modality).pooler_output)
-    pooled, grads, fewer = embed(lambda: model._pooled(pixels(4), modality))
+    pooled, grads, fewer = embed(lambda: model.pooled(pixels(4), modality))
     tokens, width = 5, model.config.vision_config.hidden_size
     torch.testing.assert_close(pooled, whole, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(grads, whole_grads, atol=1e-5, rtol=1e-5)
