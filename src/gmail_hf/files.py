@@ -114,6 +114,16 @@ def try_lock(path: str | os.PathLike, wait: bool = False, again: bool = False) -
     return lock
 
 
+@contextmanager
+def writing_to(folder: str | os.PathLike) -> Iterator[None]:
+    """Name the folder and the remedy in errors of the file system."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"'{folder}' is not a folder that can be written to ({error.strerror})"
+        raise type(error)(f"{problem}. Choose another folder.") from error
+
+
 def lock_folder(folder: str | os.PathLike, wait: bool = False) -> FileLock:
     """
     Acquire the lock of a folder. The same process may acquire it again. [`unlock_folder`] releases it.
@@ -122,11 +132,8 @@ def lock_folder(folder: str | os.PathLike, wait: bool = False) -> FileLock:
         FileExistsError: another process is writing the folder.
         OSError: the folder cannot be created or written to.
     """
-    try:
+    with writing_to(folder):
         lock = try_lock(Path(folder).absolute() / FOLDER_LOCK, wait, again=True)
-    except OSError as error:
-        problem = f"'{folder}' is not a folder that can be written to ({error.strerror})"
-        raise type(error)(f"{problem}. Choose another folder.") from error
     if lock is None:
         raise FileExistsError(
             f"Another process is writing '{folder}'. Wait until it has finished, or choose another folder."

@@ -80,6 +80,12 @@ def test_a_message_of_several_lines_becomes_one(monkeypatch, capsys):
     assert failed(capsys, "demo") == "gmail-hf: error: two lines\n"
 
 
+def test_a_file_name_that_is_not_utf8_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(demo, "main", lambda argv: os.fsdecode(b"photos/caf\xe9.png").encode())
+    expected = r"gmail-hf: error: 'photos/caf\udce9.png' is not valid UTF-8: rename the file."
+    assert failed(capsys, "demo") == expected + "\n"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def main(argv):
         raise TypeError("a bug")

@@ -41,6 +41,12 @@ def test_files_without_a_manifest_are_refused(make_args, tmp_path):
         synthesize(make_args())
 
 
+def test_a_file_in_place_of_the_folder_is_named(make_args, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(OSError, match=r"out' is not a folder that can be written to .*Choose another"):
+        make_job(make_args()).open()
+
+
 def test_fingerprint_is_of_the_settings(make_args):
     folders = [synthesize(make_args(num_captions=16, output_dir=make_args().output_dir + str(i))) for i in range(2)]
     manifests = [json.loads((folder.path / "manifest.json").read_text()) for folder in folders]

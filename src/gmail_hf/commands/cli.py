@@ -88,13 +88,19 @@ def run(command: str | Callable[[list[str]], Any], argv: Sequence[str] | None = 
     except Exception as error:
         if own or not _is_mistake(error):
             raise
-        _fail(" ".join(str(error).split()))
+        _fail(" ".join(_text(error).split()))
 
 
 def _is_mistake(error: Exception) -> bool:
     """Whether an error concerns the user's input rather than a bug."""
     kinds = (ValueError, OSError, ImportError)
     return isinstance(error, kinds) or type(error).__module__.partition(".")[0] in READERS
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":  # a file name is the only such input
+        return f"{ascii(error.object)} is not valid UTF-8: rename the file."
+    return str(error)
 
 
 def _fail(message: str) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from ..files import try_lock, write_file
+from ..files import try_lock, write_file, writing_to
 from .arguments import SPLIT_NAME
 
 MANIFEST = "manifest.json"
@@ -94,10 +94,12 @@ class ShardFolder:
         Raises:
             FileExistsError: the folder holds shards of other settings, and the message shows what differs; or it holds
                 files that cannot be loaded as one data set with this split.
+            OSError: the folder cannot be created.
             ValueError: a finished shard has another size than when it was written, see [`check`].
         """
         for name in ("data", ".locks"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+            with writing_to(self.path):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
         with self._manifest_lock():
             manifest = self.file(MANIFEST)
             if manifest.exists():
