@@ -27,6 +27,7 @@ from gmail_hf import (
     GmailVisionConfig,
     GmailVisionModel,
     GmailVisionModelWithProjection,
+    attach_branches,
 )
 from gmail_hf.training.losses import gmail_loss
 
@@ -168,6 +169,40 @@ def test_gradient_checkpointing_equals_plain(clip_folder, use_reentrant, modalit
     assert len(plain) == sum(1 for _ in model.adapter_parameters())
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     assert_close(gradients(), plain)
+
+
+def test_mini_batches_keep_the_default_branch_of_the_forward_pass(clip_folder):
+    model = make_model(clip_folder, trainable_modalities=["real", "gen"]).train()
+
+    def gradients(**options):
+        model.zero_grad()
+        with model.using("gen"):
+            loss = model.embed_images(pixels(5), **options).square()[:, 0].sum()
+        loss.backward()  # the branch is `real` again
+        return adapter_gradients(model)
+
+    assert_close(gradients(mini_batch_size=2), gradients())
+
+
+@pytest.mark.parametrize("add", ["branches", "text LoRA"])
+def test_adapters_join_a_model_that_checkpoints_already(clip_folder, add):
+    if add == "branches":
+        model = make_clip()
+        model.gradient_checkpointing_enable()
+        attach_branches(model)
+        loss = model.train().vision_model(pixels(2), modality="gen").pooler_output.sum()
+    else:
+        model = make_model(clip_folder)
+        model.gradient_checkpointing_enable()
+        model.add_text_lora()
+        loss = model.train().get_text_features(tokens(2)).pooler_output.sum()
+    loss.backward()
+    assert any(parameter.grad is not None for name, parameter in model.named_parameters() if "lora_B" in name)
+
+
+def test_a_mixed_batch_without_trained_branches_is_the_base(clip_folder):
+    model = make_model(clip_folder, trainable_modalities=[])
+    assert torch.equal(embeds(model, pixels(2), ["real", "gen"]), embeds(model, pixels(2)))
 
 
 @pytest.mark.parametrize("modality", ["gen", BRANCHES[0]], ids=["gen", "mixed"])

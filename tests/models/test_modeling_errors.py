@@ -44,6 +44,8 @@ def test_unknown_modality_is_refused_everywhere(model, call):
         lambda model: model(input_ids=tokens(2), pixel_values=pixels(2), modalty="gen"),
         lambda model: model.get_image_features(pixels(2), modalty="gen"),
         lambda model: model.vision_model(pixels(2), modalty="gen"),
+        lambda model: model.embed_images(pixels(2), modalty="gen"),
+        lambda model: model(**PAIRS, generated_modalty="real"),
         lambda model: model(generated_pixel_values=pixels(2), real_pixel_values=pixels(2), image_id=torch.arange(2)),
     ],
 )

@@ -94,6 +94,15 @@ def test_a_recipe_gives_way_to_what_is_given(arguments):
         ({"pairing": "none"}, "cannot be used with `align_weight`.*recipe"),
         ({"pairing": "none", "recipe": "robust", "consistency_weight": 1.0}, "cannot be used with `align_weight`"),
         ({"pairing": "none", "recipe": "robust", "cache_real_embeds": False}, "cache_real_embeds"),
+        (
+            {
+                "pairing": "none",
+                "recipe": "robust",
+                "dataloader_num_workers": 1,
+                "dataloader_persistent_workers": True,
+            },
+            "dataloader_persistent_workers=False",
+        ),
         ({"images_per_caption": 0}, "images_per_caption.*between 1 and the batch size of 4"),
         ({"images_per_caption": 5}, "images_per_caption.*got 5"),
         ({"recipe": "best"}, "recipe.*'paper', 'robust'.*best"),

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tiny import make_model, make_pairs, pixels
 
-from gmail_hf import attach_branches, fit_detector
+from gmail_hf import attach_branches, fit_detector, pair_by_caption
 from gmail_hf.models.attached import attached_tower
 from gmail_hf.training import detector as module
 from gmail_hf.training.detector import detector_of
@@ -89,6 +89,13 @@ def test_one_readable_pair_of_each_real_image_is_used(model, processor, fitted):
     assert [len(rows) for rows in fitted[1]] == [24, 24]
     with pytest.raises(ValueError, match="Column 'generated_image', row 5"):
         fit_detector(model, processor, pairs, on_bad_image="error")
+
+
+def test_a_repeated_generated_image_is_used_once(model, processor, fitted):
+    generated = make_pairs(24, captions=["a cat"] * 24).select_columns(["generated_image", "caption"])
+    real = make_pairs(48, captions=["a cat"] * 48).select_columns(["real_image", "caption", "image_id"])
+    fit_detector(model, processor, pair_by_caption(generated, real))
+    assert [len(rows) for rows in fitted[0]] == [24, 24]
 
 
 def test_mistakes(model, clip_folder, processor, clip):

@@ -98,6 +98,15 @@ def test_the_branches_of_any_model_train(name, tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-1"))
 
 
+@pytest.mark.parametrize("pairing", ["none", "optimal"])
+def test_captions_are_compared_as_texts_without_a_text_encoder(tmp_path, pairing):
+    owner = make_clip()
+    attach_branches(owner)
+    pairs = make_pairs(8, captions=["a cat", "a dog"] * 4)
+    args = arguments(tmp_path / "out", pairing=pairing, recipe="robust")
+    assert GmailTrainer(owner, args, pairs, processing_class=make_processor()).train().global_step == 2
+
+
 @torch.no_grad()
 def pooled(tower, **kwargs):
     return tower(pixels(4), **kwargs).last_hidden_state

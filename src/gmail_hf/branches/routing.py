@@ -255,6 +255,8 @@ def route_modules(module: nn.Module, adapters: Sequence[str], is_target: Callabl
     for part in list(module.modules()):
         if isinstance(part, GradientCheckpointingLayer) and not isinstance(part, _BoundLayer):
             change_class(part, with_mixin(_BoundLayer, type(part)))
+            if "_gradient_checkpointing_func" in vars(part):  # checkpointing was on already
+                part._checkpoint = vars(part).pop("_gradient_checkpointing_func")
         if _is_plain_mlp(part) and not isinstance(part, RecomputedMLP):
             change_class(part, with_mixin(RecomputedMLP, type(part)))
 

@@ -95,7 +95,11 @@ class BranchedTower:
 
     @contextmanager
     def using(self, modality: str) -> Iterator[None]:
-        """Make `modality` the default branch inside a `with` block."""
+        """
+        Make `modality` the default branch inside a `with` block.
+
+        This changes the model for all threads. Concurrent threads pass `modality` to each call instead.
+        """
         previous, self.modality = self.modality, modality
         try:
             yield
@@ -143,8 +147,10 @@ class BranchedTower:
         if not isinstance(modality, str) and len(names) != count:
             raise ValueError(f"`modality` lists {len(names)} branches for a batch of {count} images.")
         adapters = self.adapter_fields.trainable_modalities
+        if not set(names) & set(adapters):
+            return None
         if len(set(names)) == 1:
-            return names[0] if names[0] in adapters else None
+            return names[0]
         gates = [[float(name == adapter) for adapter in adapters] for name in names]
         gate = torch.tensor(gates, device=images.device)  # (images, adapters)
         return gate if grid_thw is None else gate.repeat_interleave(grid_thw.prod(-1).to(gate.device), dim=0)

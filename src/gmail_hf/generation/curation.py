@@ -12,9 +12,10 @@ from PIL import ImageStat
 from ..metrics.clip_score import clip_score
 from ..training.columns import paths_of
 from ..training.data import BadImageError, caption_ids, decode_image, undecoded
+from ..training.decoding import digest_of
 from ..training.embeddings import cache_key, cached_embeds, embed_texts, embeds_array
 from .choosing import CONSTANT, IN_WORDS, REAL_COPY, UNREADABLE, choose, mismatched_scores
-from .masks import digest_of, read_all
+from .masks import read_all
 
 CONSTANT_DEVIATION = 2.0  # standard deviation of each channel, in units of 0..255
 MISMATCHED = 0.95  # share of images with a wrong caption that the default threshold leaves out

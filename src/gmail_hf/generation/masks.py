@@ -1,6 +1,5 @@
 """The mask: a file with the rows of a data set to keep, which is checked against the data."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from transformers.utils import logging
 
 from ..files import replacing
 from ..training.data import undecoded
-from ..training.decoding import image_content
+from ..training.decoding import digest_of
 
 COLUMNS = ("row", "file_name", "caption", "kept", "reason", "copy_of", "clip_score", "digest")
 METADATA = b"gmail_hf"
@@ -83,15 +82,6 @@ def apply_mask(
         raise ValueError(f"'{path}' keeps none of the {len(dataset)} rows of {name}: curate with other thresholds.")
     logger.info(f"{name}: '{path}' keeps {len(kept)} of {len(dataset)} rows.")
     return dataset.select(kept)
-
-
-def digest_of(cell: Any) -> str:
-    """Return a hash of an image file, or an empty text if the file cannot be read."""
-    try:
-        content = image_content(cell)
-    except (OSError, TypeError):  # no file, or an empty cell
-        return ""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def read_all(images: Dataset, column: str, read: Callable[[Any], Any], desc: str) -> list[Any]:

@@ -254,10 +254,12 @@ class GmailModel(AutoModality, ModalityMixin):
             return self._empty(self.embed_dim), tokens
         if mini_batch_size is None or mini_batch_size >= len(pixel_values):
             return self._unit_features(pixel_values, modality, token_layer, images)
+        if modality is None:  # the recomputation may take place outside of a `using` block
+            modality = self.modality
         chunks = []
         for start in range(0, len(pixel_values), mini_batch_size):
             rows = slice(start, start + mini_batch_size)
-            names = modality if modality is None or isinstance(modality, str) else modality[rows]
+            names = modality if isinstance(modality, str) else modality[rows]
             chunk = {name: values[rows] if values.dim() > 1 else values for name, values in images.items()}
             arguments = pixel_values[rows], names, token_layer, chunk
             # The backward pass begins with the last mini-batch, so its activations are kept.

@@ -204,7 +204,7 @@ class GmailCLIPModel(GmailModel, GmailCheckpoints, CLIPModel):
     def pooled(
         self, pixel_values: torch.Tensor, modality: Modality | None = None, **images: torch.Tensor
     ) -> torch.Tensor:
-        if is_auto(modality):
+        if images or is_auto(modality):  # which also refuses unknown keywords
             return super().pooled(pixel_values, modality, **images)
 
         def embed() -> torch.Tensor:

@@ -126,6 +126,11 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
                 '`pairing="none"` cannot be used with `align_weight` or `consistency_weight`, which compare pairs. '
                 'Use `recipe="robust"`, or `align_weight=0` and `energy_weight`.'
             )
+        if self.pairing == "none" and self.dataloader_persistent_workers:
+            raise ValueError(
+                '`pairing="none"` draws other images in each epoch, but persistent workers would keep those of the '
+                "first: set `dataloader_persistent_workers=False`."
+            )
         if not 1 <= self.images_per_caption <= self.per_device_train_batch_size:
             raise ValueError(
                 f"`images_per_caption` must be between 1 and the batch size of {self.per_device_train_batch_size}, "

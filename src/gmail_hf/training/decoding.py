@@ -1,5 +1,6 @@
 """Opening images as RGB: the same for training, evaluation and serving, and safe for untrusted files."""
 
+import hashlib
 import io
 import os
 import struct
@@ -89,6 +90,15 @@ def image_content(cell: dict[str, Any]) -> bytes:
     if Path(path).exists() and not Path(path).is_file():
         raise OSError("it is not a file")
     return Path(path).read_bytes()
+
+
+def digest_of(cell: Any) -> str:
+    """Return a hash of an image file, or an empty text if the file cannot be read."""
+    try:
+        content = image_content(cell)
+    except (OSError, TypeError):  # no file, or an empty cell
+        return ""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def within_bounds(width: int, height: int) -> bool:

@@ -1,6 +1,6 @@
 """Fit the detector of generated images that `modality="auto"` needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..metrics.readout import standardized_regression
 from ..models.attached import AttachedTower
 from ..models.base import GmailModel
 from .data import undecoded
+from .decoding import digest_of
 from .embeddings import cached_embeds, embeds_array
 
 MIN_PAIRS = 20
@@ -44,8 +45,8 @@ def fit_detector(
     Args:
         model ([`GmailCLIPModel`], [`GmailSiglipModel`], [`GmailDinov2Model`], ...): a model that embeds images.
         processor: its processor.
-        pairs (`datasets.Dataset`): with the columns `real_image` and `generated_image`; with `image_id`, one pair per
-            real image is used.
+        pairs (`datasets.Dataset`): with the columns `real_image` and `generated_image`. One pair per generated image
+            is used; with `image_id`, also one pair per real image.
         generated_modality (`str`): the branch that images taken for generated will go through.
         max_pairs (`int`): use at most this many, drawn at random.
         batch_size (`int`): images per forward pass.
@@ -61,7 +62,7 @@ def fit_detector(
     Raises:
         TypeError: a vision-language model, or its tower.
         ValueError: the model trains its `real` branch; unknown modality, or `"real"`; a missing column; fewer than 20
-            readable pairs with different real images.
+            readable pairs with different images.
         ImportError: scikit-learn is missing.
     """
     if not isinstance(model, GmailModel) or isinstance(model, AttachedTower):
@@ -85,6 +86,8 @@ def fit_detector(
     if len(rows) > max_pairs:
         rows = np.sort(rng.permutation(rows)[:max_pairs])
     chosen = undecoded(pairs if len(rows) == len(pairs) else pairs.select(rows))
+    rows = _different_images(chosen["generated_image"])  # a copy in another part would measure what was fitted
+    chosen = chosen if len(rows) == len(chosen) else chosen.select(rows)
     generated, real = (
         embeds_array(
             cached_embeds(
@@ -105,10 +108,18 @@ def fit_detector(
     readable = np.isfinite(generated[:, 0]) & np.isfinite(real[:, 0])
     if readable.sum() < MIN_PAIRS:
         raise ValueError(
-            f"{readable.sum()} pairs with different real images can be read; a detector needs {MIN_PAIRS}."
+            f"{readable.sum()} pairs with different images on both sides can be read; a detector needs {MIN_PAIRS}."
         )
     model.detector = detector_of(generated[readable], real[readable], generated_modality, seed)
     return model.detector.scores
+
+
+def _different_images(cells: Iterable[Any]) -> list[int]:
+    """The first row of each image file. A file that cannot be read counts as different from all others."""
+    first: dict[Any, int] = {}
+    for row, cell in enumerate(cells):
+        first.setdefault(digest_of(cell) or row, row)
+    return list(first.values())
 
 
 def detector_of(generated: np.ndarray, real: np.ndarray, modality: str = "gen", seed: int = 0) -> Detector:

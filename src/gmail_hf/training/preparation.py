@@ -126,7 +126,7 @@ def replace_images(
             if args.cache_real_embeds and args.token_weight == 0:  # patch tokens are not cached
                 embeds[side] = embed(side, modality)
     if pairing in ("optimal", "none"):  # captions are equal if they are equal to the model
-        tokenizer = getattr(processor, "tokenizer", None)
+        tokenizer = getattr(processor, "tokenizer", None) if hasattr(model, "text_model") else None
         captions = caption_ids(pairs["caption"][:], tokenizer, **(text_options(model) if tokenizer else {}))
     if pairing == "optimal":
         partners = _optimal_partners(embed("generated", "real"), embeds["real"], captions, args.seed)
