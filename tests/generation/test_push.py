@@ -18,7 +18,7 @@ from tiny_pipeline import command_line
 from gmail_hf.commands import cli
 from gmail_hf.commands.bundled import synthesize
 from gmail_hf.digits import clip_path
-from gmail_hf.generation import push_dataset
+from gmail_hf.generation import push_dataset, sampler
 from gmail_hf.generation.push import count_rows
 from gmail_hf.generation.shards import open_folder, read_manifest
 from gmail_hf.publishing import dataset_card
@@ -167,6 +167,17 @@ def test_card_tells_what_was_made(make_args):
     assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
     assert front["size_categories"] == "n<1K"
     assert "license" not in front
+
+
+def test_truncated_captions_are_counted_once(make_args, monkeypatch):
+    """A caption's images lie in two shards, and only one of the other captions is truncated."""
+    monkeypatch.setattr(sampler, "_usable", lambda pipeline, captions, rows, per_caption: ([*rows], {0, 5}))
+    folder = synthesize(make_args(num_captions=8, images_per_caption=3, shard_size=16))
+    [(shards, manifest)] = open_folder(folder.path)
+    counts = count_rows(shards)
+    assert (counts["shards"], counts["rows"], counts["captions"], counts["truncated"]) == (2, 24, 8, 2)
+    card = str(dataset_card("org/pairs", {"train": manifest}, {"train": counts}))
+    assert re.search(r"Captions cut by the tokenizer\W+2\b", card)
 
 
 def test_card_names_both_splits(make_args):

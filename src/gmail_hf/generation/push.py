@@ -117,19 +117,19 @@ def _upload(
 
 
 def count_rows(shards: ShardFolder) -> dict[str, int]:
-    """Count a split's finished shards and their rows for the card."""
-    images, captions = set(), set()
-    counts = {"shards": 0, "rows": 0, "truncated": 0, "nsfw": 0, "unchecked": 0}
+    """Count a split's finished shards and their rows for the card. `truncated` counts captions, not rows."""
+    images, captions, truncated = set(), set(), set()
+    counts = {"shards": 0, "rows": 0, "nsfw": 0, "unchecked": 0}
     for shard in sorted(shards.finished()):
         table = pq.read_table(shards.shard_path(shard), columns=["image_id", "caption_id", "truncated", "nsfw"])
         images.update(table["image_id"].to_pylist())
         captions.update(table["caption_id"].to_pylist())
+        truncated.update(table.filter(table["truncated"])["caption_id"].to_pylist())
         counts["shards"] += 1
         counts["rows"] += len(table)
-        counts["truncated"] += sum(table["truncated"].to_pylist())
         counts["nsfw"] += sum(verdict is True for verdict in table["nsfw"].to_pylist())
         counts["unchecked"] += table["nsfw"].null_count
-    return counts | {"images": len(images), "captions": len(captions)}
+    return counts | {"images": len(images), "captions": len(captions), "truncated": len(truncated)}
 
 
 def _check_same_settings(repo_id: str, shards: ShardFolder, settings: dict, there: set[str]) -> None:
