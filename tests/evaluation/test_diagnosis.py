@@ -1,6 +1,7 @@
 """`gmail-hf diagnose`: the recommendation by what was found, and a whole run on tiny pairs."""
 
 import json
+import re
 
 import datasets
 import pytest
@@ -107,8 +108,20 @@ def test_a_base(folder, clip_folder, capsys):
     assert examples[0]["typicality"] >= examples[1]["typicality"]
     page = (folder / "out" / "report.html").read_text()
     assert page.count('<img class="small" src="data:image/webp;base64,') == 2 * 6 * 4 and "http" not in page
+    assert re.search(
+        r"two real images with different captions: -?0\.\d{3}; with the same caption: -?\d\.\d{3}\.</p>", page
+    )
     printed = capsys.readouterr().out
     assert all(sentence in printed and sentence in page.replace("&#39;", "'") for sentence in result["advice"])
+
+
+def test_one_caption_for_all_pairs(folder, clip_folder):
+    make_pairs(40, captions=["a dog"] * 40).save_to_disk(folder / "pairs")
+    result = run(folder, clip_folder)
+    assert result["cosines"]["real_images_of_different_captions"] is None
+    page = " ".join((folder / "out" / "report.html").read_text().split())
+    cosine = result["cosines"]["real_images_of_one_caption"]
+    assert f"Mean cosine of two real images with the same caption: {cosine:.3f}.</p>" in page
 
 
 def test_a_trained_model_is_measured_before_and_after(folder):
