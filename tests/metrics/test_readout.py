@@ -114,6 +114,8 @@ def test_readouts_ignore_length_and_know_easy_classes(readout):
     assert score > 0.95
     lengths = rng.uniform(0.1, 9, size=(len(train), 1))
     assert readout(train * lengths, labels, test * 5, test_labels) == score
+    one = test_labels == test_labels[0]
+    assert 0.9 < readout(train, labels, test[one], test_labels[one]) <= 1  # only training needs two classes
 
 
 def test_mean_shift_moves_the_mean_and_nothing_else():

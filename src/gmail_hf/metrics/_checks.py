@@ -70,12 +70,10 @@ def check_pairs(first: np.ndarray, second: np.ndarray, names: str) -> None:
 
 
 def check_labels(labels: np.ndarray, n: int, name: str) -> np.ndarray:
-    """Return `labels` as an (n,) array with at least two classes, or raise a ValueError."""
+    """Return `labels` as an (n,) array, or raise a ValueError."""
     labels = np.asarray(labels)
     if labels.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), one label per embedding, got {labels.shape}")
-    if len(np.unique(labels)) < 2:
-        raise ValueError(f"{name} are all {labels[0]}; a readout needs at least two classes")
     return labels
 
 

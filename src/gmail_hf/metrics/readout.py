@@ -149,6 +149,8 @@ def _check_readout(train, train_labels, test, test_labels):
     train, test = l2_normalize(train, "train embeddings"), l2_normalize(test, "test embeddings")
     check_same_dim(train, test, "train and test embeddings")
     train_labels = check_labels(train_labels, len(train), "train_labels")
+    if len(np.unique(train_labels)) < 2:
+        raise ValueError(f"train_labels are all {train_labels[0]}; a readout needs at least two classes")
     test_labels = check_labels(test_labels, len(test), "test_labels")
     unseen = np.setdiff1d(test_labels, train_labels)
     if len(unseen):
