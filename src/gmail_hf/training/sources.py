@@ -52,7 +52,8 @@ def load_rows(
 
     Returns:
         The columns of the source. Columns of image paths, or of lists of them, become columns of images or of lists of
-        images. Paths are relative to the file that contains them, or else to the working directory.
+        images. Paths are relative to the file that contains them, or else to the working directory. `split` of the
+        result is the split that was read.
 
     Raises:
         FileNotFoundError: `name` or the image of a row does not exist.
@@ -83,9 +84,11 @@ def load_rows(
             raise ValueError(f"'{name}' has no split '{split}'; it has {[str(known) for known in splits]}.")
         split = next(iter(splits))
     rows = splits[split]
+    if isinstance(rows, Dataset) and not isinstance(splits, DatasetDict):
+        split = rows.split or split  # a part of a DatasetDict may still name the split that it was made from
     parts = [(Path(name, "rows"), rows)] if isinstance(rows, Dataset) else read_files(rows, split)
     parts = [resolve_images(part, file) if images else part for file, part in parts]
-    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    return parts[0] if len(parts) == 1 and parts[0].split == split else concatenate_datasets(parts, split=split)
 
 
 def _from_hub(name: str, split: str, config_name: str | None, revision: str | None, any_split: bool) -> Dataset:
