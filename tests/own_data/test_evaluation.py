@@ -1,10 +1,11 @@
 """Benchmarks of one's own: class folders and images with captions, by `gmail-hf evaluate`."""
 
 import json
+import shutil
 
 import pytest
 from benchmark_data import save_gmail, webp, write_webdataset
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from pyarrow import parquet
 from tiny import make_pairs, picture
 
@@ -62,8 +63,57 @@ def test_names_and_templates_of_class_folders(classes):
         [["a house cat", "the house cat"], ["a barn owl", "the barn owl"], ["a fox", "the fox"]]
     ]
     (classes / "classnames.txt").write_text("cat\nowl\n")
-    with pytest.raises(ValueError, match="has 2 lines for 3 class folders"):
+    with pytest.raises(ValueError, match="has 2 lines for 3 class folders: list every folder, or write one line"):
         mine(classes)
+
+
+def test_names_of_class_folders_in_another_order(classes):
+    (classes / "classnames.txt").write_text("red fox\nwolf\nowl\ncat\n")
+    found = mine(classes)
+    assert [row["cls"] for row in found.read()] == [3, 3, 2, 0]
+    assert found.lines("classnames.txt") == ["red fox", "wolf", "owl", "cat"]
+
+
+def test_class_folders_of_other_splits_are_no_classes(classes):
+    for split in ("train", "val"):
+        shutil.copytree(classes, classes.parent / "splits" / split)
+    with pytest.raises(ValueError, match=r"has no split 'test'; it has \['train', 'validation'\]"):
+        mine(classes.parent / "splits")
+    with pytest.raises(ValueError, match=r"has no split 'test'; it has \['train', 'validation'\]"):
+        open_source(get_benchmark("pets"), str(classes.parent / "splits"))
+
+
+def test_hidden_files_in_class_folders_are_no_images(classes):
+    (classes / "cat" / ".ipynb_checkpoints").mkdir()
+    picture(9).save(classes / "cat" / ".ipynb_checkpoints" / "1-checkpoint.png")
+    (classes / "owl" / "._3.png").write_bytes(b"\0\5\x16\7")
+    assert [row["cls"] for row in mine(classes).read()] == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["csv", "classes", "texts", "coco", "saved"])
+def test_the_only_split_is_named(kind, tmp_path):
+    """Also where paths become images, and where the rows do not name their split."""
+    place, expected = tmp_path / "own", "validation"
+    place.mkdir()
+    folders = {"classes": ("validation/cat", "validation/dog"), "texts": ("validation",) * 2}.get(kind, (".",) * 2)
+    for number, folder in enumerate(folders):
+        (place / folder).mkdir(parents=True, exist_ok=True)
+        picture(number).save(place / folder / f"{number}.png")
+        if kind == "texts":
+            (place / folder / f"{number}.txt").write_text("a cat")
+    if kind == "csv":
+        (place / "validation.csv").write_text("image,caption\n0.png,a cat\n1.png,a dog\n")
+    elif kind == "coco":
+        notes = [{"image_id": number, "caption": "a cat"} for number in range(2)]
+        images = [{"id": number, "file_name": f"{number}.png"} for number in range(2)]
+        content = {"images": images, "annotations": notes}
+        (place / "captions_val2017.json").write_text(json.dumps(content))
+    elif kind == "saved":
+        place, expected = tmp_path / "saved", "held_out"
+        rows = make_pairs(4).train_test_split(0.5, seed=0)["test"]
+        DatasetDict(held_out=Dataset(rows.data, split="train")).save_to_disk(place)
+    found = mine(place)
+    assert found.split == expected and len(list(found.read())) == (4 if kind == "saved" else 2)
 
 
 def test_classes_of_the_test_split(classes):
@@ -180,6 +230,24 @@ def test_a_table_of_images_and_labels(kind, tmp_path, run):
     assert class_question(found).prompts == [[["a photo of a cat."], ["a photo of a red fox."]]]
     if kind == "names":
         assert run(place)["tasks"]["zero_shot"]["counts"]["images"] == 4
+
+
+def test_labels_are_found_among_the_names(tmp_path):
+    for i in range(3):
+        picture(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "labels.csv").write_text("image,label\n0.png,cat\n1.png,red_fox\n2.png,cat\n")
+    for names, numbers in (
+        ("red fox\ncat\n", [1, 0, 1]),
+        ("red_fox\nowl\ncat\n", [2, 0, 2]),
+        ("house cat\nfox\n", [0, 1, 0]),
+    ):
+        (tmp_path / "classnames.txt").write_text(names)
+        found = mine(tmp_path / "labels.csv")
+        assert [row["cls"] for row in found.read()] == numbers
+        assert found.lines("classnames.txt") == names.replace("_", " ").splitlines()
+    (tmp_path / "classnames.txt").write_text("house cat\nowl\nfox\n")
+    with pytest.raises(ValueError, match="has 2 labels, but classnames.txt has 3 lines: list every label"):
+        mine(tmp_path / "labels.csv")
 
 
 def test_labels_that_are_missing_or_unclear_are_refused(tmp_path):

@@ -18,6 +18,7 @@ from .registry import ALIGNMENT, CAPTIONING, LAYOUTS, PROBE, RETRIEVAL, ZERO_SHO
 CLASS_NAMES, TEMPLATES = LAYOUTS["classes"].files
 DEFAULT_TEMPLATE = "a photo of a {c}."
 OWN_DATA = "own data"
+SPLITS = {"train", "val", "valid", "validation", "dev", "test"}  # folders with these names are no classes
 Lines = Callable[[str], list[str]]
 
 
@@ -57,14 +58,16 @@ def _label_column(rows: Dataset) -> str | None:
 
 def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lines]:
     """
-    Read images with a label column. Labels are line numbers of classnames.txt, or names. Without classnames.txt, the
-    classes are the names in alphabetical order.
+    Read images with a label column. Labels are line numbers of classnames.txt, or names: its lines in any order, or
+    other names, which its lines follow in alphabetical order. Without classnames.txt, the classes are the names in
+    alphabetical order.
 
     Returns:
         `read` and `lines` of a [`Source`].
 
     Raises:
-        ValueError: there is no image or label column, a row has no label, or numeric labels have no names.
+        ValueError: there is no image or label column, a row has no label, numeric labels have no names, or
+            classnames.txt lacks a label and has more or fewer lines than there are labels.
     """
     label, image = _label_column(rows), find_column(rows, "real_image")
     if label is None or image is None or not isinstance(rows.features[image], Image):
@@ -77,9 +80,13 @@ def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lin
     if not isinstance(feature, ClassLabel) and not all(str(value).isdecimal() for value in values):
         classes = sorted({str(value) for value in values})
         names = names or classes
-        if len(names) != len(classes):
-            raise ValueError(f"'{name}' has {len(classes)} labels, but {CLASS_NAMES} has {len(names)} lines.")
-        values = [classes.index(str(value)) for value in values]
+        numbered = _numbers(classes, names)
+        if numbered is None:
+            raise ValueError(
+                f"'{name}' has {len(classes)} labels, but {CLASS_NAMES} has {len(names)} lines: list every label in "
+                f"{CLASS_NAMES}, or write one line per label, in alphabetical order of the labels."
+            )
+        values = [numbered[str(value)] for value in values]
     if names is None:
         raise ValueError(
             f"Column '{label}' of '{name}' has numbers without names: add {CLASS_NAMES} next to the data, with one "
@@ -92,6 +99,22 @@ def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lin
         return islice(cells, limit)
 
     return read, _texts(names, lines)
+
+
+def _numbers(classes: list[str], names: list[str]) -> dict[str, int] | None:
+    """
+    Return the number of each class, its row in `names`. If all classes are in `names`, where `_` equals a space, order
+    and further names do not matter. Otherwise `names` are other words for the classes, in the same order.
+
+    Returns:
+        The numbers, or None if `names` are neither.
+    """
+    lines = [name.strip().replace("_", " ") for name in names]
+    rows = {line: number for number, line in enumerate(lines)}
+    words = [label.strip().replace("_", " ") for label in classes]
+    if len(rows.keys() & set(words)) == len(words):
+        return {label: rows[word] for label, word in zip(classes, words, strict=True)}
+    return {label: number for number, label in enumerate(classes)} if len(names) == len(classes) else None
 
 
 def _texts(names: list[str], lines: Lines) -> Lines:
@@ -114,11 +137,14 @@ def class_folders(path: Path, split: str) -> list[Path]:
     """Return the class folders in a folder or in its split's folder. Some of them may have no images."""
     top = path / split if (path / split).is_dir() else path
     folders = subfolders(top) if top.is_dir() else []
+    if top == path and SPLITS.issuperset(folder.name for folder in folders):
+        return []
     return folders if sum(bool(_images_in(folder)) for folder in folders) > 1 else []
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
 def _holds_classes(path: Path) -> bool:
@@ -131,20 +157,25 @@ def _holds_classes(path: Path) -> bool:
 
 def class_rows(path: Path, split: str, lines: Lines) -> tuple[str, Callable, Lines]:
     """
-    Read images in class folders. If there is a classnames.txt, its lines name the folders in alphabetical order.
+    Read images in class folders. If there is a classnames.txt, its lines are the names of the folders in any order, or
+    name the folders in alphabetical order.
 
     Raises:
-        ValueError: the number of lines in classnames.txt differs from the number of folders.
+        ValueError: classnames.txt lacks a folder, and the number of its lines differs from the number of folders.
     """
     folders = class_folders(path, split)
     names = _lines_of((CLASS_NAMES,), lines) or [folder.name for folder in folders]
-    if len(names) != len(folders):
-        raise ValueError(f"'{path / CLASS_NAMES}' has {len(names)} lines for {len(folders)} class folders.")
+    numbered = _numbers([folder.name for folder in folders], names)
+    if numbered is None:
+        raise ValueError(
+            f"'{path / CLASS_NAMES}' has {len(names)} lines for {len(folders)} class folders: list every folder, or "
+            "write one line per folder, in alphabetical order of the folders."
+        )
 
     def read(limit: int | None) -> Iterator[dict[str, Any]]:
         rows = (
-            {"image": {"bytes": None, "path": str(image)}, "cls": label}
-            for label, folder in enumerate(folders)
+            {"image": {"bytes": None, "path": str(image)}, "cls": numbered[folder.name]}
+            for folder in folders
             for image in _images_in(folder)
         )
         return islice(rows, limit)

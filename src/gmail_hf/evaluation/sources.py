@@ -21,7 +21,7 @@ from ..training.data import BadImageError, column_names, decode_image, undecoded
 from ..training.loading import as_pairs
 from ..training.sources import load_rows
 from ..training.tars import unique_keys
-from .own_data import OWN_DATA, class_folders, class_rows, labelled_rows
+from .own_data import OWN_DATA, SPLITS, class_folders, class_rows, labelled_rows
 from .registry import ALIGNMENT, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark, ZeroShotQuestions
 
 SHAREGPT4V_FILE, SHAREGPT4V_ROWS = "share-captioner_coco_lcs_sam_1246k_1107.json", 1000
@@ -227,10 +227,15 @@ def _local_rows(path: Path, benchmark: Benchmark, any_split: bool) -> tuple[str,
     if any((path / benchmark.split).glob("*.tar")):
         tars = f"{glob.escape(str(path / benchmark.split))}/*.tar"
         return benchmark.split, _streamed(_webdataset(tars, benchmark.split)), lines
-    if benchmark.layout == "classes" and class_folders(path, benchmark.split):
-        if not any_split and not (path / benchmark.split).is_dir():
+    if benchmark.layout == "classes":
+        if (
+            not any_split
+            and not (path / benchmark.split).is_dir()
+            and any(class_folders(path, name) for name in SPLITS)
+        ):
             raise ValueError(f"'{path}' has no folder '{benchmark.split}'.")
-        return class_rows(path, benchmark.split, lines)
+        if class_folders(path, benchmark.split):
+            return class_rows(path, benchmark.split, lines)
     if benchmark.layout in ("mmmu", "pope") and path.is_dir():
         return (*_configured(str(path), benchmark, None, any_split), lines)
     return _table_rows(str(path), benchmark, lines, any_split)
