@@ -93,6 +93,8 @@ def test_digits_needs_no_data(run_evaluate, tmp_path):
         ("dtd", ["--dataset", "dtd={dtd}", "--card", "{dtd}"], FileNotFoundError, "No card found at"),
         ("dtd", ["--dataset", "dtd={dtd}", "--card", "{other}"], ValueError, "--card belongs to the model"),
         ("digits", ["--limit", "5"], ValueError, "--limit of 10 or more"),
+        ("digits", ["--output_dir", "{gmail}/scores"], ValueError, "inside '.*gmail', .* Choose a folder outside"),
+        ("dtd", ["--dataset", "dtd={dtd}", "--output_dir", "{dtd}"], ValueError, "inside '.*dtd', which .* reads"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_before_any_work(run_evaluate, folders, tmp_path, benchmarks, options, error, message):
@@ -114,6 +116,15 @@ def test_scores_go_into_a_card_and_leave_the_model_the_same(run_evaluate, folder
     content = readme.read_text()
     run_evaluate("dtd", *options)
     assert "DTD: zero_shot (finished)" in caplog.text and readme.read_text() == content
+
+
+def test_a_captioner_gets_its_own_scores_next_to_those_of_a_clip(run_evaluate, folders):
+    run_evaluate("dtd", "--dataset", f"dtd={folders['dtd']}")
+    card = Path(folders["clipcap"], "README.md")
+    card.write_text("---\nlicense: mit\n---\n# Captioner\n")
+    options = ["--model", folders["clipcap"], "--card", folders["clipcap"]]
+    run_evaluate("coco", "--dataset", f"coco={folders['coco']}", *options)
+    assert "| COCO | Captions |" in card.read_text() and "DTD" not in card.read_text()
 
 
 def test_help_lists_the_benchmarks(capsys):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -148,6 +149,19 @@ def test_card_of_a_clip_has_no_score_of_its_captioner(tmp_path):
     assert str(add_results(tmp_path, tmp_path)) == str(expected)
     (tmp_path / "digits.json").unlink()  # a captioner by itself, whose card gets its scores
     assert "image-to-text" in str(add_results(tmp_path, tmp_path))
+
+
+def test_card_of_a_captioner_has_no_score_of_another_model(tmp_path):
+    result = json.loads((DIGITS / "digits.json").read_text())
+    captioner, written = {"image-text-to-text": {"name": "org/clipcap"}}, {"captioning": result["tasks"]["zero_shot"]}
+    changed = {**result, "benchmark": "coco", "models": captioner, "tasks": written}
+    (tmp_path / "coco.json").write_text(json.dumps(changed))
+    ModelCard("---\nlicense: mit\n---\n# Captioner\n").save(tmp_path / "README.md")
+    expected = str(add_results(tmp_path, tmp_path, "org/clipcap"))
+    shutil.copy(DIGITS / "digits.json", tmp_path)
+    assert str(add_results(tmp_path, tmp_path, "org/clipcap")) == expected and "image-to-text" in expected
+    with pytest.raises(FileNotFoundError, match="has no results of 'org/other' from .*: evaluate the model first"):
+        add_results(tmp_path, tmp_path, "org/other")
 
 
 @pytest.fixture

@@ -72,7 +72,9 @@ class EvaluationArguments:
     )
     dtype: str = option("Data type of the weights.", "float32", choices=DTYPES)
     device: str | None = option("Device. Defaults to the GPU if there is one.")
-    card: str | None = option("Model card, or its folder, to which all scores in the output folder are added.")
+    card: str | None = option(
+        "Model card, or its folder, to which the scores of --model in the output folder are added."
+    )
     seed: int = option("Seed of bootstrap intervals, folds and t-SNE.", 0)
 
 
@@ -107,6 +109,13 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
         folder = card_file(args.card).parent
         if Path(args.model).is_dir() and Path(folder, "config.json").exists() and not folder.samefile(args.model):
             raise ValueError(f"--card belongs to the model in '{folder}', not to --model '{args.model}'.")
+    folder = Path(args.output_dir).resolve()
+    for read in (args.model, args.captioner, args.clip_score_model, *places.values(), *train_places.values()):
+        if read and Path(read).is_dir() and folder.is_relative_to(Path(read).resolve()):
+            raise ValueError(
+                f"--output_dir '{args.output_dir}' is inside '{read}', which the evaluation reads: its results would "
+                "look like a change of model or data. Choose a folder outside."
+            )
     device = device_of(args.device)
     scorer = load_model(args.clip_score_model, device=device) if args.clip_score_model else None
     if scorer and not (scorer.embeds and scorer.reads_text):
@@ -152,7 +161,7 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
         write_file(folder / "report.html", to_html(results_in(folder), folder))
     logger.info(to_markdown(list(results.values())))
     if args.card:
-        add_results(args.card, folder)
+        add_results(args.card, folder, args.model)
     logger.info(f"The results are in {folder}, with a report in report.html.")
     return results
 

@@ -33,32 +33,41 @@ TRAINER_TASKS = {
 }
 
 
-def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCard:
+def add_results(card: str | os.PathLike, results: str | os.PathLike, model: str | None = None) -> ModelCard:
     """
     Write the scores of `examples/evaluate_gmail.py` to a model card without changing the rest of the card.
 
     The text replaces earlier scores in the card, or is added at its end. In the metadata, entries with the same task,
-    data set and metric are replaced. If a CLIP was scored with a captioner, the card is the CLIP's and the captioner's
-    scores are left out.
+    data set and metric are replaced. Scores of other models, such as the captioner that was scored with a CLIP, are
+    left out.
 
     Args:
         card: a README.md, or its folder.
         results: output folder of the script.
+        model: the card's model, by its name in the results. Defaults to the CLIP, or to the captioner if there is
+            none.
 
     Returns:
         The saved card.
 
     Raises:
-        FileNotFoundError: there is no card, or there are no results.
+        FileNotFoundError: there is no card, or there are no results of the model.
     """
     path = card_file(card)
     measured = results_in(results)
-    if any("clip" in result["models"] for result in measured):
-        for result in measured:
-            result["tasks"] = {task: scores for task, scores in result["tasks"].items() if task not in WRITTEN}
+    embeds = any("clip" in result["models"] for result in measured)
+    for result in measured:
+        result["tasks"] = {
+            task: scores
+            for task, scores in result["tasks"].items()
+            if (_measured_model(result, task) == model if model else not (embeds and task in WRITTEN))
+        }
     measured = [result for result in measured if result["tasks"]]
     if not measured:
-        raise FileNotFoundError(f"'{results}' has no results of examples/evaluate_gmail.py.")
+        of = f" of '{model}'" if model else ""
+        raise FileNotFoundError(
+            f"'{results}' has no results{of} from examples/evaluate_gmail.py: evaluate the model first."
+        )
     with open(path, encoding="utf-8", newline="") as file:
         content = file.read()
     loaded = ModelCard(content)
@@ -76,6 +85,11 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike) -> ModelCar
         loaded = ModelCard(signed(str(loaded)))
     write_file(path, str(loaded))
     return loaded
+
+
+def _measured_model(result: dict[str, Any], task: str) -> str:
+    """Return the name of the model that a task of a result measured."""
+    return result["models"]["image-text-to-text" if task in WRITTEN else "clip"]["name"]
 
 
 def card_file(card: str | os.PathLike) -> Path:
