@@ -249,8 +249,10 @@ def test_rows_of_both_splits_are_read_before_training(pairs, gmail, tmp_path, ba
 
 
 def test_captions_answer_the_question(pairs, gmail, tmp_path):
-    pairs.select_columns(["real_image", "generated_image", "caption"]).save_to_disk(tmp_path / "pairs")
-    common = ["--dataset", str(tmp_path / "pairs"), "--model", gmail, *SHORT]
+    rows = pairs.select_columns(["real_image", "generated_image"])
+    rows = rows.add_column("captions", [[caption] for caption in pairs["caption"]])
+    rows.add_column("prompt", pairs["caption"][:]).save_to_disk(tmp_path / "pairs")
+    common = ["--dataset", str(tmp_path / "pairs"), "--model", gmail, "--caption_column", "captions", *SHORT]
     vlm.main([*common, "--question", "What?", "--max_steps=1", "--output_dir", str(tmp_path / "out")])
     line = predictions(tmp_path / "out")[2]
     assert (line["question"], line["reference"]) == ("What?", pairs["caption"][2])

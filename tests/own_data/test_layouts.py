@@ -357,6 +357,30 @@ def test_one_image_per_row(labels, images, caplog):
     assert "1 rows of" in caplog.text and "without a partner are left out: 6" in caplog.text
 
 
+def test_generated_rows_are_no_photographs_though_nobody_asks_for_them(images):
+    kinds = [("real", 0), ("generated", 0), ("real", 1), ("generated", 1)]
+    columns = {
+        "image": [f"{side}/{i}.png" for side, i in kinds],
+        "caption": [CAPTIONS[i] for _, i in kinds],
+        "imgid": [i for _, i in kinds],
+        "source": [side for side, _ in kinds],
+    }
+    path = write_jsonl(images / "rows.jsonl", columns)
+    for asked in (
+        ["real_image", "caption"],
+        ["real_image", "caption", "image_id"],
+        ["generated_image", "real_image", "caption"],
+    ):
+        rows = load_pairs(str(path), columns={name: name for name in asked})
+        check(rows, ["0", "1"], CAPTIONS[:2], range(2))
+
+
+def test_a_byte_order_mark_is_no_text(images):
+    (images / "generated" / "0.txt").write_text("a cat", encoding="utf-8-sig")
+    rows = load_pairs(str(images))
+    check(rows, ["0"], ["a cat"], range(1))
+
+
 def test_images_of_a_class_are_paired_in_turn(images):
     kinds = [("generated", 0), ("real", 1), ("generated", 2), ("real", 3), ("real", 0)]
     columns = {

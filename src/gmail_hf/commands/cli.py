@@ -38,8 +38,8 @@ options:
   --debug    with a command: show the traceback of an error
 
 On several GPUs: accelerate launch -m gmail_hf.commands.COMMAND [--OPTION VALUE ...]"""
-# Libraries whose errors usually concern the user's input: files, Hub ids, configurations.
-READERS = ("datasets", "huggingface_hub", "pyarrow", "PIL", "safetensors", "safetensors_rust", "yaml")
+# Libraries whose errors usually concern the user's input or network: files, Hub ids, configurations.
+READERS = ("datasets", "httpx", "httpx2", "huggingface_hub", "pyarrow", "PIL", "safetensors", "safetensors_rust", "yaml")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     if is_main_process:
         print(f"{len(folder.finished())} of {folder.num_shards} shards are in {folder.path}/data.")
         if push:
-            print(f"They are at {push_dataset(folder.path, repo_id)}.")
+            print(f"They are at {push_dataset(folder.path, repo_id, captions_license=args.captions_license)}.")
 
 
 def _push_options(hub: HubArguments, output_dir: str) -> tuple[bool, str]:

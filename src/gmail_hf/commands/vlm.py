@@ -131,15 +131,15 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     # The Trainer would push adapters together with the whole model, as if the folder were an adapter.
     push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False
 
-    found = data_args.found(data_args.image_column, data_args.caption_column)
-    train_rows, eval_rows = data_args.load(training_args, found, data_args.image_column)
+    columns = data_args.found(data_args.image_column) | {"caption": data_args.caption_column}
+    train_rows, eval_rows = data_args.load(training_args, columns, data_args.image_column)
     train_dataset, eval_dataset = (
         conversations(
             rows,
             image_column,
             data_args.title(split),
             messages_column=data_args.messages_column,
-            caption_column=data_args.caption_column,
+            caption_column="caption",
             question=data_args.question,
         )
         for rows, split, image_column in (

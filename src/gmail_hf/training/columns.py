@@ -171,6 +171,9 @@ def pair_rows(dataset: Dataset, name: str) -> Dataset:
     kinds = _kinds(dataset, name)
     if kinds is None:
         return dataset
+    if "image_id" not in dataset.column_names:  # the caller did not ask for it
+        found_id = find_column(dataset, "image_id")
+        dataset = with_ids(dataset.rename_column(found_id, "image_id") if found_id else dataset, name)
     rows = {kind: [row for row, value in enumerate(kinds) if value == kind] for kind in (True, False)}
     ids = [str(key) for key in dataset["image_id"][:]]
     first = {ids[row]: row for row in reversed(rows[False])}

@@ -166,7 +166,7 @@ def _images(files: Iterable[Path], folder: Path) -> dict[str, Path]:
 def _text(*images: Path) -> list[str] | None:
     """The captions in the `.txt` file next to one of these images, one per line; None if there are none."""
     files = (image.with_suffix(".txt") for image in images)
-    text = next((file.read_text(encoding="utf-8") for file in files if file.exists()), "")
+    text = next((file.read_text(encoding="utf-8-sig") for file in files if file.exists()), "")
     return [line.strip() for line in text.splitlines() if line.strip()] or None
 
 
@@ -180,7 +180,7 @@ def annotations(path: Path) -> dict[str, Any] | None:
     """The content of a JSON file with a list of images, as from COCO or Karpathy; None for JSON with rows."""
     if path.suffix.lower() != ".json":
         return None
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         first = file.readline()
         if not first.lstrip().startswith("{"):
             return None

@@ -52,7 +52,7 @@ def as_pairs(dataset: Dataset, name: str, columns: dict[str, str] | None = None)
             dataset = dataset.rename_column(found, role)
     if "image_id" in columns:
         dataset = with_ids(dataset, name)
-    if "generated_image" in columns:
+    if {"real_image", "generated_image"} & columns.keys():  # otherwise generated rows would pass for photographs
         dataset = pair_rows(dataset, name)
     if "caption" in columns and "caption" in dataset.column_names:
         dataset = one_caption_each(dataset)
