@@ -39,7 +39,9 @@ options:
 
 On several GPUs: accelerate launch -m gmail_hf.commands.COMMAND [--OPTION VALUE ...]"""
 # Libraries whose errors usually concern the user's input or network: files, Hub ids, configurations.
-READERS = ("datasets", "httpx", "httpx2", "huggingface_hub", "pyarrow", "PIL", "safetensors", "safetensors_rust", "yaml")
+READERS = (
+    "datasets", "httpx", "httpx2", "huggingface_hub", "pyarrow", "PIL", "safetensors", "safetensors_rust", "yaml",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
