@@ -21,6 +21,7 @@ from gmail_hf import GmailCLIPModel
 from gmail_hf.branches.tower import is_adapter_weight
 from gmail_hf.commands import vlm
 from gmail_hf.digits import clip_path, llama_path, load_digits
+from gmail_hf.evaluation import answering
 from gmail_hf.training.data import undecoded
 from gmail_hf.training.safe_trainer import SafeTrainer
 from gmail_hf.vlm import GmailLlavaForConditionalGeneration, build_processor
@@ -187,6 +188,22 @@ def test_conversations_and_mixed_branches_of_a_data_set(pairs, gmail, tmp_path):
     told = predictions(tmp_path / "out")
     assert [line["question"] for line in told] == ["Describe the image."] * 4
     assert [line["reference"] for line in told] == pairs["caption"][:4]
+
+
+def test_spaces_around_a_reference_do_not_matter(pairs, gmail, tmp_path, monkeypatch):
+    """Answers are stripped, and so must be what they are compared with."""
+    chats = [
+        [
+            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "Describe it."}]},
+            {"role": "assistant", "content": [{"type": "text", "text": f" {caption}\n"}]},
+        ]
+        for caption in pairs["caption"]
+    ]
+    rows = pairs.select_columns(["real_image", "generated_image"]).add_column("messages", chats)
+    rows.save_to_disk(tmp_path / "pairs")
+    monkeypatch.setattr(answering, "write", lambda *_, **__: [*pairs["caption"][:3], "something else"])
+    common = ["--dataset", str(tmp_path / "pairs"), "--model", gmail, *SHORT, "--max_steps=1"]
+    assert vlm.main([*common, "--output_dir", str(tmp_path / "out")])["eval_exact_match"] == 0.75
 
 
 def test_evaluation_goes_through_real_and_is_padded_on_the_left(common, tmp_path, monkeypatch):

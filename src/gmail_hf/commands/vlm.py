@@ -279,7 +279,7 @@ def ask(model, processor, dataset, training_args, max_new_tokens: int) -> dict[s
             logger.info(f"  {question} {answer}    (reference: {reference})")
     metrics = {}
     for kind in dataset.kinds:
-        exact = [answer == reference for _, name, _, answer, reference in answers if name == kind]
+        exact = [answer == reference.strip() for _, name, _, answer, reference in answers if name == kind]
         if exact:
             metrics[f"eval_{kind}_exact_match"] = sum(exact) / len(exact)
     if not metrics:
