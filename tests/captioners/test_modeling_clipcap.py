@@ -47,6 +47,14 @@ def test_reloaded_equals_saved(captioner, tmp_path):
     assert same == tied
 
 
+def test_max_length_counts_the_beginnings(captioner):
+    beginnings = batch()["input_ids"][:, :2]
+    given = {"pixel_values": pixels(len(beginnings)), "input_ids": beginnings, "min_new_tokens": 3}
+    assert captioner.generate(**given, max_length=5).shape[1] == 5
+    assert captioner.generate(**given, generation_config=GenerationConfig(max_length=5)).shape[1] == 5
+    assert captioner.generate(**given, max_new_tokens=4, max_length=5).shape[1] == 6
+
+
 def test_loss_by_hand(captioner):
     inputs = batch()
     outputs = captioner(**inputs)

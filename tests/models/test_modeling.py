@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -485,3 +486,11 @@ def test_image_side_loads_from_a_whole_checkpoint_and_from_its_own(model, tmp_pa
         side(images, modality="generated")
     with pytest.raises(TypeError, match="modalty"):
         side(images, modalty="gen")
+
+
+def test_image_side_refuses_adapters_without_a_trained_branch(clip_folder, tmp_path):
+    make_model(clip_folder).save_adapters(tmp_path / "adapters")
+    GmailVisionModel.from_pretrained(tmp_path / "adapters")
+    shutil.rmtree(tmp_path / "adapters" / "gen")
+    with pytest.raises(OSError, match="has no adapter 'gen'"):
+        GmailVisionModel.from_pretrained(tmp_path / "adapters")

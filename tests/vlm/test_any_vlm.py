@@ -132,7 +132,7 @@ def test_branches_come_back(name, tmp_path):
     model = from_vlm(tmp_path / "vlm").eval()
     randomise(model)
     save_branches(model, tmp_path / "branches")
-    again = from_vlm(tmp_path / "vlm", gmail=tmp_path / "branches").eval()
+    again = from_vlm(tmp_path, gmail=tmp_path / "branches", subfolder="vlm").eval()
     vlm = VLMS[name]
     assert torch.equal(logits(again, vlm, modality=NAMES), logits(model, vlm, modality=NAMES))
     assert not torch.equal(logits(again, vlm, modality="gen"), logits(model, vlm, modality="real"))

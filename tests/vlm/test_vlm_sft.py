@@ -28,6 +28,14 @@ def conversations() -> Dataset:
     return Dataset.from_list(rows).cast_column("images", List(Image()))
 
 
+@pytest.mark.parametrize("empty", [None, []])
+def test_rows_without_images_have_no_modality(empty):
+    collate = ModalityCollator(lambda rows: {})
+    rows = [{"images": [1, 2]}, {"images": empty}, {"images": [1], "modality": "real"}]
+    assert collate(rows) == {"modality": ["gen", "gen", "real"]}
+    assert collate([{"image": None}, {"image": 1}]) == {"modality": ["gen"]}
+
+
 def test_sft_trains_the_language_model_on_both_branches(llava_folder, gmail_folder, llava_processor, tmp_path):
     vlm = from_vlm(llava_folder, gmail=gmail_folder)
     tower = {name: weight.clone() for name, weight in vlm.tower.state_dict().items()}

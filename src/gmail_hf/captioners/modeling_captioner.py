@@ -343,7 +343,7 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
                 the language model's own, whose `max_new_tokens` defaults to 64. New tokens are limited by the language
                 model's context.
             kwargs: other inputs of the image encoder, as in `forward`, and arguments of `GenerationMixin.generate`,
-                such as `num_beams`, `max_new_tokens` and `do_sample`.
+                such as `num_beams`, `max_new_tokens` and `do_sample`. `max_length` counts the given beginnings too.
 
         Returns:
             `torch.LongTensor` of shape `(batch * num_return_sequences, tokens)`, including the given beginnings, or an
@@ -360,6 +360,12 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
             self._image_embeds(pixel_values, image_embeds, modality, _take(IMAGE_KEYWORDS, kwargs))
         )
         config = copy.deepcopy(generation_config or self.generation_config)
+        asked = {**(generation_config.to_dict() if generation_config else {}), **kwargs}
+        if asked.get("max_length") is not None and asked.get("max_new_tokens") is None:
+            # transformers would prefer the default of `max_new_tokens`.
+            config.max_new_tokens = asked["max_length"] - (0 if input_ids is None else input_ids.shape[1])
+        config.max_length = None
+        kwargs.pop("max_length", None)
         config.update(**self.generation_config.to_dict(), defaults_only=True, allow_custom_entries=True)
         model_kwargs = config.update(**kwargs)
         inputs = self._inputs(prefix, prefix_mask, input_ids, attention_mask)

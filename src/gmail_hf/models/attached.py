@@ -189,7 +189,8 @@ def from_vlm(
     if gmail is None:
         _attach(model, {**fields, **_origin(model)}, tower)
     else:
-        load_branches(model, gmail, tower, **{**hub_kwargs(kwargs), "revision": gmail_revision})
+        hub = {name: value for name, value in hub_kwargs(kwargs).items() if name != "subfolder"}  # of the model
+        load_branches(model, gmail, tower, **{**hub, "revision": gmail_revision})
     return model
 
 

@@ -35,6 +35,7 @@ from .loading import (
     check_checkpoint,
     check_finite,
     find_detector,
+    missing_adapter,
 )
 
 # Settings that must not change when training is resumed.
@@ -272,10 +273,7 @@ class GmailCheckpoints(StrictLoading):
             if files is not None:
                 loaded[name] = read_adapter(self, name, *files)
             elif modality or has_adapter(self, name):
-                raise OSError(
-                    f"'{source}' has no adapter '{name}': expected {name}/adapter_config.json and "
-                    f"{name}/adapter_model.safetensors."
-                )
+                raise missing_adapter(source, name)
         if modality is None:
             self.detector = find_detector(self, source, **hub_kwargs) or self.detector
         for name, tensors in loaded.items():

@@ -36,7 +36,7 @@ from .auto_modality import is_auto
 from .base import GmailModel, ModalityMixin, init_branches
 from .checkpoints import GmailCheckpoints, adopt
 from .configuration_clip import GmailConfig, GmailVisionConfig
-from .loading import StrictLoading, adapter_files, adapters_config, base_arguments
+from .loading import StrictLoading, adapter_files, adapters_config, base_arguments, missing_adapter
 
 # Like CLIPVisionModel, the tower loads from a complete checkpoint, and from the layout of transformers 4.
 register_checkpoint_conversion_mapping("GmailVisionModel", [PrefixChange(prefix_to_remove="vision_model")])
@@ -52,7 +52,7 @@ class _VisionLoading(StrictLoading):
         arguments as in `PreTrainedModel`.
 
         Raises:
-            ValueError: weights are missing. No weights are initialised at random.
+            ValueError, OSError: weights are missing. No weights are initialised at random.
         """
         config = adapters_config(pretrained_model_name_or_path, kwargs, GmailConfig)
         if config is None:
@@ -63,9 +63,12 @@ class _VisionLoading(StrictLoading):
         plain, info = CLIPVisionModelWithProjection.from_pretrained(base, output_loading_info=True, **arguments)
         whole = adopt(plain, GmailVisionModelWithProjection, config.vision_config)
         for name in config.modalities:
+            if not has_adapter(whole, name):
+                continue
             files = adapter_files(pretrained_model_name_or_path, name, **hub_kwargs(kwargs))
-            if files is not None and has_adapter(whole, name):
-                write_adapter(whole, name, read_adapter(whole, name, *files))
+            if files is None:
+                raise missing_adapter(pretrained_model_name_or_path, name)
+            write_adapter(whole, name, read_adapter(whole, name, *files))
         model = whole if cls is GmailVisionModelWithProjection else whole.vision_model
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         return (model, info) if with_info else model

@@ -157,6 +157,11 @@ def adapter_files(source: str | os.PathLike, name: str, **kwargs: Any) -> tuple[
     return config_file, cached_file(source, "adapter_model.safetensors", **kwargs)
 
 
+def missing_adapter(source: str | os.PathLike, name: str) -> OSError:
+    files = f"{name}/adapter_config.json and {name}/adapter_model.safetensors"
+    return OSError(f"'{source}' has no adapter '{name}': expected {files}.")
+
+
 def find_detector(model: torch.nn.Module, source: str | os.PathLike, **kwargs: Any) -> Detector | None:
     """The detector in a repository or folder, downloaded if need be and checked; None if there is none."""
     file = cached_file(source, DETECTOR_FILE, _raise_exceptions_for_missing_entries=False, **kwargs)

@@ -193,7 +193,7 @@ class ModalityCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         modality = []
         for row in rows:
-            count = len(row["images"]) if "images" in row else int("image" in row)
+            count = len(row["images"] or []) if "images" in row else int(row.get("image") is not None)
             names = row.get("modality") or self.default
             modality += [names] * count if isinstance(names, str) else names
         return {**self.collator(rows), "modality": modality}
