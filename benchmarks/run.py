@@ -1,7 +1,7 @@
 """
 Measure speed and memory of gmail-hf against the common alternatives, in one run.
 
-    python benchmarks/run.py                    # all, about 50 minutes on one thread
+    python benchmarks/run.py                    # all, one to two hours on one thread
     python benchmarks/run.py --quick            # all with small sizes, as a check
     python benchmarks/run.py --only step infer
 
