@@ -12,7 +12,7 @@ import app
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Features, Value
+from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image, PngImagePlugin
 from pyarrow import parquet
@@ -151,6 +151,27 @@ def test_images_outside_the_data_set_are_not_copied(path, kind, shelf):
     kept = load_captions(args(shelf, path, kind, allow_paths_outside=True)).real_image(0)
     assert kept["bytes"] == (shelf.parent / "private.png").read_bytes()
     assert load_captions(args(shelf, "0.png", kind)).real_image(0)["bytes"] == (shelf / "0.png").read_bytes()
+
+
+@pytest.mark.parametrize("column", ["image", "file_name"])
+def test_a_hub_data_set_that_names_files_of_this_machine_is_refused(column, shelf, monkeypatch):
+    private = shelf.parent / "private.png"
+    rows = Dataset.from_dict({column: [str(private)], "caption": ["a cat"]})
+    monkeypatch.setattr("gmail_hf.training.sources._from_hub", lambda *args: rows)
+    hub = {"dataset": "someone/captions", "output_dir": str(shelf / "out")}
+    with pytest.raises(ValueError, match="Row 0 of 'someone/captions' refers to the image .*--allow_paths_outside"):
+        load_captions(SynthesisArguments(**hub))
+    kept = load_captions(SynthesisArguments(**hub, allow_paths_outside=True)).real_image(0)
+    assert kept["bytes"] == private.read_bytes()
+
+
+def test_images_of_a_glob_are_next_to_its_files(shelf):
+    args(shelf, "0.png")
+    options = {"dataset": str(shelf / "*.jsonl"), "output_dir": str(shelf / "out")}
+    assert load_captions(SynthesisArguments(**options)).real_image(0)["bytes"] == (shelf / "0.png").read_bytes()
+    args(shelf, "../private.png")
+    with pytest.raises(ValueError, match=r"private.png', which is outside '[^']*set'\. .*--allow_paths_outside"):
+        load_captions(SynthesisArguments(**options))
 
 
 def test_addresses_are_outside(shelf):

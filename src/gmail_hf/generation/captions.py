@@ -15,7 +15,7 @@ from ..publishing.provenance import local_path
 from ..training.columns import find_column, paths_of, text_ids, texts_of
 from ..training.data import undecoded
 from ..training.decoding import BadImageError, decode_image, image_content
-from ..training.sources import load_rows, resolve_images
+from ..training.sources import load_rows, matching_files, resolve_images
 from .arguments import SynthesisArguments
 
 logger = logging.get_logger(__name__)
@@ -82,7 +82,7 @@ class Captions:
         keep = slice(args.num_captions)
         self.rows = np.array(rows[keep])
         self.captions, self.image_ids, self.caption_ids = captions[keep], image_ids[keep], caption_ids[keep]
-        self.image_column = image_column
+        self.dataset, self.image_column = dataset, image_column
         self.images = None if self.real_images == "drop" else dataset[image_column]
         if self.real_images == "reference" and self.images[int(self.rows[0])]["path"] is None:
             raise ValueError(
@@ -124,21 +124,27 @@ def _check_inside(rows: Dataset, column: str, name: str) -> None:
     Raises:
         ValueError: an image is outside the folder. The message gives the first one.
     """
-    path = local_path(name, "data set")
-    if path is None:  # a Hub data set: files downloaded by datasets
+    files = matching_files(name)
+    if files is None and (path := local_path(name, "data set")):
+        files = [path]
+    if files is None:  # a Hub data set: files downloaded by datasets
         folders = [Path(folder) for folder in (HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE)]
-    elif path.is_dir():
-        folders = [path]
-    else:  # COCO's annotations are in a folder next to the images
-        folders = [path.parent.parent if path.resolve().parent.name == "annotations" else path.parent]
-    folders = [folder.resolve() for folder in folders]
+    else:
+        folders = [file if file.is_dir() else _folder_of_images(file) for file in files]
+    folders = list(dict.fromkeys(folder.resolve() for folder in folders))
     for row, image in enumerate(paths_of(rows, column)):
         file = (image or "").rpartition("::")[2]
         if file and ("://" in file or not any(Path(file).resolve().is_relative_to(folder) for folder in folders)):
+            outside = " and ".join(f"'{folder}'" for folder in folders)
             raise ValueError(
-                f"Row {row} of '{name}' refers to the image '{image}', which is outside '{folders[0]}'. Images "
-                "are copied into the shards: if you trust the data set, add --allow_paths_outside."
+                f"Row {row} of '{name}' refers to the image '{image}', which is outside {outside}. Images are copied "
+                "into the shards: if you trust the data set, add --allow_paths_outside."
             )
+
+
+def _folder_of_images(file: Path) -> Path:
+    """The folder that may hold the images of a file: COCO's annotations are in a folder next to the images."""
+    return file.parent.parent if file.resolve().parent.name == "annotations" else file.parent
 
 
 def load_captions(args: SynthesisArguments) -> Captions:
@@ -158,5 +164,5 @@ def load_captions(args: SynthesisArguments) -> Captions:
     )
     captions = Captions(rows, args)
     if captions.real_images == "keep" and not args.allow_paths_outside:
-        _check_inside(rows, captions.image_column, args.dataset)
+        _check_inside(captions.dataset, captions.image_column, args.dataset)
     return captions

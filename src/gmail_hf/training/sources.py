@@ -60,8 +60,7 @@ def load_rows(
         ConnectionError: a Hub id cannot be read.
         ValueError: the split is unknown, or there is no data.
     """
-    if glob.has_magic(name) and not Path(name).exists():
-        paths = [Path(path) for path in sorted(glob.glob(name, recursive=True))]
+    if (paths := matching_files(name)) is not None:
         if not paths:
             raise FileNotFoundError(f"No data set at '{name}': no file matches.")
         splits = {"train": paths}
@@ -89,6 +88,13 @@ def load_rows(
     parts = [(Path(name, "rows"), rows)] if isinstance(rows, Dataset) else read_files(rows, split)
     parts = [resolve_images(part, file) if images else part for file, part in parts]
     return parts[0] if len(parts) == 1 and parts[0].split == split else concatenate_datasets(parts, split=split)
+
+
+def matching_files(name: str) -> list[Path] | None:
+    """The files that a glob matches, in order; None for another name."""
+    if not glob.has_magic(name) or Path(name).exists():
+        return None
+    return [Path(path) for path in sorted(glob.glob(name, recursive=True))]
 
 
 def _from_hub(name: str, split: str, config_name: str | None, revision: str | None, any_split: bool) -> Dataset:
