@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import Image, List
+from datasets import Dataset, Image, List
 from pyarrow import parquet
 from tiny import make_clip, make_model, make_pairs, make_processor, picture
 
@@ -131,6 +131,32 @@ def test_ids_and_captions_that_look_like_files_are_text(folder):
     (folder / "pairs.csv").write_text("\n".join(lines))
     pairs = load_pairs(str(folder / "pairs.csv"))
     assert pairs["image_id"][:] == ["7 (2).jpg", "8.jpg", "9.jpg"] and pairs["caption"][0] == "red.png"
+
+
+@pytest.mark.parametrize("bytes_in_rows", [True, False])
+@pytest.mark.parametrize("column", ["filename", "original_filename", "page_file"])
+def test_names_of_images_that_are_not_there_are_text_next_to_images(column, bytes_in_rows, folder, caplog):
+    """Flickr30k on the Hub has `image`, with bytes, and `filename`."""
+    columns = {"image": NAMES, column: ["7.jpg", "8.jpg", "9.jpg"], "caption": CAPTIONS}
+    table = Dataset.from_dict(columns)
+    if bytes_in_rows:
+        columns["image"] = [{"bytes": (folder / name).read_bytes(), "path": None} for name in NAMES]
+        table = Dataset.from_dict(columns).cast_column("image", Image())
+    table.to_parquet(folder / "rows.parquet")
+    rows = load_pairs(str(folder / "rows.parquet"))
+    check(rows)
+    assert rows[column][:] == columns[column]
+    assert f"Column '{column}' of" in caplog.text and "its image '7.jpg' does not exist" in caplog.text
+    captions = load_captions(SynthesisArguments(dataset=str(folder / "rows.parquet"), output_dir=str(folder / "out")))
+    assert captions.real_image(0)["bytes"] == (folder / NAMES[0]).read_bytes()
+
+
+def test_a_missing_photograph_is_not_text_next_to_generated_images(folder):
+    for column in ("photo", "real_image"):
+        header, rows = f"{column},generated_image,caption", [f"gone.png,{name},a cat" for name in NAMES]
+        (folder / "pairs.csv").write_text("\n".join([header, *rows]))
+        with pytest.raises(FileNotFoundError, match=f"Row 0 of .* names 'gone.png' in column '{column}'"):
+            load_pairs(str(folder / "pairs.csv"))
 
 
 def test_tars_in_any_order_with_ids_and_missing_texts(folder, caplog):

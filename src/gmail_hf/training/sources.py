@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Image, List, concatenate_datasets, load_dataset
 from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
+from transformers.utils import logging
 
 from ..publishing.provenance import local_path
 from .columns import IMAGE_NAMES, USUAL, words_of
@@ -26,6 +27,8 @@ from .layouts import (
     suffix_of,
     two_folders,
 )
+
+logger = logging.get_logger(__name__)
 
 
 def load_rows(
@@ -176,9 +179,11 @@ def resolve_images(rows: Dataset, file: Path) -> Dataset:
         file: the file that contains the paths.
 
     Raises:
-        FileNotFoundError: the image of a row does not exist.
+        FileNotFoundError: the image of a row does not exist. If the first image of a column does not exist and another
+            column has images, the column stays text, with a warning.
     """
     rows = rows if rows._indices is None else rows.flatten_indices()
+    mere_names = _mere_names(rows, file)
     for column, feature in rows.features.items() if len(rows) else ():
         values = rows.data.column(column)
         if pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type):
@@ -196,7 +201,7 @@ def resolve_images(rows: Dataset, file: Path) -> Dataset:
             ]
             if all(part.null_count == len(part) for part in paths):
                 continue
-        elif column not in USUAL["image_id"] and words_of(column) not in USUAL["caption"] and _are_paths(cells):
+        elif column not in mere_names and _first_path(column, cells) is not None:
             paths = [cell.cast(pa.string()) for cell in cells]
             content = [pa.nulls(len(cell), pa.binary()) for cell in cells]
         else:
@@ -226,16 +231,50 @@ def resolve_images(rows: Dataset, file: Path) -> Dataset:
     return rows
 
 
-def _are_paths(cells: list[pa.Array]) -> bool:
-    """Whether the first non-empty text is the path of an image."""
+def _mere_names(rows: Dataset, file: Path) -> set[str]:
+    """
+    Columns with names of images that are no longer there, such as `filename` next to images whose bytes are in the
+    rows. They stay text if another column has images that can be meant instead: of the same modality, or of none.
+    """
+    roles, absent = set(), {}
+    for column, feature in rows.features.items():
+        role = next((role for role in ("real_image", "generated_image") if words_of(column) in USUAL[role]), None)
+        values = rows.data.column(column)
+        in_lists = pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+        cells = [chunk.flatten() if in_lists else chunk for chunk in values.chunks]
+        if isinstance(feature.feature if in_lists else feature, Image) or (
+            role and (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type))
+        ):
+            roles.add(role)
+        elif (path := _first_path(column, cells)) is not None:
+            try:
+                _found(path, 0, column, file)
+                roles.add(role)
+            except FileNotFoundError:
+                absent[column] = (role, path)
+    absent = {
+        column: path
+        for column, (role, path) in absent.items()
+        if column not in USUAL and (roles if role is None else roles & {role, None})
+    }
+    for column, path in absent.items():
+        logger.warning(f"Column '{column}' of '{file}' stays text, because its image '{path.strip()}' does not exist.")
+    return set(absent)
+
+
+def _first_path(column: str, cells: list[pa.Array]) -> str | None:
+    """The first non-empty text of a column, if it is the path of an image; None for columns of ids and captions."""
+    if column in USUAL["image_id"] or words_of(column) in USUAL["caption"]:
+        return None
     for cell in cells:
         text = cell.type.value_type if pa.types.is_dictionary(cell.type) else cell.type
         if not any(check(text) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
-            return False
+            return None
         first = next((value.as_py() for value in cell if value.as_py()), None)
         if first is not None:
-            return Path(first.strip().partition("::")[0].partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES
-    return False
+            suffix = Path(first.strip().partition("::")[0].partition("?")[0]).suffix.lower()
+            return first if suffix in IMAGE_SUFFIXES else None
+    return None
 
 
 def _found(value: str | None, row: int, column: str, file: Path) -> str | None:
