@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import pickle
 
 import pytest
@@ -13,6 +14,7 @@ from vlms import IMAGE, LLAMA, VLMS
 
 from gmail_hf import GmailCLIPModel, attach_branches, from_vlm, load_branches, save_branches
 from gmail_hf.branches.tower import is_adapter_weight
+from gmail_hf.models.attached import from_branches
 from gmail_hf.models.vision_language import BranchedVLM
 
 EVERY = [0, 1, 2]
@@ -136,6 +138,25 @@ def test_branches_come_back(name, tmp_path):
     vlm = VLMS[name]
     assert torch.equal(logits(again, vlm, modality=NAMES), logits(model, vlm, modality=NAMES))
     assert not torch.equal(logits(again, vlm, modality="gen"), logits(model, vlm, modality="real"))
+
+
+def test_branches_of_a_clip_name_their_vlm_when_saved(tmp_path):
+    clip, folder = make_clip(), tmp_path / "branches"
+    clip.save_pretrained(tmp_path / "clip")
+    gmail = GmailCLIPModel.from_clip(tmp_path / "clip")
+    randomise(gmail)
+    gmail.save_adapters(tmp_path / "gmail")
+    llava = make("llava")
+    llava.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
+    llava.save_pretrained(tmp_path / "vlm")
+    model = from_vlm(tmp_path / "vlm", gmail=tmp_path / "gmail").eval()
+    save_branches(model, folder)
+    for file in ("config.json", "gen/adapter_config.json"):
+        assert json.loads((folder / file).read_text())["base_model_name_or_path"] == str(tmp_path / "vlm")
+    again, vlm = from_branches(folder).eval(), VLMS["llava"]
+    assert torch.equal(logits(again, vlm, modality=NAMES), logits(model, vlm, modality=NAMES))
+    load_branches(llava, tmp_path / "gmail")  # a model without a name
+    assert llava.tower.config.base_model_name_or_path == str(tmp_path / "clip")
 
 
 @pytest.mark.parametrize("adapters_only", [False, True])

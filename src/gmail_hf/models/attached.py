@@ -247,7 +247,7 @@ def load_branches(
         model: a model with the tower that the branches were trained on, or that tower.
         pretrained_model_name_or_path: a Hub id or folder written by [`save_branches`] or by a training, which may be
             that of a [`GmailCLIPModel`] or [`GmailSiglipModel`] with this tower. Their heads are not loaded, because a
-            language model does not use them.
+            language model does not use them. Saved again, branches attached here name `model` as their base.
         tower: as in [`attach_branches`].
         kwargs: `revision`, `token`, `cache_dir` and other arguments for downloads.
 
@@ -259,8 +259,9 @@ def load_branches(
     values, _ = PreTrainedConfig.get_config_dict(source, **hub)
     if "trainable_modalities" not in values:
         raise ValueError(f"'{source}' is of type '{values.get('model_type')}' and has no branches.")
-    module = find_tower(model, tower)[1]
+    module, origin = find_tower(model, tower)[1], {}
     if not isinstance(module, BranchedTower):
+        origin = _origin(model) if model.name_or_path else {}
         if (files := adapter_files(source, values["modalities"][0], **hub)) and isinstance(
             signature := read_signature(files[1]), dict
         ):
@@ -277,6 +278,9 @@ def load_branches(
     for name, tensors in loaded.items():
         if has_adapter(module, name):
             write_adapter(module, name, tensors)
+    # Only now, because folders without a signature are checked by the name of their base.
+    for field, value in origin.items():
+        setattr(module.config, field, value)
 
 
 def attached_tower(model: nn.Module) -> AttachedTower:
