@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TEXT_ADAPTER = "text"  # the name of the text encoder's adapter
+ATTACHED = "gmail_attached_"  # begins the `model_type` of a tower that `attach_branches` changed
 AUTO = "auto"  # no branch: a detector chooses one for each image
 
 

@@ -288,6 +288,16 @@ def read_adapter(model: nn.Module, adapter: str, config_file: str, weights_file:
     return tensors
 
 
+def outer_prefix(weights_file: str | os.PathLike) -> str:
+    """The tower's name, with a dot, in the model that a PEFT folder is for; "" if the tower is that model."""
+    with safe_open(weights_file, framework="pt") as file:
+        layers = sorted(key.removesuffix(".lora_A.weight") for key in file.keys() if key.endswith(".lora_A.weight"))
+    name = layers[0].removeprefix(PEFT_PREFIX)
+    signed = [key.removesuffix(".weight") for key in read_signature(weights_file) or ()]  # by their names in the tower
+    own = max((key for key in signed if f".{name}".endswith(f".{key}")), key=len, default=name)
+    return name.removesuffix(own)
+
+
 def _outer_prefix(names: Iterable[str], ours: Iterable[str]) -> str:
     """The prefix of `ours` in names saved from a model that contains this one; "" if they are the same."""
     ours = list(ours)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from ..branches.attach import find_tower, target_layers
-from ..branches.configuration import AdapterFields
+from ..branches.configuration import ATTACHED, AdapterFields
 from ..branches.peft_folders import check_base, has_adapter, read_adapter, read_signature, write_adapter
 from ..branches.routing import RoutedLinear, pickled_as
 from ..branches.tower import BranchedTower, Modality, is_adapter_weight
@@ -22,7 +22,6 @@ from .loading import adapter_files
 from .vision import GmailVisionOnly, VisionFields
 from .vision_language import take_modality
 
-ATTACHED = "gmail_attached_"  # begins the `model_type` of a tower that `attach_branches` changed
 CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..branches.configuration import ATTACHED
+from ..branches.peft_folders import outer_prefix
 from ..files import write_file
 from ..metrics.scores import escaped, label, number
 from .detectors import detector_section, update_detector
@@ -85,6 +87,9 @@ def model_card(
     base = known.get("base") or source(
         config["base_model_name_or_path"], config["base_model_revision"], licensed=False
     )
+    whole = _whole_class(folder, config)
+    # Branches of `attach_branches`, and a folder with only adapters, need the base's repository.
+    needs_base = whole or (base["on_hub"] and not any(folder.glob("model*.safetensors")))
     return render_card(
         model_id or folder.absolute().name,
         config,
@@ -94,8 +99,8 @@ def model_card(
         metrics=metrics,
         environment=known.get("environment"),
         detector=detector_section(folder),
-        # A folder with only adapters needs the base's repository.
-        clip=base if base["on_hub"] and not any(folder.glob("model*.safetensors")) else None,
+        clip=base if needs_base else None,
+        whole=whole,
         name=name,
         language=language,
         license=license,
@@ -145,6 +150,7 @@ def render_card(
     plan: dict[str, str] | None = None,
     detector: str = "",
     clip: dict[str, Any] | None = None,
+    whole: str | None = None,
     name: str | None = None,
     language: str | list[str] | None = None,
     license: str | None = None,
@@ -163,7 +169,8 @@ def render_card(
         environment: environment of the training, see [`metrics.environment.environment`].
         plan: for a recipe that has not been run: `config` (file name), `comment`, `output_dir`.
         detector: the section about it, see [`detector_section`].
-        clip: the base, if the repository has only adapters.
+        clip: the base, if the snippets load it from its own repository.
+        whole: for branches of [`attach_branches`], the class of transformers that loads the base.
         name, language, license, tags: see [`model_card`].
     """
     metrics = metrics or {}
@@ -211,6 +218,7 @@ def render_card(
         citation=CITATION,
         base=escaped(base),
         clip=escaped(clip) or {"name": model_id, "revision": None},
+        whole=whole,
         pairs=escaped(datasets),
         trained=trained,
         plan=plan,
@@ -238,6 +246,16 @@ def render_card(
         not_run=NOT_RUN,
     )
     return ModelCard(signed(str(card)))
+
+
+def _whole_class(folder: Path, config: dict[str, Any]) -> str | None:
+    """The class that loads the base of branches of `attach_branches`; None for a model with a class of gmail-hf."""
+    if not config["model_type"].startswith(ATTACHED):
+        return None
+    prefix = outer_prefix(folder / config["modalities"][0] / "adapter_model.safetensors")
+    if prefix.startswith("model."):
+        return "AutoModelForImageTextToText"
+    return "AutoModel" if prefix else config["architectures"][0].removeprefix("Gmail")
 
 
 def _eval_results(metrics: dict[str, float], datasets: dict[str, dict[str, Any]]) -> list[EvalResult]:
