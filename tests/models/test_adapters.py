@@ -63,6 +63,21 @@ def test_peft_gives_the_same_text_adapter(clip_folder, tmp_path):
     )
 
 
+def test_adapters_of_a_base_in_a_subfolder_name_no_base(tmp_path):
+    make_clip().save_pretrained(tmp_path / "repo" / "clip")
+    repo, folder = tmp_path / "repo", tmp_path / "adapters"
+    model = randomise(GmailCLIPModel.from_base(repo, subfolder="clip"))
+    model.save_adapters(folder)
+    with pytest.raises(ValueError, match="names no base. Load the model .* with `from_base`.*`load_adapters`"):
+        GmailCLIPModel.from_pretrained(folder)
+    again = GmailCLIPModel.from_base(repo, subfolder="clip")
+    again.load_adapters(folder)
+    assert torch.equal(branch(again, "gen"), branch(model, "gen"))
+    assert not torch.equal(branch(again, "gen"), branch(again, "real"))
+    with pytest.raises(ValueError, match="which config.json does not name.*without `subfolder`"):
+        model.save_adapters(tmp_path / "pushed", push_to_hub=True)
+
+
 def test_saved_folder_is_a_plain_clip_of_the_real_branch(model, tmp_path):
     model.save_pretrained(tmp_path)
     clip, info = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)

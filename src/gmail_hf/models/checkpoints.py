@@ -78,7 +78,8 @@ class GmailCheckpoints(StrictLoading):
         Args:
             pretrained_model_name_or_path: a Hub id or folder of a model of `base_class`.
             kwargs: fields of [`GmailConfig`], such as `lora_rank`. All others, such as `revision`, `dtype`,
-                `device_map` and `attn_implementation`, are passed to the base's `from_pretrained`.
+                `device_map` and `attn_implementation`, are passed to the base's `from_pretrained`. Adapters do not
+                record a `subfolder`: load the base with `from_base` again, then the adapters with `load_adapters`.
 
         Raises:
             ValueError: a field is invalid; the checkpoint is of another type, lacks weights or already has branches.
@@ -92,7 +93,8 @@ class GmailCheckpoints(StrictLoading):
             kwargs["revision"] = commit
         check_checkpoint(pretrained_model_name_or_path, **hub_kwargs(kwargs))
         cls._check_kind(pretrained_model_name_or_path, kwargs)
-        if "base_model_name_or_path" not in fields:
+        # Saved adapters would look for a base from a subfolder in the main folder, so it has no name.
+        if "base_model_name_or_path" not in fields and not kwargs.get("subfolder"):
             fields["base_model_name_or_path"] = str(pretrained_model_name_or_path)
             fields.setdefault("base_model_revision", kwargs.get("revision"))
         base, info = cls.base_class.from_pretrained(

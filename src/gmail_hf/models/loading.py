@@ -241,7 +241,8 @@ def check_adapters_can_load(folder: str | os.PathLike, config: PreTrainedConfig,
         )
     base = config.base_model_name_or_path
     if push_to_hub and not on_hub(base):
+        named = "which config.json does not name" if base is None else f"'{base}'"
         raise ValueError(
-            f"Others cannot download the base of these adapters, '{base}'. Push the complete model with "
-            "`push_to_hub`, or create it with `from_base` from a model on the Hub."
+            f"Others cannot download the base of these adapters, {named}. Push the complete model with "
+            "`push_to_hub`, or create it with `from_base` from a model on the Hub, without `subfolder`."
         )
