@@ -119,3 +119,12 @@ def test_undecoded_images_are_copied_byte_for_byte(make_args):
     pairs = make_pairs(2)
     cell = pairs.cast_column("real_image", Image(decode=False))[1]["real_image"]
     assert Captions(pairs, make_args()).real_image(1)["bytes"] == cell["bytes"]
+
+
+def test_rows_of_one_photograph_share_an_id(make_args, tmp_path):
+    for name in ("a", "b"):
+        make_pairs(1)[0]["real_image"].save(tmp_path / f"{name}.png")
+    (tmp_path / "captions.csv").write_text("image,caption\na.png,a cat\na.png,a tabby\nb.png,a dog\n")
+    captions = load_captions(make_args(dataset=str(tmp_path / "captions.csv")))
+    assert captions.image_ids == ["a.png", "a.png", "b.png"]
+    assert captions.caption_ids == ["a.png-0", "a.png-1", "b.png-0"]

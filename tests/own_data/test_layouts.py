@@ -321,6 +321,22 @@ def test_two_folders_and_a_table_of_captions(kind, images, caplog):
     assert "1 photographs without a partner are left out" in caplog.text
 
 
+def test_a_table_of_captions_may_have_numbers_and_begin_with_an_absent_image(images):
+    (images / "generated" / "0.png").unlink()
+    (images / "real" / "0.png").unlink()
+    names = [f"{i}.png" for i in range(COUNT)]
+    write_csv(images / "captions.csv", {"id": range(COUNT), "file_name": names, "caption": CAPTIONS})
+    check(load_pairs(str(images)), ["1", "2", "3"], CAPTIONS[1:], [1, 2, 3])
+
+
+def test_a_part_of_a_split_is_read(images):
+    path = str(write_csv(images / "pairs.csv", table()))
+    check(load_pairs(path, "train[1:3]"), IDS[1:3], CAPTIONS[1:3], [1, 2])
+    check(load_pairs(path, "train[:50%]"), IDS[:2], CAPTIONS[:2], [0, 1])
+    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train'\]"):
+        load_pairs(path, "test[:2]")
+
+
 def test_two_folders_without_captions_are_refused(images):
     with pytest.raises(ValueError, match="hold pairs without captions"):
         load_pairs(str(images))

@@ -45,7 +45,10 @@ class SynthesisArguments:
     caption_column: str = field(default="caption", metadata={"help": "Column with the captions."})
     image_id_column: str | None = field(
         default=None,
-        metadata={"help": "Column with ids of the real images. Defaults to image_id if it exists, or the row number."},
+        metadata={
+            "help": "Column with ids of the real images. Defaults to image_id if it exists, else to the images' paths, "
+            "or the row number."
+        },
     )
     real_image_column: str | None = field(
         default=None,

@@ -12,7 +12,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
 from ..publishing.provenance import local_path
-from ..training.columns import find_column, paths_of, text_ids, texts_of
+from ..training.columns import find_column, paths_of, text_ids, texts_of, with_ids
 from ..training.data import undecoded
 from ..training.decoding import BadImageError, decode_image, image_content
 from ..training.sources import load_rows, matching_files, resolve_images
@@ -57,7 +57,13 @@ class Captions:
             raise ValueError(
                 f"Column '{image_column}' must have images or their paths, got {dataset.features[image_column]}."
             )
-        ids = text_ids(dataset, id_column, args.dataset) if id_column else map(str, range(len(dataset)))
+        if id_column:
+            ids = text_ids(dataset, id_column, args.dataset)
+        elif image_column:
+            images = dataset.select_columns(image_column).rename_column(image_column, "real_image")
+            ids = with_ids(images, args.dataset)["image_id"][:]
+        else:
+            ids = map(str, range(len(dataset)))
         count: Counter = Counter()
         rows, captions, image_ids, caption_ids, empty = [], [], [], [], 0
         for row, (image_id, cell) in enumerate(zip(ids, dataset[caption_column][:], strict=True)):

@@ -126,8 +126,11 @@ def _table_of_captions(path: Path, names: set[str]) -> dict[str, list[str]] | No
         return None
     ((_, rows),) = read_files(tables, "train")
     caption = find_column(rows, "caption")
-    keys = [column for column in rows.column_names if column != caption and _stem(rows[0][column]) in names]
-    if caption is None or len(keys) != 1 or (path / str(rows[0][keys[0]])).exists():
+    cells = {column: rows[column][:] for column in rows.column_names if column != caption}
+    keys = [column for column, values in cells.items() if any(_stem(value) in names for value in values)]
+    # Numbers of rows may equal names of images by chance, file names do not.
+    keys = [column for column in keys if any(_is_image_name(value) for value in cells[column])] or keys
+    if caption is None or len(keys) != 1 or any(value and (path / str(value)).exists() for value in cells[keys[0]]):
         return None
     captions: dict[str, list[str]] = {}
     for row in rows:
@@ -135,9 +138,13 @@ def _table_of_captions(path: Path, names: set[str]) -> dict[str, list[str]] | No
     return captions
 
 
+def _is_image_name(value: Any) -> bool:
+    return Path(str(value)).suffix.lower() in IMAGE_SUFFIXES
+
+
 def _stem(value: Any) -> str:
     path = Path(str(value))
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    return path.stem if _is_image_name(value) else path.name
 
 
 def captioned_images(files: list[Path]) -> Dataset | None:

@@ -48,7 +48,7 @@ def load_rows(
             split file; a folder of images in class folders; a folder of images and `.txt` files of the same names; a
             folder with one subfolder of photographs and one of generated images of the same names, with captions in
             `.txt` files or in a table.
-        split: the split; a source without splits has the split `train`.
+        split: the split, or a part of it such as `train[:10%]`; a source without splits has the split `train`.
         config_name, revision: configuration and revision of a data set on the Hub.
         any_split: use the only split of a source, regardless of its name.
         images: replace paths of images by images.
@@ -81,6 +81,7 @@ def load_rows(
             splits = {"train": [path]} if content is None else annotated_images(content, path)
         else:
             splits = _folder(path)
+    asked, split = split, split.partition("[")[0]
     if split not in splits:
         if not any_split or len(splits) > 1:
             raise ValueError(f"'{name}' has no split '{split}'; it has {[str(known) for known in splits]}.")
@@ -90,7 +91,14 @@ def load_rows(
         split = rows.split or split  # a part of a DatasetDict may still name the split that it was made from
     parts = [(Path(name, "rows"), rows)] if isinstance(rows, Dataset) else read_files(rows, split)
     parts = [resolve_images(part, file) if images else part for file, part in parts]
-    return parts[0] if len(parts) == 1 and parts[0].split == split else concatenate_datasets(parts, split=split)
+    rows = parts[0] if len(parts) == 1 and parts[0].split == split else concatenate_datasets(parts, split=split)
+    return rows if "[" not in asked else _sliced(rows, asked)
+
+
+def _sliced(rows: Dataset, asked: str) -> Dataset:
+    """The part of a split that datasets' notation selects, such as `train[:10%]`."""
+    ranges = datasets.ReadInstruction.from_spec(asked).to_absolute({asked.partition("[")[0]: len(rows)})
+    return concatenate_datasets([rows.select(range(part.from_, part.to)) for part in ranges], split=rows.split)
 
 
 def matching_files(name: str) -> list[Path] | None:
