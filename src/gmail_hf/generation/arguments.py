@@ -46,8 +46,8 @@ class SynthesisArguments:
     image_id_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column with ids of the real images. Defaults to image_id if it exists, else to the images' paths, "
-            "or the row number."
+            "help": "Column with ids of the real images. Defaults to image_id if it exists, else the images' paths or "
+            "the row number."
         },
     )
     real_image_column: str | None = field(
