@@ -2,7 +2,7 @@
 The tables and figures of the paper (Mo & Yun, ICML 2025) at small scale, from data to scores.
 
     python benchmarks/paper/reproduce.py --table 9            # one table on the digits world, three seeds
-    python benchmarks/paper/reproduce.py                      # all of them: within an hour on two cores
+    python benchmarks/paper/reproduce.py                      # all of them: hours on two cores
     python benchmarks/paper/reproduce.py --figure 2 3 --seeds 0
     python benchmarks/paper/reproduce.py --table 1 --split validation --seeds 0    # choose settings here
     python benchmarks/paper/reproduce.py --world coco --table 1                    # the commands for COCO
