@@ -115,18 +115,20 @@ def reasons_of(dataset, clip_folder, processor, **options) -> list:
     return curate(model, processor, dataset, **{"duplicate_threshold": 0.999, "min_clip_score": 0.0, **options})[1]
 
 
-def test_planted_images_are_found(clip_folder, processor):
-    dataset = set_of(row2=flat(100), row4=png(9, truncated=True), row6=almost(3), row7=almost(20))
+def test_planted_images_are_found(clip_folder, processor, tmp_path):
+    dataset = set_of(row2=flat(100), row4=png(9, truncated=True), row6=almost(3), row7=almost(20), row9=None)
     real = make_pairs(12).select_columns(["real_image"])  # seeds 0, 2, 4, ...
     mask = reasons_of(dataset, clip_folder, processor, real_images=real)
     found = {row: reason for row, reason in enumerate(mask["reason"].to_pylist()) if reason}
     copies = mask["copy_of"].to_pylist()
     scores = mask["clip_score"].to_numpy(zero_copy_only=False)
     better = max(1, 6, key=lambda row: scores[row])
-    assert found == {2: CONSTANT, 4: UNREADABLE, 7 - better: DUPLICATE, 7: REAL_COPY}
+    assert found == {2: CONSTANT, 4: UNREADABLE, 7 - better: DUPLICATE, 7: REAL_COPY, 9: UNREADABLE}
     assert copies[7 - better] == better and copies[7] == 10
     assert mask["kept"].to_pylist() == [row not in found for row in range(12)]
-    assert np.isnan(scores[[2, 4]]).all() and np.isfinite(np.delete(scores, [2, 4])).all()
+    assert np.isnan(scores[[2, 4, 9]]).all() and np.isfinite(np.delete(scores, [2, 4, 9])).all()
+    write_mask(mask, tmp_path / "mask.parquet", {})
+    assert len(apply_mask(dataset, tmp_path / "mask.parquet")) == 12 - len(found)
 
 
 def test_a_wrong_caption_is_found_by_the_other_model(clip_folder, processor, tmp_path):
