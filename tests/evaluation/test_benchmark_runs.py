@@ -11,6 +11,7 @@ from benchmark_data import question, write_captions, write_classes
 from datasets import Dataset, Image
 from transformers import CLIPModel
 
+from gmail_hf import GmailCLIPModel
 from gmail_hf.commands.bundled import get_benchmark
 from gmail_hf.digits import llama_path
 from gmail_hf.evaluation import (
@@ -74,6 +75,14 @@ def test_tasks_are_those_that_the_models_can_do(planned, tmp_path):
         "captioning",
         "alignment",
     ]
+
+
+def test_adapters_saved_without_a_processor_take_that_of_their_base(loaded, tmp_path):
+    loaded["gmail"].model.to_clip("real").save_pretrained(tmp_path / "clip")
+    loaded["gmail"].processor.save_pretrained(tmp_path / "clip")
+    GmailCLIPModel.from_clip(tmp_path / "clip").save_adapters(tmp_path / "adapters")
+    processor = load_model(str(tmp_path / "adapters")).processor
+    assert processor.to_dict() == load_model(str(tmp_path / "clip")).processor.to_dict()
 
 
 def test_models_that_do_not_fit_are_refused(planned, loaded, model_folders, tmp_path):

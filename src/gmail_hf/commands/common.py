@@ -216,6 +216,7 @@ def load_two_branches(
 
     from ..models.attached import ATTACHED, attached_tower, from_branches, from_vlm
     from ..models.auto import MODELS, from_base
+    from ..models.loading import load_processor
     from ..publishing.provenance import local_path
     from .bundled import model_path
 
@@ -236,21 +237,6 @@ def load_two_branches(
     else:
         model = from_base(path, **hub, **(adapters or {}), **options)
     return model, load_processor(path, revision)
-
-
-def load_processor(name: str, revision: str | None = None) -> Any:
-    """Load the processor of a model, or of its base for adapters that were saved without a processor."""
-    from transformers import AutoConfig, AutoProcessor
-
-    hub = {"revision": revision} if revision else {}
-    try:
-        return AutoProcessor.from_pretrained(name, **hub)
-    except (OSError, ValueError):
-        config = AutoConfig.from_pretrained(name, **hub)
-        base = getattr(config, "base_model_name_or_path", None)
-        if base is None:
-            raise
-        return AutoProcessor.from_pretrained(base, revision=config.base_model_revision or "main")
 
 
 def bytes_of_checkpoints(model: Any, args: "TrainingArguments", num_examples: int = 1, bank: int = 0) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .cli import run
-from .common import PAIRS, load_processor
+from .common import PAIRS
 from .options import REQUIRED, option, parse
 
 
@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
     (args,) = parse(argv, "prepare", __doc__, (PrepareArguments,))
 
     from ..generation.prepare import prepare_pairs
+    from ..models.loading import load_processor
     from .bundled import load_pairs, model_path
 
     processor = load_processor(model_path(args.model))

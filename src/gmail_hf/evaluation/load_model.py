@@ -13,7 +13,7 @@ from ..branches.configuration import AUTO
 from ..models.attached import ATTACHED, from_branches
 from ..models.auto import MODELS
 from ..models.base import GmailModel
-from ..models.loading import check_checkpoint, check_finite, check_nothing_missing
+from ..models.loading import check_checkpoint, check_finite, check_nothing_missing, load_processor
 from ..models.vision_language import BranchedVLM
 from ..publishing.hub import resolve_commit
 from ..publishing.provenance import local_path
@@ -117,5 +117,5 @@ def load_model(
     model, info = kind.from_pretrained(name, **options)
     check_nothing_missing(name, info["missing_keys"])
     check_finite(model, name)
-    processor = AutoProcessor.from_pretrained(name, revision=version)
+    processor = load_processor(name, version)
     return LoadedModel(model.eval().to(device), processor, name, commit)

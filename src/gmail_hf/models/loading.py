@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ..branches.detector import DETECTOR_FILE, Detector, read_detector
@@ -225,6 +225,19 @@ def base_arguments(
     at_base = {key: value for key, value in hub.items() if key != "subfolder"}
     defaults = {"dtype": dtype, "attn_implementation": config._attn_implementation}
     return base, {**defaults, **rest, **at_base, "revision": config.base_model_revision}
+
+
+def load_processor(name: str | os.PathLike, revision: str | None = None) -> Any:
+    """Load the processor of a model, or of its base for adapters that were saved without a processor."""
+    hub = {"revision": revision} if revision else {}
+    try:
+        return AutoProcessor.from_pretrained(name, **hub)
+    except (OSError, ValueError):
+        config = AutoConfig.from_pretrained(name, **hub)
+        base = getattr(config, "base_model_name_or_path", None)
+        if base is None:
+            raise
+        return AutoProcessor.from_pretrained(base, revision=config.base_model_revision or "main")
 
 
 def check_adapters_can_load(folder: str | os.PathLike, config: PreTrainedConfig, push_to_hub: bool) -> None:
