@@ -48,6 +48,15 @@ def gmail_rows(runs: Runs) -> dict[str, dict[str, str]]:
     return rows | unseen
 
 
+def siglip_captioning(runs: Runs) -> list[dict]:
+    """ClipCap on the small SigLIP."""
+    models = {name: runs.aligned(name, base="siglip") for name in (PAPER, CONSISTENT)}
+    found = {GENERATED: runs.clipcap(f"siglip {GENERATED}", *TAKEN_FOR_REAL, model=models[PAPER])}
+    found |= {name: runs.clipcap(f"siglip {name}", model=model) for name, model in models.items()}
+    found[REAL] = runs.clipcap(f"siglip {REAL}", *ON_REAL, model=models[PAPER])
+    return [captioned(name, run) for name, run in found.items()]
+
+
 def ifcap_captioning(runs: Runs) -> list[dict]:
     return [
         captioned("text only", runs.ifcap("text only", "--text_only", "true")),
