@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
-from gmail_hf.metrics import cmmd, density_coverage
+from gmail_hf import energy_distance_loss
+from gmail_hf.metrics import cmmd, density_coverage, energy_distance
 
 
 def test_cmmd_of_a_hand_worked_set():
@@ -10,6 +12,13 @@ def test_cmmd_of_a_hand_worked_set():
     # Kernel 1 within generated; within real and between, half of the pairs are 2^0.5 apart.
     half = (1 + np.exp(-0.01)) / 2
     assert cmmd(np.array([[1.0, 0.0]]), np.eye(2)) == pytest.approx(1000 * (1 + half - 2 * half))
+
+
+def test_energy_distance_of_a_hand_worked_set():
+    # One image a side, 2 apart: there are no distances within.
+    assert energy_distance(np.array([[2.0, 0.0]]), np.array([[-1.0, 0.0]])) == pytest.approx(4)
+    # Real images 2^0.5 apart, generated images equal to one of them.
+    assert energy_distance(np.array([[1.0, 0.0], [1.0, 0.0]]), np.eye(2)) == pytest.approx(2 * 2**0.5 / 2 - 2**0.5)
 
 
 def test_density_and_coverage_of_a_hand_worked_set():
@@ -33,6 +42,8 @@ def test_against_direct_implementations(monkeypatch):
         return np.mean([[np.exp(-np.sum((x - y) ** 2) / 200) for y in second] for x in first])
 
     assert cmmd(generated, real) == pytest.approx(1000 * (kernel(one, one) + kernel(two, two) - 2 * kernel(one, two)))
+    loss = energy_distance_loss(torch.from_numpy(one), torch.from_numpy(two)).item()
+    assert energy_distance(generated, real) == pytest.approx(loss)
     radii = [sorted(np.linalg.norm(two - center, axis=1))[5] for center in two]
     inside = np.array([[np.linalg.norm(x - two[i]) < radii[i] for x in one] for i in range(len(two))])
     assert density_coverage(generated, real) == pytest.approx((inside.sum() / (5 * 25), inside.any(axis=1).mean()))

@@ -14,6 +14,7 @@ from ..metrics import (
     cmmd,
     coral,
     density_coverage,
+    energy_distance,
     mean_shift,
     separability,
     train_on_generated,
@@ -21,7 +22,6 @@ from ..metrics import (
 from ..metrics.train_on_generated import CORAL, GENERATED, MEAN_SHIFT, READOUTS, REAL
 from ..training.columns import is_missing, rows_by_caption
 from ..training.data import BadImageError, caption_ids, decode_image, undecoded
-from ..training.distributions import energy_distance_loss
 from ..training.embeddings import cached_embeds, embed_images, embeds_array
 from .report import render, thumbnail
 
@@ -289,9 +289,8 @@ def _labels(pairs: Dataset, column: str) -> dict[str, np.ndarray]:
 
 def _distances(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
     density, coverage = density_coverage(generated, real, NEIGHBOURS)
-    unit = (torch.from_numpy(array / np.linalg.norm(array, axis=1, keepdims=True)) for array in (generated, real))
-    energy = energy_distance_loss(*(array.double() for array in unit)).item()
-    return {"energy_distance": energy, "cmmd": cmmd(generated, real), "coverage": coverage, "density": density}
+    distances = {"energy_distance": energy_distance(generated, real), "cmmd": cmmd(generated, real)}
+    return distances | {"coverage": coverage, "density": density}
 
 
 def _cosines_of_real(real: np.ndarray, captions: np.ndarray) -> dict[str, float | None]:
@@ -304,9 +303,8 @@ def _cosines_of_real(real: np.ndarray, captions: np.ndarray) -> dict[str, float 
 
 def _examples(generated: np.ndarray, real: np.ndarray, rows: np.ndarray) -> dict[str, list[dict[str, Any]]]:
     """Return the most and least typical generated images by their mean cosine to the nearest real images."""
-    similarity = generated @ real.T
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS]
-    cosines = np.take_along_axis(similarity, nearest, axis=1)
+    top = torch.from_numpy(generated @ real.T).topk(NEIGHBOURS, dim=1)
+    cosines, nearest = top.values.numpy(), top.indices.numpy()
     order = np.argsort(-cosines.mean(axis=1), kind="stable")
     return {
         title: [

@@ -24,7 +24,7 @@ from .caption_scores import (
 )
 from .classification import class_embeddings, zero_shot_accuracy, zero_shot_ranks
 from .clip_score import CLIP_SCORE_PROMPT, clip_score, ref_clip_score
-from .distribution import cmmd, density_coverage
+from .distribution import cmmd, density_coverage, energy_distance
 from .intervals import bootstrap_interval
 from .modules import metric_path
 from .paired import alignment_metrics, centroid_distance, paired_cosine, separability, token_similarity
@@ -64,6 +64,7 @@ __all__ = [
     "cmmd",
     "coral",
     "density_coverage",
+    "energy_distance",
     "exact_match",
     "expected_calibration_error",
     "gap_closed",
