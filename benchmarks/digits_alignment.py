@@ -52,6 +52,9 @@ def parse_args(argv: list[str] | None = None, description: str = __doc__) -> arg
     parser.add_argument("--num_pairs", type=int, default=2000, help="training pairs")
     parser.add_argument("--num_heldout", type=int, default=400, help="pairs to measure alignment on")
     parser.add_argument("--num_unseen", type=int, default=1000, help="pairs for readouts that alignment does not see")
+    parser.add_argument(
+        "--images_per_caption", type=int, default=1, help="generated images per caption of digits that alignment sees"
+    )
     parser.add_argument("--guidance_scale", type=float, default=7.5, help="guidance scale of the digits generator")
     parser.add_argument("--num_inference_steps", type=int, default=7, help="steps of the digits generator")
     parser.add_argument("--max_steps", type=int, default=250)
@@ -67,22 +70,26 @@ def parse_args(argv: list[str] | None = None, description: str = __doc__) -> arg
 
 
 def load_data(args: argparse.Namespace, seed: int):
-    """(training pairs, held-out pairs, unseen pairs, real test images), of one seed."""
-    from datasets import load_dataset
+    """
+    (training pairs, held-out pairs, unseen pairs, real test images), of one seed. With several images per caption, the
+    first `num_pairs` training pairs have the first image of each scene.
+    """
+    from datasets import concatenate_datasets, load_dataset
 
     if args.pairs is None:
         from gmail_hf.digits import generate_pairs, load_digits
 
-        sampling = {
-            "guidance_scale": args.guidance_scale,
-            "num_inference_steps": args.num_inference_steps,
-            "seed": seed,
-        }
+        def generate(scenes, seed=seed):
+            settings = {"guidance_scale": args.guidance_scale, "num_inference_steps": args.num_inference_steps}
+            return generate_pairs(scenes, **settings, seed=seed)
+
         test = load_digits(args.split, seed=seed)
-        pairs = generate_pairs(load_digits("train", args.num_pairs + args.num_unseen, seed=seed), **sampling)
-        heldout = generate_pairs(test.select(range(args.num_heldout)), **sampling)
-        unseen = pairs.select(range(args.num_pairs, len(pairs)))
-        return pairs.select(range(args.num_pairs)), heldout, unseen, test.rename_column("real_image", "image")
+        scenes = load_digits("train", args.num_pairs + args.num_unseen, seed=seed)
+        pairs, heldout = generate(scenes), generate(test.select(range(args.num_heldout)))
+        unseen, train = pairs.select(range(args.num_pairs, len(pairs))), range(args.num_pairs)
+        more = [generate(scenes.select(train), seed + 100 * i) for i in range(1, args.images_per_caption)]
+        pairs = concatenate_datasets([pairs.select(train), *more])
+        return pairs, heldout, unseen, test.rename_column("real_image", "image")
     pairs = load_dataset("parquet", data_files=args.pairs, split="train")
     test = load_dataset("parquet", data_files=args.real_test, split="train")
     kept = max(args.num_heldout, args.num_unseen)
@@ -122,7 +129,8 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
     from gmail_hf import GmailCLIPModel, embed_images
     from gmail_hf.metrics import PairEmbeddings, train_on_generated
 
-    *sets, test = load_data(args, seed)
+    train, heldout, unseen, test = load_data(args, seed)
+    sets = train.select(range(args.num_pairs)), heldout, unseen
     processor = AutoImageProcessor.from_pretrained(model_path)  # no loss here reads a caption
     base = GmailCLIPModel.from_clip(model_path, dtype=torch.float32)
 
@@ -131,15 +139,15 @@ def run_seed(args: argparse.Namespace, model_path: str, seed: int, folder: str) 
 
     aligned = [{} for _ in sets]
     for name in args.variants:
-        model = align(args, name, model_path, processor, sets[0], seed, folder)
+        model = align(args, name, model_path, processor, train, seed, folder)
         for rows, embeds in zip(sets, aligned, strict=True):
             embeds[name] = embed(rows["generated_image"], model, "gen")
-    train, heldout, unseen = (
+    first, heldout, unseen = (
         PairEmbeddings(embed(rows["generated_image"]), embed(rows["real_image"]), embeds, np.array(rows["caption"]))
         for rows, embeds in zip(sets, aligned, strict=True)
     )
     return train_on_generated(
-        train,
+        first,
         labels_of(args, sets[0]),
         heldout,
         embed(test["image"]),
@@ -216,7 +224,7 @@ def write(args: argparse.Namespace, tables: dict[int, list[dict]], seconds: int,
     from gmail_hf.metrics import aggregate
 
     mean, spread = aggregate(list(tables.values()))
-    of_digits = ("guidance_scale", "num_inference_steps")
+    of_digits = ("guidance_scale", "num_inference_steps", "images_per_caption")
     of_files = ("pairs", "real_test", "model_name_or_path", "label_column")
     unused = ("output_dir", *(of_digits if args.pairs else of_files))
     settings = {key: value for key, value in vars(args).items() if key not in unused} | {"seeds": list(tables)}
