@@ -338,14 +338,29 @@ def snippet_folder(tmp_path_factory, clip_folder):
 
 def test_snippets_run(render, snippet_folder, monkeypatch):
     monkeypatch.chdir(snippet_folder)
-    card = render.planned_card(ROOT / "examples" / "configs" / "coco.yaml")
-    snippets = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    check_snippets(render.planned_card(ROOT / "examples" / "configs" / "coco.yaml").text, "gmail-coco-merged")
+
+
+def test_snippets_of_adapters_run(snippet_folder, clip_folder, tmp_path, monkeypatch):
+    """The base's repository has the processor, which `save_adapters` does not write."""
+    monkeypatch.chdir(snippet_folder)
+    CLIPModel.from_pretrained(clip_folder).save_pretrained("org/clip")
+    make_processor().save_pretrained("org/clip")
+    make_model("org/clip").save_adapters("org/adapters")
+    monkeypatch.chdir(tmp_path)  # here org/clip is not a folder, so it is an id of the Hub
+    text = model_card(snippet_folder / "org" / "adapters", "org/adapters").text
+    monkeypatch.chdir(snippet_folder)
+    check_snippets(text, "adapters-merged")
+
+
+def check_snippets(text: str, merged_folder: str) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(snippets) == 4
     variables: dict = {}
     for snippet in snippets:
         exec(compile(snippet, "card", "exec"), variables)
     assert isinstance(variables["adapted"], PeftModel) and len(variables["labels"]) == 2
-    merged = CLIPModel.from_pretrained("gmail-coco-merged")
+    merged = CLIPModel.from_pretrained(merged_folder)
     pixel_values = variables["pixel_values"][1:]
     with torch.no_grad():
         through_gen = variables["embeds"][1:]
