@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,6 +249,8 @@ def launch(page: Any, **options: Any) -> tuple[Any, str, str]:
 
 def main(argv: Sequence[str]) -> None:
     (args,) = parse(argv, "app", __doc__, (AppArguments,))
+    if find_spec("gradio") is None:
+        raise ImportError('The page needs gradio: install it with `pip install "gmail-hf[app]"`.')
     page = build(*load(args.model, args.model_revision), examples(args.dataset, args.split))
     launch(page)
 

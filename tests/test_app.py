@@ -32,6 +32,12 @@ def test_scores_are_each_branch_alone(model, processor):
     assert scores["real"] != scores["gen"]
 
 
+def test_a_missing_gradio_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(app, "find_spec", lambda module: None)
+    with pytest.raises(ImportError, match=r"gmail-hf\[app\]"):
+        app.main([])
+
+
 def test_texts_are_checked(model, processor):
     image = make_pairs(1)[0]["real_image"]
     with pytest.raises(ValueError, match="at least one text"):

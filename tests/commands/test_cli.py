@@ -45,7 +45,7 @@ def failed(capsys, *argv) -> str:
         (["demo", "--num_heldout", "11", "--num_test", "10"], "--num_heldout must not be larger than --num_test"),
         (["demo", "--max_step", "3"], "unknown option --max_step; did you mean --max_steps?"),
         (["demo", "--max_steps", "three"], "argument --max_steps/--max-steps: invalid int value: 'three'"),
-        (["demo", "--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
+        (["demo", "--config", "nowhere.yaml"], "--config 'nowhere.yaml' does not exist"),
         (["evaluate", "--model", "m"], "the following arguments are required: --benchmarks"),
         (["push", "folder-of-nobody", "org/pairs"], "'folder-of-nobody' has no manifest.json"),
         (["train", "--dataset", "nowhere/at/all", "--model", "digits"], "nowhere/at/all"),

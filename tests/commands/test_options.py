@@ -131,6 +131,12 @@ def test_bundled_configs_go_by_name_and_by_their_old_path(caplog, tmp_path, monk
     assert train.parse_args(["--config", "digits_text.yaml"])[0].stage == "joint"
 
 
+def test_a_config_that_does_not_exist_names_the_bundled_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="'examples/configs/coco.yaml' does not exist.*digits_text.*repository"):
+        parsed("--config", "examples/configs/coco.yaml")
+
+
 STAGES = {"first": {}, "second": {"number": 5}}
 
 

@@ -23,7 +23,7 @@ classnames.txt and templates.txt), or images with captions in any layout that gm
 is the default for models without text (DINOv2, ViT, SynCLR). The training images can be generated ones:
 
     gmail-hf evaluate --model facebook/dinov2-base --benchmarks dtd,pets --output_dir dino-scores
-    gmail-hf evaluate --model org/gmail-dino --benchmarks pets --train_dataset pets=generated-pets \
+    gmail-hf evaluate --model org/gmail-dino --benchmarks pets --train_dataset pets=generated-pets \\
         --train_modality gen --output_dir gmail-dino-scores
 
 The benchmarks are {benchmarks}.

@@ -9,10 +9,10 @@ second one uses Stable Diffusion v2 on 8 GPUs, as in the paper:
         --real_image_column image --output_dir coco-sd2 --push_to_hub --hub_dataset_id org/coco-sd2
 
 With --split validation, the second command adds that split to the folder and to the repository. In a Slurm array with
-50 shards per task and a shared folder:
+50 shards per task and a shared folder, with these options in a YAML file:
 
     first=$((SLURM_ARRAY_TASK_ID * 50))
-    gmail-hf generate --config coco.yaml --shard_range $first:$((first + 50))
+    gmail-hf generate --config captions.yaml --shard_range $first:$((first + 50))
 
 To continue an interrupted run, run the same command again: it only generates the missing shards. Options in the YAML
 file of --config are overridden by options on the command line.

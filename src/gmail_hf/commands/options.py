@@ -146,7 +146,13 @@ class OptionParser(HfArgumentParser):
             OSError: the file cannot be read.
             ValueError: the file is not a mapping of known options.
         """
-        with open(config_file(config), encoding="utf-8") as file:
+        path = config_file(config)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"--config '{config}' does not exist: pass a YAML file, or one of {', '.join(bundled_configs())}. The "
+                "paper's settings are in examples/configs of the repository."
+            )
+        with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file) or {}
         if not isinstance(values, dict):
             self.error(f"{config} has no 'option: value' lines")
