@@ -133,7 +133,7 @@ def test_bundled_configs_go_by_name_and_by_their_old_path(caplog, tmp_path, monk
 
 def test_a_config_that_does_not_exist_names_the_bundled_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="'examples/configs/coco.yaml' does not exist.*digits_text.*repository"):
+    with pytest.raises(FileNotFoundError, match="coco.yaml' does not exist.*digits_text.*repository"):
         parsed("--config", "examples/configs/coco.yaml")
 
 

@@ -2,8 +2,8 @@
 Train the branches of a model on pairs of generated and real images, or the text encoder of a CLIP on generated images.
 
 The first command trains on the bundled digits in minutes, without a download (pip install "gmail-hf[digits]"). The
-second one trains on COCO with the paper's settings on 8 GPUs, with 32 pairs per GPU; the file is in examples/configs of
-the repository:
+second one trains on COCO with the paper's settings on 8 GPUs, with 32 pairs per GPU; coco.yaml is in examples/configs
+of the repository:
 
     gmail-hf train
     accelerate launch --multi_gpu --num_processes 8 -m gmail_hf.commands.train \\
