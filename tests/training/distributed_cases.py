@@ -58,7 +58,7 @@ def one_step(clip_folder: str, case: str, rows: slice) -> dict[str, torch.Tensor
 
 
 def train(clip_folder: str, folder: Path, batch_size: int, bad: tuple[int, ...] = ()) -> tuple[dict, list[dict]]:
-    """A short training with the Trainer itself: weights and logs."""
+    """A short training with the Trainer itself, evaluated before and after: weights and logs."""
     args = GmailTrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch_size,
@@ -75,6 +75,7 @@ def train(clip_folder: str, folder: Path, batch_size: int, bad: tuple[int, ...] 
     set_seed(3)
     pairs = make_pairs(24, bad_generated=bad)
     trainer = GmailTrainer(make_model(clip_folder), args, pairs, pairs, make_processor())
+    trainer.evaluate()
     trainer.train()
     metrics = trainer.evaluate()
     return dict(trainer.model.state_dict()), [*trainer.state.log_history, metrics]

@@ -59,6 +59,10 @@ class SafeTrainer(Trainer):
                 callback.logging_dir = os.path.join(self.args.output_dir, default_logdir())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **kwargs: Any) -> Any:
+        if self.args.world_size > 1 and getattr(self.model_wrapped, "_orig_mod", self.model_wrapped) is self.model:
+            # After `evaluate`, accelerate takes the model for prepared, and would not wrap it in DDP.
+            self.model_wrapped = self.model
+            self.model._is_accelerate_prepared = False
         lock = lock_folder(self.args.output_dir) if self.args.should_save else None
         try:
             if resume_from_checkpoint:
