@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.integration_utils import TensorBoardCallback, default_logdir
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from ..files import lock_folder, unlock_folder, write_file
@@ -71,6 +71,18 @@ class SafeTrainer(Trainer):
         finally:
             if lock is not None:
                 unlock_folder(lock)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        # `bf16_full_eval` and `fp16_full_eval` cast the model, which may be trained or saved afterwards.
+        parameters = [(parameter, parameter.data) for parameter in self.model.parameters()]
+        buffers = [(module, dict(module._buffers)) for module in self.model.modules()]
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.args.bf16_full_eval or self.args.fp16_full_eval:
+            for parameter, data in parameters:
+                parameter.data = data
+            for module, kept in buffers:
+                module._buffers.update(kept)
+        return output
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
