@@ -242,7 +242,7 @@ def test_disk_is_checked_for_the_bank_of_each_checkpoint(ifcap, tmp_path, monkey
     monkeypatch.setattr(loading, "check_free_disk", lambda path, size: needed.append(size))
     ifcap("out")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    once = bytes_of_checkpoints(model, TrainingArguments(str(tmp_path), save_strategy="no", use_cpu=True))
+    once = bytes_of_checkpoints(model, TrainingArguments(str(tmp_path), save_strategy="no", use_cpu=True), 1)
     embeds = model.caption_bank.embeds
     assert needed == [(once + embeds.numel() * 4) * 3]  # two checkpoints and the final model
 
@@ -327,7 +327,7 @@ def test_disk_is_checked_for_all_checkpoints_of_an_epoch(run, tmp_path, monkeypa
     monkeypatch.setattr(loading, "check_free_disk", lambda path, size: needed.append(size))
     run("out", "--max_steps=-1", "--num_train_epochs=2", option)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    once = bytes_of_checkpoints(model, TrainingArguments(str(tmp_path), save_strategy="no", use_cpu=True))
+    once = bytes_of_checkpoints(model, TrainingArguments(str(tmp_path), save_strategy="no", use_cpu=True), 1)
     kept = len(list((tmp_path / "out").glob("checkpoint-*")))
     assert kept == {"--save_steps=3": 3, "--save_strategy=epoch": 2, "--save_total_limit=1": 1}[option]
     assert needed == [once * (kept + 1)]

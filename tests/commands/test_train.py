@@ -16,6 +16,7 @@ from transformers import AutoProcessor
 from gmail_hf import GmailCLIPModel, fit_detector
 from gmail_hf.commands import train
 from gmail_hf.digits import clip_path, load_digits
+from gmail_hf.training import loading
 from gmail_hf.training.loading import load_pairs
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_gmail.py"
@@ -77,6 +78,21 @@ def test_interrupted_and_resumed_equals_uninterrupted(pairs, tmp_path):
     more = weights(tmp_path / "more")
     assert any(not torch.equal(more[key], resumed[key]) for key in more if ".adapters.gen." in key)
     assert all(torch.equal(more[key], resumed[key]) for key in more if ".gen" not in key)
+
+
+def test_disk_is_checked_for_the_checkpoints_of_all_epochs(pairs, tmp_path, monkeypatch):
+    needed = []
+
+    def check(path, size):
+        needed.append(size)
+        raise OSError("full")
+
+    monkeypatch.setattr(loading, "check_free_disk", check)
+    common = ["--dataset", pairs, "--output_dir", str(tmp_path / "x"), *SHORT]
+    for option in ("--save_strategy=no", "--save_steps=2"):
+        with pytest.raises(OSError, match="full"):
+            train.main([*common, "--max_steps=-1", "--num_train_epochs=4", option])
+    assert needed[1] == needed[0] * 7  # 12 steps: six checkpoints and the final model
 
 
 def test_accelerate_launch(pairs, tmp_path):

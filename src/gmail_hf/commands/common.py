@@ -239,13 +239,13 @@ def load_two_branches(
     return model, load_processor(path, revision)
 
 
-def bytes_of_checkpoints(model: Any, args: "TrainingArguments", num_examples: int = 1, bank: int = 0) -> int:
+def bytes_of_checkpoints(model: Any, args: "TrainingArguments", num_examples: int, bank: int = 0) -> int:
     """
     Estimate the size of all checkpoints that a run keeps: the model, and two float32 moments per trained weight.
 
     Args:
         model, args: model and arguments of the run.
-        num_examples: rows per epoch. By default, an epoch counts as one step.
+        num_examples: rows per epoch.
         bank: bytes of other data in each checkpoint, such as IFCap's bank.
     """
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

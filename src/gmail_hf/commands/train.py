@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
                 f"'{model_args.model}' has adapters with {name}={getattr(model.config, name)}, not {value}. Leave out "
                 f"--{name}, or start from its base."
             )
-    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args))
+    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args, len(train_dataset)))
     check_free_disk(datasets.config.HF_DATASETS_CACHE, len(train_dataset) * model.embed_dim * 4)
 
     trainer = GmailTrainer(

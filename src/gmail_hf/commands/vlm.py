@@ -166,7 +166,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # small steps would be lost in bfloat16
-    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args))
+    check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args, len(train_dataset)))
 
     trainer = SafeTrainer(
         model=model,
