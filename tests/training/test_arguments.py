@@ -55,6 +55,14 @@ def test_steps_given_with_epochs_are_what_is_trained(train):
     assert trainer.state.global_step == 7
 
 
+@pytest.mark.parametrize("metric", ["eval_centroid_distance", "text_to_image_median_rank", "loss"])
+def test_the_best_distance_is_the_smallest(tmp_path, metric):
+    assert GmailTrainingArguments(str(tmp_path), metric_for_best_model=metric).greater_is_better is False
+    chosen = GmailTrainingArguments(str(tmp_path), metric_for_best_model=metric, greater_is_better=True)
+    assert chosen.greater_is_better
+    assert GmailTrainingArguments(str(tmp_path), metric_for_best_model="eval_paired_cosine").greater_is_better
+
+
 def test_a_schedule_keeps_its_settings(tmp_path):
     kept = {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}}
     assert GmailTrainingArguments(output_dir=str(tmp_path), **kept).lr_scheduler_kwargs == {"num_cycles": 2}

@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 from .losses import GmailLossConfig
 
 PAPER_STEPS = 50_000
+LOWER_IS_BETTER = ("centroid_distance", "median_rank")  # metrics; transformers knows only losses
 
 
 @dataclass
@@ -17,9 +18,10 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
 
     Changed defaults: `learning_rate=1e-4`, `weight_decay=0.01`, `per_device_train_batch_size=256`,
     `per_device_eval_batch_size` equal to it, `max_steps=50_000` unless `num_train_epochs` is given,
-    `lr_scheduler_type="cosine_with_restarts"` with 5 cycles, `logging_steps=50`, `remove_unused_columns=False`. As in
-    transformers, `max_steps` takes precedence over `num_train_epochs` if both are given. Each field is described by
-    its `help`, which `HfArgumentParser` shows.
+    `lr_scheduler_type="cosine_with_restarts"` with 5 cycles, `logging_steps=50`, `remove_unused_columns=False`,
+    `greater_is_better=False` for a `metric_for_best_model` that is a distance or a median rank. As in transformers,
+    `max_steps` takes precedence over `num_train_epochs` if both are given. Each field is described by its `help`,
+    which `HfArgumentParser` shows.
 
     Raises:
         ValueError: an option is out of range or contradicts another.
@@ -102,6 +104,8 @@ class GmailTrainingArguments(GmailLossConfig, TrainingArguments):
             self.num_train_epochs = TrainingArguments.num_train_epochs
         if self.lr_scheduler_type == "cosine_with_restarts" and not self.lr_scheduler_kwargs:
             self.lr_scheduler_kwargs = {"num_cycles": 5}
+        if self.greater_is_better is None and (self.metric_for_best_model or "").endswith(LOWER_IS_BETTER):
+            self.greater_is_better = False
         GmailLossConfig.__post_init__(self)
         TrainingArguments.__post_init__(self)
         # Each process reads its own batches. With a streamed data set, accelerate's main process would slice one batch
