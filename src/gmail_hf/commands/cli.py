@@ -37,7 +37,8 @@ options:
   --version  show the version
   --debug    with a command: show the traceback of an error
 
-On several GPUs: accelerate launch -m gmail_hf.commands.COMMAND [--OPTION VALUE ...]"""
+generate, train, caption, vlm on several GPUs:
+  accelerate launch -m gmail_hf.commands.COMMAND [--OPTION VALUE ...]"""
 # Libraries whose errors usually concern the user's input or network: files, Hub ids, configurations.
 READERS = (
     "datasets", "httpx", "httpx2", "huggingface_hub", "pyarrow", "PIL", "safetensors", "safetensors_rust", "yaml",
