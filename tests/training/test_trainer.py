@@ -198,6 +198,30 @@ def test_streamed_pairs_train(train):
     assert len(logged(train(generated, max_steps=2))) == 2
 
 
+def test_an_interrupted_call_leaves_no_numbers(train, tmp_path):
+    pairs = make_pairs(8, bad_generated=(2,))
+    options = {"max_steps": 4, "logging_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    straight = train(pairs, **options)
+    interrupted = train(pairs, **options)
+    interrupted.cost()
+    interrupted.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert straight.skipped_pairs == interrupted.skipped_pairs == 2
+    assert logged(interrupted, "align_loss")[-1] == pytest.approx(logged(interrupted)[-1], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_evaluation_in_half_precision_keeps_the_weights(clip_folder, arguments, dtype):
+    pairs = make_pairs(8)
+    trainer = GmailTrainer(
+        make_model(clip_folder), arguments(**{f"{dtype}_full_eval": True}), pairs, pairs, make_processor()
+    )
+    before = weights(trainer)
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert_equal(weights(trainer), before)
+    trainer.train()
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
 # What trains
 
 
@@ -303,6 +327,30 @@ def test_resuming_with_another_model_is_refused(train, clip_folder, tmp_path, fi
     train(model=GmailCLIPModel.from_clip(clip_folder), max_steps=2, save_strategy="steps", save_steps=1)
     with pytest.raises(ValueError, match=message):
         train(model=GmailCLIPModel.from_clip(clip_folder, **fields), resume=str(tmp_path / "run" / "checkpoint-1"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "options", "message"),
+    [
+        (make_pairs(20), {"temperature": 0.1}, "other settings: temperature=0.07, but this run has 0.1. Resume with"),
+        (make_pairs(20), {"recipe": "robust"}, "other settings: align_weight=1.0, but this run has 0.0"),
+        (make_pairs(20), {"images_per_caption": 2}, "other settings: images_per_caption=1, but this run has 2"),
+        (make_pairs(19), {}, "was trained on other pairs. Resume with the original ones"),
+        (make_pairs(20, captions=[f"a bird {i}" for i in range(20)]), {}, "was trained on other pairs"),
+    ],
+    ids=["temperature", "recipe", "batches", "fewer", "captions"],
+)
+def test_resuming_another_run_is_refused(train, tmp_path, pairs, options, message):
+    train(max_steps=1, save_strategy="steps", save_steps=1)
+    with pytest.raises(ValueError, match=message):
+        train(pairs, resume=str(tmp_path / "run" / "checkpoint-1"), **options)
+
+
+def test_resuming_with_a_setting_that_changes_no_loss(train, tmp_path):
+    train(max_steps=1, save_strategy="steps", save_steps=1)
+    checkpoint = str(tmp_path / "run" / "checkpoint-1")
+    resumed = train(resume=checkpoint, max_steps=2, learning_rate=1e-3, contrastive_mini_batch_size=2)
+    assert len(logged(resumed)) == 2
 
 
 def test_resuming_on_another_base_is_refused(train, clip_folder, tmp_path):

@@ -1,5 +1,6 @@
 """Checks of a data set of pairs before training starts."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -177,6 +178,15 @@ def _check_ids(dataset: Dataset, rows: list[dict], name: str, with_negatives: bo
                 f"All rows of {name} have {column}={rows[0][column]!r}. Pairs with the same {column} are never "
                 "negatives, so the loss would be constant."
             )
+
+
+def pairs_digest(pairs: Dataset | IterableDataset | None) -> str | None:
+    """A digest of the number of pairs and of the captions and ids of up to 64 of them; None for streamed pairs."""
+    if not isinstance(pairs, Dataset):
+        return None
+    rows = _sample_rows(pairs.select_columns(["caption", "image_id"]).with_format(None), 64)
+    sample = [(row["caption"], str(row["image_id"])) for row in rows]
+    return hashlib.blake2b(str([len(pairs), sample]).encode(), digest_size=16).hexdigest()
 
 
 def _sample_rows(dataset: Dataset | IterableDataset, sample: int) -> Iterable[dict]:

@@ -1,5 +1,6 @@
 """`GmailTrainer`: the Hugging Face Trainer on pairs of generated and real images."""
 
+import dataclasses
 import json
 import os
 from collections import defaultdict
@@ -24,16 +25,22 @@ from ..models.attached import attached_tower
 from ..models.base import GmailModel, GmailOutput, text_options
 from ..publishing.model_cards import write_card
 from ..publishing.provenance import PROVENANCE, name_pairs, provenance, weights_digest
+from ..publishing.results import read_json
 from .arguments import GmailTrainingArguments
 from .callbacks import FiguresCallback
-from .checks import check_for_training
+from .checks import check_for_training, pairs_digest
 from .data import GmailCollator
-from .losses import gmail_loss
+from .losses import GmailLossConfig, gmail_loss
 from .pairing import CaptionSampler, EpochCallback
 from .preparation import EmbeddedPairs, drop_unused, replace_images
 from .safe_trainer import SafeTrainer
 
 NO_PAIR = -1  # the caption id of padding rows; other ids are not negative
+# Settings that must not change when training is resumed. `recipe` only sets others.
+RESUMABLE = (
+    *(field.name for field in dataclasses.fields(GmailLossConfig) if field.name != "recipe"),
+    *("generated_modality", "token_layer", "pairing", "images_per_caption"),
+)
 
 logger = logging.get_logger(__name__)
 
@@ -137,6 +144,7 @@ class GmailTrainer(SafeTrainer):
         kwargs.setdefault("compute_metrics", compute_pair_metrics)
         # Computed from the user's data sets, because prepared ones tell less about their origin.
         self.provenance = provenance(model.config, named, args.world_size) if args.should_save else {}
+        self.provenance["pairs_digest"] = pairs_digest(train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -151,6 +159,12 @@ class GmailTrainer(SafeTrainer):
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.skipped_pairs = 0  # in all processes and before resuming, as of the last log
         self._skipped = self._skipped_before = 0
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        # An interrupted call, or `cost`, may have left numbers.
+        self._terms.clear()
+        self.skipped_pairs = self._skipped = self._skipped_before = 0
+        return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         self.train_dataset = self._prepare(self.train_dataset, self.args.pairing)
@@ -311,10 +325,25 @@ class GmailTrainer(SafeTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         (model or self.model).check_resumable(resume_from_checkpoint)
+        self._check_same_run(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.provenance["resumed"] = True
         log = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).log_history
         self._skipped_before = max((entry.get("skipped_pairs", 0) for entry in log), default=0)
+
+    def _check_same_run(self, checkpoint: str) -> None:
+        """Refuse a checkpoint of a run with another loss or other pairs. Earlier versions recorded no pairs."""
+        remedy = "Resume with the original ones, or start a new run with the checkpoint as the model."
+        theirs, ours = read_json(checkpoint, "training_args.json"), self.args.to_sanitized_dict()
+        for name in RESUMABLE:
+            if theirs.get(name, ours[name]) != ours[name]:
+                raise ValueError(
+                    f"'{checkpoint}' was trained with other settings: {name}={theirs[name]}, but this run has "
+                    f"{ours[name]}. {remedy}"
+                )
+        digests = read_json(checkpoint, PROVENANCE).get("pairs_digest"), self.provenance["pairs_digest"]
+        if None not in digests and digests[0] != digests[1]:
+            raise ValueError(f"'{checkpoint}' was trained on other pairs. {remedy}")
 
 
 def _choose_trainable(model: GmailModel, args: GmailTrainingArguments) -> None:
