@@ -21,6 +21,7 @@ from gmail_hf.digits.scenes import caption_of
 from gmail_hf.evaluation import (
     LoadedModel,
     Settings,
+    alignment,
     captioning,
     evaluate_alignment,
     evaluate_captioning,
@@ -192,8 +193,20 @@ def test_alignment_of_a_model_without_gen_is_told_before_only(loaded, source):
     both = evaluate_alignment(gmail.model, gmail.processor, found, SETTINGS)
     assert {name for name in measured.scores if not name.endswith("_before")} == set()
     assert measured.scores["paired_cosine_before"] == pytest.approx(both.scores["paired_cosine_before"], abs=1e-6)
-    with pytest.raises(ValueError, match="at least 10 pairs; 'digits' has 3"):
+    with pytest.raises(ValueError, match="at least 10 pairs .* 'digits' has 3"):
         evaluate_alignment(plain, gmail.processor, source("digits", limit=3), SETTINGS)
+
+
+def test_alignment_keeps_the_pairs_of_a_real_image_in_one_fold(loaded, source, tmp_path, monkeypatch):
+    gmail, given = loaded["gmail"], []
+    monkeypatch.setattr(alignment, "separability", lambda *args, image_ids: given.append(list(image_ids)) or 0.5)
+    for images in (5, 4):
+        pairs = [{**row, "image_id": f"id-{i % images}"} for i, row in enumerate(make_pairs(10))]
+        Dataset.from_list(pairs, make_pairs(1).features).to_parquet(tmp_path / f"{images}.parquet")
+    evaluate_alignment(gmail.model, gmail.processor, source("coco", tmp_path / "5.parquet"), SETTINGS)
+    assert given == [[f"id-{i % 5}" for i in range(10)]] * 2  # before and after
+    with pytest.raises(ValueError, match="with 5 different real images; .* has 10 pairs with 4 real images"):
+        evaluate_alignment(gmail.model, gmail.processor, source("coco", tmp_path / "4.parquet"), SETTINGS)
 
 
 def test_captioning_scores_what_the_captioner_writes(loaded, source, tmp_path, monkeypatch):

@@ -65,6 +65,18 @@ def test_separability_keeps_pairs_in_one_fold():
     assert 0.35 < separability(generated, real) < 0.65
 
 
+def test_separability_keeps_the_pairs_of_a_real_image_in_one_fold():
+    """As with five captions per image: a probe would recognise the copies of images that it was trained on."""
+    rng = np.random.default_rng(0)
+    images, generated = rng.normal(size=(200, 64)), rng.normal(size=(1000, 64))
+    ids = np.repeat(np.arange(200), 5).astype(str)
+    real = np.repeat(images, 5, axis=0)
+    assert separability(generated, real) > 0.56
+    assert separability(generated, real, image_ids=ids) == pytest.approx(0.5, abs=0.03)
+    unique = rng.permutation(200).astype(str)
+    assert separability(generated[:200], images, image_ids=unique) == separability(generated[:200], images)
+
+
 def test_separability_is_seeded():
     rng = np.random.default_rng(3)
     sets = rng.normal(size=(50, 4)), rng.normal(loc=0.5, size=(50, 4))
@@ -82,6 +94,7 @@ def test_separability_is_seeded():
         (lambda: centroid_distance(np.zeros((2, 3)), np.ones((2, 3))), "all-zero"),
         (lambda: centroid_distance(np.array([[1.0], [1.0], [np.inf]]), np.ones((2, 1))), "first in row 2"),
         (lambda: separability(np.ones((3, 2)), np.ones((9, 2))), r"folds must be in 2\.\.3"),
+        (lambda: separability(*np.ones((2, 9, 2)), image_ids=np.arange(9) // 3), r"folds must be in 2\.\.3"),
         (lambda: alignment_metrics(np.ones((3, 2)), np.ones((3, 2)), caption_ids=["a"]), "caption_ids must have"),
     ],
 )

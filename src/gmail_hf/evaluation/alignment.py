@@ -14,7 +14,7 @@ from .embedding import embed_batch
 from .measure import Example, Measured, Settings, interval, recall_intervals
 from .sources import Source
 
-MIN_PAIRS = 10  # the folds and the figure need them
+MIN_PAIRS, MIN_IMAGES = 10, 5  # the figure and the folds need them
 EXAMPLES = 12
 
 
@@ -34,7 +34,8 @@ def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Set
         embeddings.
 
     Raises:
-        ValueError: fewer than 10 pairs, or an image is unreadable or has an embedding that is not finite.
+        ValueError: fewer than 10 pairs or 5 different real images, or an image is unreadable or has an embedding that
+            is not finite.
         ImportError: scikit-learn or matplotlib is missing.
     """
     ways = {"real": ("real_image", "real"), "before": ("generated_image", "real")}
@@ -56,8 +57,12 @@ def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Set
             found = caption_ids(captions, getattr(processor, "tokenizer", None))
             ids += [(str(caption), str(row["image_id"])) for caption, row in zip(found, rows, strict=True)]
             bar.update(len(rows))
-    if len(ids) < MIN_PAIRS:
-        raise ValueError(f"Alignment needs at least {MIN_PAIRS} pairs; '{source.name}' has {len(ids)}.")
+    images = len({image_id for _, image_id in ids})
+    if len(ids) < MIN_PAIRS or images < MIN_IMAGES:
+        raise ValueError(
+            f"Alignment needs at least {MIN_PAIRS} pairs with {MIN_IMAGES} different real images; '{source.name}' has "
+            f"{len(ids)} pairs with {images} real images."
+        )
     generated = {name: np.concatenate(parts) for name, parts in embeds.items()}
     real = generated.pop("real")
     both = np.array(ids)
@@ -65,7 +70,7 @@ def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Set
     scores, intervals, figures = {}, {}, {}
     for when, moved in generated.items():
         found = alignment_metrics(moved, real, caption_keys, image_ids)
-        found["separability"] = separability(moved, real, settings.seed)
+        found["separability"] = separability(moved, real, settings.seed, image_ids=image_ids)
         ranks = retrieval_ranks(moved, real, both, both)
         means = {
             "paired_cosine": interval((moved * real).sum(axis=1), settings),
@@ -75,7 +80,8 @@ def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Set
         intervals |= {f"{name}_{when}": ends for name, ends in means.items()}
     if "after" in generated:
         picture = BytesIO()
-        plot_embeddings(picture, real, generated["before"], generated["after"], seed=settings.seed)
+        moved = generated["before"], generated["after"]
+        plot_embeddings(picture, real, *moved, seed=settings.seed, image_ids=image_ids)
         figures["Embeddings before and after alignment"] = picture.getvalue()
     return Measured(
         scores=scores, intervals=intervals, counts={"pairs": len(real)}, examples=examples, figures=figures

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._checks import check_pairs, check_same_dim, l2_normalize
+from ._checks import check_labels, check_pairs, check_same_dim, l2_normalize
 from .ranks import recall_at_k, retrieval_ranks
 from .readout import standardized_regression
 
@@ -52,7 +52,9 @@ def centroid_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.linalg.norm(first.mean(axis=0) - second.mean(axis=0)))
 
 
-def separability(generated: np.ndarray, real: np.ndarray, seed: int = 0, folds: int = 5) -> float:
+def separability(
+    generated: np.ndarray, real: np.ndarray, seed: int = 0, folds: int = 5, image_ids: np.ndarray | None = None
+) -> float:
     """Cross-validated accuracy of a logistic probe between generated and real: 0.5 is chance, 1.0 full separation.
 
     Embeddings are L2-normalised, then standardised with the training folds and classified by scikit-learn's
@@ -63,22 +65,29 @@ def separability(generated: np.ndarray, real: np.ndarray, seed: int = 0, folds: 
         generated: (n, dim) embeddings.
         real: (m, dim) embeddings.
         seed: seed of the folds.
-        folds: at least 2, at most min(n, m).
+        folds: at least 2, at most min(n, m) or the number of different ids.
+        image_ids: (n,) ids of the real images, if n = m. All rows of an image are then in the same fold. Needed if a
+            real image occurs in several pairs: a probe that was trained on its copy would recognise it.
 
     Raises:
-        ValueError: invalid embeddings, or fewer rows than folds.
+        ValueError: invalid embeddings, ids of the wrong length, or fewer rows or ids than folds.
         ImportError: scikit-learn is missing.
     """
     generated, real = l2_normalize(generated, "generated"), l2_normalize(real, "real")
     check_same_dim(generated, real, "generated and real")
-    if not 2 <= folds <= min(len(generated), len(real)):
-        raise ValueError(
-            f"folds must be in 2..{min(len(generated), len(real))}, the size of the smaller set, got {folds}"
-        )
+    rows = np.arange(max(len(generated), len(real)))
+    if image_ids is not None:
+        check_pairs(generated, real, "generated and real")
+        image_ids = check_labels(image_ids, len(real), "image_ids")
+        _, first, codes = np.unique(image_ids, return_index=True, return_inverse=True)
+        rows = first.argsort().argsort()[codes]  # numbered by their first rows
+    count = rows.max() + 1
+    common = min(len(generated), len(real), count)
+    if not 2 <= folds <= common:
+        raise ValueError(f"folds must be in 2..{common}, the number of images in the smaller set, got {folds}")
     # Shuffled over the rows that both sets have, so that each fold contains rows of both.
-    common = min(len(generated), len(real))
     rng = np.random.default_rng(seed)
-    fold_of_row = np.concatenate([rng.permutation(common), np.arange(common, max(len(generated), len(real)))]) % folds
+    fold_of_row = (np.concatenate([rng.permutation(common), np.arange(common, count)]) % folds)[rows]
     fold = np.concatenate([fold_of_row[: len(generated)], fold_of_row[: len(real)]])
     points = np.concatenate([generated, real])
     is_real = np.repeat([False, True], [len(generated), len(real)])

@@ -27,6 +27,7 @@ def plot_embeddings(
     max_points: int = 500,
     num_lines: int = 12,
     seed: int = 0,
+    image_ids: np.ndarray | None = None,
 ) -> None:
     """Draw held-out pairs before and after alignment in two panels.
 
@@ -41,9 +42,10 @@ def plot_embeddings(
         max_points: number of pairs to draw, sampled if there are more. t-SNE takes minutes beyond a few thousand.
         num_lines: number of pairs connected by a line.
         seed: seed of the sampled pairs, t-SNE and the separability folds.
+        image_ids: (n,) ids of the real images, see `separability`.
 
     Raises:
-        ValueError: invalid embeddings (the error gives the row), or fewer than 10 pairs.
+        ValueError: invalid embeddings (the error gives the row), fewer than 10 pairs, or fewer than 5 real images.
         ImportError: scikit-learn or matplotlib is missing.
     """
     real, before, after = l2_normalize(real, "real"), l2_normalize(before, "before"), l2_normalize(after, "after")
@@ -79,7 +81,7 @@ def plot_embeddings(
             0,
             1.02,
             f"paired cosine {paired_cosine(embeds, real):.2f}    "
-            f"separability {separability(embeds, real, seed=seed):.0%} (chance 50%)",
+            f"separability {separability(embeds, real, seed, image_ids=image_ids):.0%} (chance 50%)",
             transform=ax.transAxes,
             fontsize=11,
             color=INK,

@@ -30,7 +30,7 @@ class PairEmbeddings:
         generated: f_r(x_g), the generated images through the real branch.
         real: f_r(x_r).
         aligned: row name -> f_g(x_g) of an aligned model.
-        caption_ids, image_ids: (n,) ids or None; see `alignment_metrics`.
+        caption_ids, image_ids: (n,) ids or None; see `alignment_metrics` and `separability`.
     """
 
     generated: np.ndarray
@@ -131,7 +131,7 @@ def _alignment(embeds: np.ndarray | None, heldout: PairEmbeddings, seed: int) ->
     if embeds is None:
         return dict.fromkeys(ALIGNMENT)
     metrics = alignment_metrics(embeds, heldout.real, heldout.caption_ids, heldout.image_ids)
-    metrics["separability"] = separability(embeds, heldout.real, seed=seed)
+    metrics["separability"] = separability(embeds, heldout.real, seed, image_ids=heldout.image_ids)
     return {name: metrics[name] for name in ALIGNMENT}
 
 
