@@ -321,6 +321,18 @@ def test_a_folder_of_generated_images_with_captions(tmp_path, processor, capsys)
     assert "does not see its own mistakes" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("command", "default"), [("curate", "curated"), ("diagnose", "diagnosis")])
+def test_an_output_folder_among_the_images_is_refused(command, default, tmp_path, monkeypatch, capsys):
+    """The mask and the JSON would be read as tables of the data set."""
+    picture(0).save(tmp_path / "0.png")
+    monkeypatch.chdir(tmp_path)
+    for options in (["--dataset", "."], ["--dataset", str(tmp_path), "--output_dir", f"sub/{default}"]):
+        with pytest.raises(SystemExit):
+            cli.run(command, ["--model", "x", *options])
+        assert f"{default}' is inside '{options[1]}', which this command reads" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["0.png"]
+
+
 @pytest.mark.parametrize(
     ("command", "first_use"),
     [("caption", "gmail_hf.captioners.check_captions"), ("vlm", "gmail_hf.commands.bundled.conversations")],

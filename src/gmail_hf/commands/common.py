@@ -4,6 +4,7 @@ import logging
 import math
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import lock_folder, unlock_folder
@@ -126,6 +127,20 @@ class MeasuringArguments:
 
         model, processor = load_two_branches(name, revision, dtype=torch.float32)
         return model.to(device_of(self.device)).eval(), processor
+
+
+def check_output_outside(output_dir: str, *sources: str | None) -> None:
+    """
+    Raises:
+        ValueError: the output folder is one of these folders, or inside it.
+    """
+    folder = Path(output_dir).resolve()
+    for source in sources:
+        if source and Path(source).is_dir() and folder.is_relative_to(Path(source).resolve()):
+            raise ValueError(
+                f"--output_dir '{output_dir}' is inside '{source}', which this command reads: its files would look "
+                "like other data or another model. Choose a folder outside."
+            )
 
 
 def hold_output_dir(args: Any) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import write_file
 from .cli import run
-from .common import MeasuringArguments, hold_output_dir, logger
+from .common import MeasuringArguments, check_output_outside, hold_output_dir, logger
 from .options import option, parse
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class CurationArguments(MeasuringArguments):
 def main(argv: Sequence[str]) -> dict:
     """Curate the images, write the mask, the JSON and the report, and return the content of the JSON."""
     (args,) = parse(argv, "curate", __doc__, (CurationArguments,))
+    check_output_outside(args.output_dir, args.dataset, args.real_dataset)
     hold_output_dir(args)
 
     from ..evaluation import environment

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..files import write_file
 from .cli import run
-from .common import MeasuringArguments, hold_output_dir, logger
+from .common import MeasuringArguments, check_output_outside, hold_output_dir, logger
 from .options import option, parse
 
 
@@ -38,6 +38,7 @@ class DiagnosisArguments(MeasuringArguments):
 def main(argv: Sequence[str]) -> dict:
     """Diagnose the pairs, write the JSON and the report, and return the content of the JSON."""
     (args,) = parse(argv, "diagnose", __doc__, (DiagnosisArguments,))
+    check_output_outside(args.output_dir, args.dataset)
     hold_output_dir(args)
 
     from ..evaluation import diagnose, diagnosis_html, environment

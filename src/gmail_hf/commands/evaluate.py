@@ -40,7 +40,7 @@ from pathlib import Path
 
 from ..files import write_file
 from .cli import run
-from .common import DTYPES, REVISION, device_of, hold_output_dir, logger
+from .common import DTYPES, REVISION, check_output_outside, device_of, hold_output_dir, logger
 from .options import REQUIRED, option, parse
 
 
@@ -109,13 +109,8 @@ def main(argv: Sequence[str]) -> dict[str, dict]:
         folder = card_file(args.card).parent
         if Path(args.model).is_dir() and Path(folder, "config.json").exists() and not folder.samefile(args.model):
             raise ValueError(f"--card belongs to the model in '{folder}', not to --model '{args.model}'.")
-    folder = Path(args.output_dir).resolve()
-    for read in (args.model, args.captioner, args.clip_score_model, *places.values(), *train_places.values()):
-        if read and Path(read).is_dir() and folder.is_relative_to(Path(read).resolve()):
-            raise ValueError(
-                f"--output_dir '{args.output_dir}' is inside '{read}', which the evaluation reads: its results would "
-                "look like a change of model or data. Choose a folder outside."
-            )
+    models = args.model, args.captioner, args.clip_score_model
+    check_output_outside(args.output_dir, *models, *places.values(), *train_places.values())
     device = device_of(args.device)
     scorer = load_model(args.clip_score_model, device=device) if args.clip_score_model else None
     if scorer and not (scorer.embeds and scorer.reads_text):
