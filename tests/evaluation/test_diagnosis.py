@@ -82,6 +82,7 @@ def folder(tmp_path, clip_folder, processor):
     """60 pairs of noise with labels, each real image twice; a model with a trained gen branch."""
     pairs = make_pairs(60, bad_real=(3,), captions=["a cat", "a dog"] * 30)
     pairs = pairs.add_column("kind", [[i % 2, i // 2 % 2] for i in range(60)])
+    pairs = pairs.add_column("tags", [["new"] * (i % 3) for i in range(60)])
     ids = [f"id-{i % 50}" for i in range(60)]
     pairs.remove_columns("image_id").add_column("image_id", ids).save_to_disk(tmp_path / "pairs")
     make_model(clip_folder).save_pretrained(tmp_path / "trained")
@@ -136,11 +137,12 @@ def test_the_command_is_one_that_train_takes(name, folder, clip_folder, monkeypa
     monkeypatch.setattr(diagnosis, "advise", lambda *_: (["Train."], recipe))
     pairs = datasets.load_from_disk(folder / "pairs")
     datasets.DatasetDict(train=pairs.select([0]), test=pairs).save_to_disk(folder / "splits")
-    options = ["--dataset", str(folder / "splits"), "--split", "test"]
+    options = ["--dataset", str(folder / "splits"), "--split", "test", "--model_revision", "v2"]
     command = run(folder, clip_folder if name == "base" else folder / "trained", *options)["command"]
     model, data, training = parse_args([*command[2:], "--use_cpu", "--report_to", "none"])
     assert command[:2] == ["gmail-hf", "train"] and model.model == str(clip_folder)
     assert data.dataset == str(folder / "splits") and data.split == ("test" if name == "base" else "train")
+    assert model.model_revision == ("v2" if name == "base" else None)
     assert (training.recipe, training.pairing) == ("robust", "none")
 
 
@@ -149,6 +151,7 @@ def test_the_command_is_one_that_train_takes(name, folder, clip_folder, monkeypa
     [
         (["--label_column", "class"], "no label column 'class'"),
         (["--label_column", "real_image"], "'real_image' does not hold classes"),
+        (["--label_column", "tags"], "all lists need the same length"),
         (["--label_column", "image_id"], "No class of 'image_id' is in both halves"),
         (["--max_samples", "0"], "--max_samples must be at least 1"),
         (["--max_samples", "19"], "19 pairs with different real images can be read; at least 20 are needed"),

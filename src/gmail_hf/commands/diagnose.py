@@ -79,6 +79,8 @@ def _train_command(args: DiagnosisArguments, model: Any, rows: list[dict]) -> li
     base = model.config.base_model_name_or_path
     words = ["gmail-hf", "train", "--model", DIGITS if base == model_path(DIGITS) else base or args.model]
     sources = ["dataset", "dataset_config", "dataset_revision"]
+    if base in (None, args.model):  # otherwise it is the revision of a trained model
+        sources.append("model_revision")
     if AFTER not in {row["row"] for row in rows}:  # trained models are diagnosed on a split held out from training
         sources.append("split")
     for name in sources:

@@ -281,9 +281,13 @@ def _labels(pairs: Dataset, column: str) -> dict[str, np.ndarray]:
     for row, value in enumerate(values):
         if is_missing(value):
             raise ValueError(f"Row {row} has no '{column}'. Remove rows without labels, or leave out --label_column.")
-    values = np.array(values)
-    if values.ndim > 2 or values.dtype.kind == "O":
-        raise ValueError(f"Column '{column}' does not hold classes: a number, a text or a list of them per row.")
+    lengths = {len(value) if isinstance(value, list) else None for value in values}
+    values = np.array(values) if len(lengths) == 1 else None
+    if values is None or values.ndim > 2 or values.dtype.kind == "O":
+        raise ValueError(
+            f"Column '{column}' does not hold classes: each row needs a number, a text or a list of them, and all "
+            "lists need the same length."
+        )
     return {column: values} if values.ndim == 1 else {f"{column} {i}": task for i, task in enumerate(values.T)}
 
 
