@@ -63,7 +63,7 @@ def test_names_and_templates_of_class_folders(classes):
         [["a house cat", "the house cat"], ["a barn owl", "the barn owl"], ["a fox", "the fox"]]
     ]
     (classes / "classnames.txt").write_text("cat\nowl\n")
-    with pytest.raises(ValueError, match="has 2 lines for 3 class folders: list every folder, or write one line"):
+    with pytest.raises(ValueError, match="has 2 lines for 3 class folders of .* lacks .'red_fox'.: list all"):
         mine(classes)
 
 
@@ -72,6 +72,14 @@ def test_names_of_class_folders_in_another_order(classes):
     found = mine(classes)
     assert [row["cls"] for row in found.read()] == [3, 3, 2, 0]
     assert found.lines("classnames.txt") == ["red fox", "wolf", "owl", "cat"]
+
+
+def test_a_misspelt_name_of_a_class_folder_is_no_other_order(classes):
+    (classes / "classnames.txt").write_text("red fox\ncats\nowl\n")
+    with pytest.raises(ValueError, match=r"3 lines for 3 class folders of .* lacks \['cat'\].* order cat, owl, red"):
+        mine(classes)
+    (classes / "classnames.txt").write_text("red fox\ncat\nowl\n", encoding="utf-8-sig")  # as Windows writes it
+    assert [row["cls"] for row in mine(classes).read()] == [1, 1, 2, 0]
 
 
 def test_class_folders_of_other_splits_are_no_classes(classes):
@@ -246,8 +254,43 @@ def test_labels_are_found_among_the_names(tmp_path):
         assert [row["cls"] for row in found.read()] == numbers
         assert found.lines("classnames.txt") == names.replace("_", " ").splitlines()
     (tmp_path / "classnames.txt").write_text("house cat\nowl\nfox\n")
-    with pytest.raises(ValueError, match="has 2 labels, but classnames.txt has 3 lines: list every label"):
+    with pytest.raises(ValueError, match="has 3 lines for 2 labels of .* order cat, red_fox"):
         mine(tmp_path / "labels.csv")
+
+
+def test_class_labels_are_found_among_the_names(tmp_path):
+    features = Features({"image": Image(), "label": ClassLabel(names=["red_fox", "cat"])})
+    rows = Dataset.from_dict({"image": [picture(i) for i in range(3)], "label": [1, 0, 1]}, features)
+    rows.to_parquet(tmp_path / "test.parquet")
+    for names, numbers in (
+        (None, [1, 0, 1]),
+        ("cat\nred fox\n", [0, 1, 0]),
+        ("cat\nowl\nred_fox\n", [0, 2, 0]),
+        ("fox\nhouse cat\n", [1, 0, 1]),
+    ):
+        if names is not None:
+            (tmp_path / "classnames.txt").write_text(names)
+        found = mine(tmp_path / "test.parquet")
+        assert [row["cls"] for row in found.read()] == numbers
+        assert found.lines("classnames.txt") == (names or "red fox\ncat").replace("_", " ").splitlines()
+    (tmp_path / "classnames.txt").write_text("house cat\nowl\nfox\n")
+    with pytest.raises(ValueError, match="has 3 lines for 2 labels of .* order red_fox, cat"):
+        mine(tmp_path / "test.parquet")
+
+
+def test_the_revision_of_a_table_changes_with_its_images_and_class_names(tmp_path):
+    for i in range(2):
+        picture(i).save(tmp_path / f"{i}.png")
+    place = tmp_path / "labels.csv"
+    place.write_text("image,label\n0.png,cat\n1.png,dog\n")
+    revisions = [mine(place).revision]
+    picture(7).save(tmp_path / "other.png")
+    assert mine(place).revision == revisions[0]
+    (tmp_path / "templates.txt").write_text("the {c}\n")
+    revisions.append(mine(place).revision)
+    picture(7, "L").save(tmp_path / "1.png")
+    revisions.append(mine(place).revision)
+    assert len(set(revisions)) == 3
 
 
 def test_labels_that_are_missing_or_unclear_are_refused(tmp_path):

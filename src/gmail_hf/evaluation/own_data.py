@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Image
+from datasets import Dataset, Image
 
 from ..publishing.provenance import local_path
 from ..training.columns import LABELS, find_column
@@ -16,6 +16,7 @@ from ..training.sources import load_rows
 from .registry import ALIGNMENT, CAPTIONING, LAYOUTS, PROBE, RETRIEVAL, ZERO_SHOT, Benchmark
 
 CLASS_NAMES, TEMPLATES = LAYOUTS["classes"].files
+TEXTS = (CLASS_NAMES, TEMPLATES, "templates.txt")
 DEFAULT_TEMPLATE = "a photo of a {c}."
 OWN_DATA = "own data"
 SPLITS = {"train", "val", "valid", "validation", "dev", "test"}  # folders with these names are no classes
@@ -60,14 +61,14 @@ def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lin
     """
     Read images with a label column. Labels are line numbers of classnames.txt, or names: its lines in any order, or
     other names, which its lines follow in alphabetical order. Without classnames.txt, the classes are the names in
-    alphabetical order.
+    alphabetical order. A `ClassLabel` is its names, in its own order.
 
     Returns:
         `read` and `lines` of a [`Source`].
 
     Raises:
         ValueError: there is no image or label column, a row has no label, numeric labels have no names, or
-            classnames.txt lacks a label and has more or fewer lines than there are labels.
+            classnames.txt lacks a label and does not have one line per label in their order.
     """
     label, image = _label_column(rows), find_column(rows, "real_image")
     if label is None or image is None or not isinstance(rows.features[image], Image):
@@ -76,18 +77,14 @@ def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lin
     missing = next((row for row, value in enumerate(values) if value is None or value in ("", -1)), None)
     if missing is not None:
         raise ValueError(f"Row {missing} of '{name}' has no '{label}'.")
-    names = _lines_of((CLASS_NAMES,), lines) or getattr(feature, "names", None)
-    if not isinstance(feature, ClassLabel) and not all(str(value).isdecimal() for value in values):
-        classes = sorted({str(value) for value in values})
+    names, listed = _lines_of((CLASS_NAMES,), lines), getattr(feature, "names", None)
+    if listed or not all(str(value).isdecimal() for value in values):
+        texts = [feature.int2str(value) if listed else str(value) for value in values]
+        classes = listed or sorted(set(texts))
         names = names or classes
-        numbered = _numbers(classes, names)
-        if numbered is None:
-            raise ValueError(
-                f"'{name}' has {len(classes)} labels, but {CLASS_NAMES} has {len(names)} lines: list every label in "
-                f"{CLASS_NAMES}, or write one line per label, in alphabetical order of the labels."
-            )
-        values = [numbered[str(value)] for value in values]
-    if names is None:
+        numbered = _numbers(classes, names, f"labels of '{name}'")
+        values = [numbered[text] for text in texts]
+    if not names:
         raise ValueError(
             f"Column '{label}' of '{name}' has numbers without names: add {CLASS_NAMES} next to the data, with one "
             "line per class, starting at 0."
@@ -101,25 +98,36 @@ def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lin
     return read, _texts(names, lines)
 
 
-def _numbers(classes: list[str], names: list[str]) -> dict[str, int] | None:
+def _numbers(classes: list[str], names: list[str], what: str) -> dict[str, int]:
     """
     Return the number of each class, its row in `names`. If all classes are in `names`, where `_` equals a space, order
     and further names do not matter. Otherwise `names` are other words for the classes, in the same order.
 
-    Returns:
-        The numbers, or None if `names` are neither.
+    Args:
+        what: what the classes are, for the error.
+
+    Raises:
+        ValueError: `names` are neither.
     """
     lines = [name.strip().replace("_", " ") for name in names]
     rows = {line: number for number, line in enumerate(lines)}
     words = [label.strip().replace("_", " ") for label in classes]
     if len(rows.keys() & set(words)) == len(words):
         return {label: rows[word] for label, word in zip(classes, words, strict=True)}
-    return {label: number for number, label in enumerate(classes)} if len(names) == len(classes) else None
+    pairs = [*zip(words, lines, strict=False)]
+    if len(lines) != len(words) or any(word in rows and word != line for word, line in pairs):
+        lacking = [label for label, word in zip(classes, words, strict=True) if word not in rows]
+        order = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
+        raise ValueError(
+            f"{CLASS_NAMES} has {len(names)} lines for {len(classes)} {what}, and lacks {lacking[:5]}: list all of "
+            f"them, or write one other name per line in the order {order}."
+        )
+    return {label: number for number, label in enumerate(classes)}
 
 
 def _texts(names: list[str], lines: Lines) -> Lines:
     """Return a function that gives the class names and the templates, or the default template."""
-    templates = _lines_of((TEMPLATES, "templates.txt"), lines) or [DEFAULT_TEMPLATE]
+    templates = _lines_of(TEXTS[1:], lines) or [DEFAULT_TEMPLATE]
     return {CLASS_NAMES: [name.replace("_", " ") for name in names], TEMPLATES: templates}.__getitem__
 
 
@@ -161,16 +169,11 @@ def class_rows(path: Path, split: str, lines: Lines) -> tuple[str, Callable, Lin
     name the folders in alphabetical order.
 
     Raises:
-        ValueError: classnames.txt lacks a folder, and the number of its lines differs from the number of folders.
+        ValueError: classnames.txt lacks a folder and does not have one line per folder in their order.
     """
     folders = class_folders(path, split)
     names = _lines_of((CLASS_NAMES,), lines) or [folder.name for folder in folders]
-    numbered = _numbers([folder.name for folder in folders], names)
-    if numbered is None:
-        raise ValueError(
-            f"'{path / CLASS_NAMES}' has {len(names)} lines for {len(folders)} class folders: list every folder, or "
-            "write one line per folder, in alphabetical order of the folders."
-        )
+    numbered = _numbers([folder.name for folder in folders], names, f"class folders of '{path}'")
 
     def read(limit: int | None) -> Iterator[dict[str, Any]]:
         rows = (

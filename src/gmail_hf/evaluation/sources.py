@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -16,12 +16,12 @@ from huggingface_hub import HfApi, hf_hub_download
 from PIL import Image as PILImage
 
 from ..publishing.provenance import local_path
-from ..training.columns import is_missing
+from ..training.columns import is_missing, paths_of
 from ..training.data import BadImageError, column_names, decode_image, undecoded
 from ..training.loading import as_pairs
 from ..training.sources import load_rows
 from ..training.tars import unique_keys
-from .own_data import OWN_DATA, SPLITS, class_folders, class_rows, labelled_rows
+from .own_data import OWN_DATA, SPLITS, TEXTS, class_folders, class_rows, labelled_rows
 from .registry import ALIGNMENT, LAYOUTS, RETRIEVAL, ZERO_SHOT, Benchmark, ZeroShotQuestions
 
 SHAREGPT4V_FILE, SHAREGPT4V_ROWS = "share-captioner_coco_lcs_sam_1246k_1107.json", 1000
@@ -95,8 +95,8 @@ def open_source(
     if benchmark.rows is not None and dataset is None:
         split, revision, read, lines = benchmark.split, f"gmail-hf {version('gmail-hf')}", benchmark.rows, _no_lines
     elif path := local_path(name, "data set"):
-        revision = fingerprint(path)
-        split, read, lines = _local_rows(path, benchmark, any_split)
+        split, read, lines, others = _local_rows(path, benchmark, any_split)
+        revision = fingerprint(path, others)
     else:
         split, revision, read, lines = _hub_rows(name, benchmark, any_split)
     try:
@@ -183,18 +183,18 @@ def read_image(cell: Any, where: str) -> PILImage.Image:
         raise ValueError(f"{where}: {error}.") from error
 
 
-def fingerprint(path: str | os.PathLike) -> str:
+def fingerprint(path: str | os.PathLike, others: Iterable[Path] = ()) -> str:
     """
     Hash the names, sizes and times of the files at a path, to identify local data and models without a commit. The
-    card is ignored, because it changes when scores are added.
+    card is ignored, because it changes when scores are added. `others` are files elsewhere that belong to the data.
     """
     digest = hashlib.blake2b(digest_size=8)
-    files = [Path(path)] if Path(path).is_file() else sorted(file for file in Path(path).rglob("*") if file.is_file())
-    for file in files:
-        if file.name == "README.md":
-            continue
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    names = {file: str(file.relative_to(path)) for file in files if file.name != "README.md"}
+    for file, name in {**names, **{file: str(file) for file in others}}.items():
         stat = file.stat()
-        digest.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return f"files {digest.hexdigest()}"
 
 
@@ -215,18 +215,21 @@ def _nonempty(name: str, lines: Callable[[str], list[str]]) -> Callable[[str], l
     return read
 
 
-def _local_rows(path: Path, benchmark: Benchmark, any_split: bool) -> tuple[str, Callable, Callable]:
+def _local_rows(path: Path, benchmark: Benchmark, any_split: bool) -> tuple[str, Callable, Callable, list[Path]]:
+    """Return split, `read` and `lines` of local data, and the files outside of `path` that belong to them."""
+    folder = (path if path.is_dir() else path.parent).absolute()
+
     def lines(file: str) -> list[str]:
-        return (path if path.is_dir() else path.parent).joinpath(file).read_text(encoding="utf-8").splitlines()
+        return folder.joinpath(file).read_text(encoding="utf-8-sig").splitlines()
 
     annotations = path / SHAREGPT4V_FILE
     if benchmark.layout == "sharegpt4v" and annotations.exists():
-        return "first 1,000 rows", lambda limit: _sharegpt4v_rows(annotations, limit), lines
+        return "first 1,000 rows", lambda limit: _sharegpt4v_rows(annotations, limit), lines, []
     if benchmark.layout == "urban1k" and (path / "caption").is_dir():
-        return benchmark.split, lambda limit: islice(_urban1k_rows(path), limit), lines
+        return benchmark.split, lambda limit: islice(_urban1k_rows(path), limit), lines, []
     if any((path / benchmark.split).glob("*.tar")):
         tars = f"{glob.escape(str(path / benchmark.split))}/*.tar"
-        return benchmark.split, _streamed(_webdataset(tars, benchmark.split)), lines
+        return benchmark.split, _streamed(_webdataset(tars, benchmark.split)), lines, []
     if benchmark.layout == "classes":
         if (
             not any_split
@@ -235,10 +238,14 @@ def _local_rows(path: Path, benchmark: Benchmark, any_split: bool) -> tuple[str,
         ):
             raise ValueError(f"'{path}' has no folder '{benchmark.split}'.")
         if class_folders(path, benchmark.split):
-            return class_rows(path, benchmark.split, lines)
+            return *class_rows(path, benchmark.split, lines), []
     if benchmark.layout in ("mmmu", "pope") and path.is_dir():
-        return (*_configured(str(path), benchmark, None, any_split), lines)
-    return _table_rows(str(path), benchmark, lines, any_split)
+        return *_configured(str(path), benchmark, None, any_split), lines, []
+    split, read, lines_of_rows, images = _table_rows(str(path), benchmark, lines, any_split)
+    texts = [folder / file for file in TEXTS] if benchmark.layout == "classes" else []
+    known = {path.absolute(), path.resolve()}
+    others = [file for file in (*texts, *images) if known.isdisjoint((file, *file.parents)) and file.exists()]
+    return split, read, lines_of_rows, others
 
 
 def _table_rows(
@@ -247,15 +254,16 @@ def _table_rows(
     lines: Callable[[str], list[str]],
     any_split: bool,
     revision: str | None = None,
-) -> tuple[str, Callable, Callable]:
-    """Read images with labels or captions in any format of `load_rows`."""
+) -> tuple[str, Callable, Callable, list[Path]]:
+    """Read images with labels or captions in any format of `load_rows`. The last result lists the image files."""
     rows = load_rows(name, benchmark.split, revision=revision, any_split=any_split)
     split = str(rows.split or benchmark.split)
+    images = sorted({Path(path) for column in rows.column_names for path in paths_of(rows, column) if path})
     if benchmark.layout == "classes":
-        return split, *labelled_rows(rows, name, lines)
+        return split, *labelled_rows(rows, name, lines), images
     if RETRIEVAL in benchmark.tasks:
         rows = as_pairs(rows, name)
-    return split, _streamed(rows), lines
+    return split, _streamed(rows), lines, images
 
 
 def _hub_rows(name: str, benchmark: Benchmark, any_split: bool) -> tuple[str, str, Callable, Callable]:
@@ -278,7 +286,7 @@ def _hub_rows(name: str, benchmark: Benchmark, any_split: bool) -> tuple[str, st
         shards = f"hf://datasets/{name}@{revision}/{benchmark.split}/*.tar"
         return benchmark.split, revision, _streamed(_webdataset(shards, benchmark.split)), lines
     if benchmark.source == OWN_DATA:
-        split, read, lines = _table_rows(name, benchmark, lines, any_split, revision)
+        split, read, lines, _ = _table_rows(name, benchmark, lines, any_split, revision)
         return split, revision, read, lines
     split, read = _configured(name, benchmark, revision, any_split)
     return split, revision, read, lines
