@@ -138,7 +138,8 @@ def attach_branches(
 
     Raises:
         ValueError: the model has no vision tower, several, or one with branches; a target matches nothing or would
-            have no effect; linear layers are quantised; a setting is out of range.
+            have no effect; linear layers are quantised.
+        huggingface_hub.errors.StrictDataclassClassValidationError: a setting is out of range.
     """
     fields = {
         "lora_rank": rank,
@@ -172,7 +173,7 @@ def from_vlm(
             `dtype` and `device_map`, are passed to `AutoModelForImageTextToText.from_pretrained`.
 
     Raises:
-        ValueError, OSError: as in [`attach_branches`] and [`load_branches`].
+        ValueError, OSError, StrictDataclassClassValidationError: as in [`attach_branches`] and [`load_branches`].
     """
     fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AdapterFields.__dataclass_fields__}
     if fields and gmail is not None:

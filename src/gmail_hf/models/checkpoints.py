@@ -82,7 +82,8 @@ class GmailCheckpoints(StrictLoading):
                 record a `subfolder`: load the base with `from_base` again, then the adapters with `load_adapters`.
 
         Raises:
-            ValueError: a field is invalid; the checkpoint is of another type, lacks weights or already has branches.
+            ValueError: a field is unknown; the checkpoint is of another type, lacks weights or already has branches.
+            huggingface_hub.errors.StrictDataclassClassValidationError: a field is out of range.
             OSError: the weights exist only as a pickle.
         """
         own = cls.config_class.own_fields()
