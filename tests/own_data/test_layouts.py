@@ -466,6 +466,15 @@ def test_without_ids_rows_of_one_photograph_are_one_image(images, caplog):
     assert "using the path of the real image as the id" in caplog.text
 
 
+def test_an_empty_cell_does_not_change_the_ids_of_other_rows(images, caplog):
+    columns = table()
+    columns["real_image"] = [columns["real_image"][i] for i in (0, 0, 1)] + [""]
+    del columns["image_id"]
+    rows = load_pairs(str(write_csv(images / "pairs.csv", columns)))
+    assert rows["image_id"][:] == ["0.png", "0.png", "1.png", "3"]
+    assert "using the path of the real image, or else the row number, as the id" in caplog.text
+
+
 def test_lists_of_captions_become_rows(images):
     columns = table()
     columns["captions"] = [

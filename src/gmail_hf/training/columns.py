@@ -125,10 +125,12 @@ def with_ids(dataset: Dataset, name: str) -> Dataset:
     """
     if "image_id" not in dataset.column_names:
         paths = list(paths_of(dataset, "real_image")) if "real_image" in dataset.column_names else []
-        if paths and not any(path is None or "://" in path for path in paths):
+        files = [path for path in paths if path is not None]
+        if files and not any("://" in path for path in files):
             # Predictions contain the ids and may be published, so ids must not contain this machine's paths.
-            folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-            ids, origin = [os.path.relpath(path, folder) for path in paths], "the path of the real image"
+            folder = os.path.commonpath([os.path.dirname(path) for path in files])
+            ids = [os.path.relpath(path, folder) if path else str(row) for row, path in enumerate(paths)]
+            origin = "the path of the real image" + ", or else the row number," * (len(files) < len(paths))
         else:
             ids, origin = [str(row) for row in range(len(dataset))], "the row number"
         logger.warning(f"'{name}' has no column 'image_id': using {origin} as the id.")

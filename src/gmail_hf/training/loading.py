@@ -30,7 +30,7 @@ def load_pairs(
 
     Returns:
         Pairs with one caption each; a row with a list of captions becomes several rows. `image_id` is text. If the
-        column is missing, it is the path of the real image, or else the row number. Rows of single real and generated
+        column is missing, it is the path of each real image, or else the row number. Rows of single real and generated
         images are paired by id or caption. Requested columns that the data set lacks are left out.
 
     Raises:
