@@ -1,5 +1,7 @@
 """Embeddings of data sets and their cache: equal to fresh ones, read when current, never when stale."""
 
+import zipfile
+
 import datasets
 import numpy as np
 import pytest
@@ -223,6 +225,18 @@ def test_image_file_that_changed_on_disk_makes_a_new_key(model, processor, tmp_p
     after = embeds_array(cached_embeds(dataset, "real_image", model, processor))
     np.testing.assert_array_equal(before[[0, 2]], after[[0, 2]])
     assert not np.allclose(before[1], after[1], atol=1e-3)
+
+
+def test_archive_that_changed_on_disk_makes_a_new_key(model, processor, tmp_path):
+    paths = [f"zip://{i}.png::{tmp_path / 'images.zip'}" for i in range(3)]
+    dataset = datasets.Dataset.from_dict({"real_image": paths}).cast_column("real_image", datasets.Image())
+    embeds = []
+    for seed in (0, 50):
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+            for i in range(3):
+                archive.writestr(f"{i}.png", png(seed + i)["bytes"])
+        embeds.append(embeds_array(cached_embeds(dataset, "real_image", model, processor)))
+    assert np.isfinite(embeds).all() and not np.allclose(*embeds, atol=1e-3)
 
 
 def test_interrupted_run_goes_on_with_the_next_shard(model, processor, pairs, monkeypatch, forwards):

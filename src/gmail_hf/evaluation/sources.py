@@ -258,7 +258,8 @@ def _table_rows(
     """Read images with labels or captions in any format of `load_rows`. The last result lists the image files."""
     rows = load_rows(name, benchmark.split, revision=revision, any_split=any_split)
     split = str(rows.split or benchmark.split)
-    images = sorted({Path(path) for column in rows.column_names for path in paths_of(rows, column) if path})
+    named = {path for column in rows.column_names for path in paths_of(rows, column) if path}
+    images = sorted({Path(path.rpartition("::")[2]) for path in named})  # the archive of zip://1.png::images.zip
     if benchmark.layout == "classes":
         return split, *labelled_rows(rows, name, lines), images
     if RETRIEVAL in benchmark.tasks:

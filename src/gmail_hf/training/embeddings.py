@@ -340,6 +340,7 @@ def cache_key(dataset: Dataset, column: str, model: Any, processor: Any, modalit
     digest.update(f"{column} {len(dataset)} {dataset._fingerprint}".encode())
     # The data set's fingerprint does not depend on the content of the image files.
     for path in filter(None, paths_of(dataset, column)):
-        stat = os.stat(path) if os.path.exists(path) else None
+        file = path.rpartition("::")[2]  # the archive of zip://1.png::images.zip
+        stat = os.stat(file) if os.path.exists(file) else None
         digest.update(f"{path} {(stat.st_mtime_ns, stat.st_size) if stat else None}".encode())
     return digest.hexdigest()
