@@ -98,6 +98,10 @@ def test_a_repeated_generated_image_is_used_once(model, processor, fitted):
     assert [len(rows) for rows in fitted[0]] == [24, 24]
 
 
+def test_twenty_pairs_are_enough(model, processor):
+    assert fit_detector(model, processor, make_pairs(20))["images"] == 8
+
+
 def test_mistakes(model, clip_folder, processor, clip):
     pairs = make_pairs(24)
     with pytest.raises(ValueError, match=r"no column\(s\) \['generated_image'\]"):

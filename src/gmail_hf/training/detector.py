@@ -131,7 +131,9 @@ def detector_of(generated: np.ndarray, real: np.ndarray, modality: str = "gen", 
     parts = np.split(np.random.default_rng(seed).permutation(len(real)), ends)
     fit, calibrate, test = ((np.concatenate([generated[part], real[part]]), _is_generated(part)) for part in parts)
     probe = standardized_regression(max_iter=2000).fit(*fit)
-    calibrated = calibration.CalibratedClassifierCV(frozen.FrozenEstimator(probe), method="sigmoid").fit(*calibrate)
+    # All folds of a frozen estimator predict the same. The default of 5 would need 5 pairs.
+    calibrated = calibration.CalibratedClassifierCV(frozen.FrozenEstimator(probe), method="sigmoid", cv=2)
+    calibrated.fit(*calibrate)
     # The scaler, the regression and Platt's 1 / (1 + exp(a * logit + b)) are one linear map.
     scaler, regression = probe[0], probe[1]
     platt = calibrated.calibrated_classifiers_[0].calibrators[0]
