@@ -10,7 +10,7 @@ import torch
 from tiny import assert_equal, logged, make_clip, make_model, make_pairs, make_processor, weights
 from transformers import Trainer
 
-from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments
+from gmail_hf import GmailCLIPModel, GmailTrainer, GmailTrainingArguments, fit_detector
 from gmail_hf.training import embeddings
 from gmail_hf.training.data import GmailCollator
 from gmail_hf.training.losses import gmail_loss
@@ -104,6 +104,16 @@ def test_resumed_equals_straight_through(train, clip_folder, tmp_path, dropout):
     assert logged(resumed)[-3:] == logged(straight)[-3:]
     if not dropout:
         assert_equal(GmailCLIPModel.from_pretrained(tmp_path / "run" / "checkpoint-6").state_dict(), weights(straight))
+
+
+def test_a_resumed_run_keeps_the_detector(train, clip_folder, tmp_path):
+    detected = GmailCLIPModel.from_clip(clip_folder)
+    fit_detector(detected, make_processor(), make_pairs(20))
+    train(model=detected, max_steps=1, save_strategy="steps", save_steps=1)
+    fresh = GmailCLIPModel.from_clip(clip_folder)
+    train(model=fresh, resume=str(tmp_path / "run" / "checkpoint-1"), max_steps=2).save_model()
+    saved = GmailCLIPModel.from_pretrained(tmp_path / "run").detector
+    assert torch.equal(saved.weight, detected.detector.weight) and saved.scores == detected.detector.scores
 
 
 # Logs, evaluation, files

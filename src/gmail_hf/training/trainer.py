@@ -23,6 +23,7 @@ from ..files import write_file
 from ..metrics import alignment_metrics, image_text_retrieval
 from ..models.attached import attached_tower
 from ..models.base import GmailModel, GmailOutput, text_options
+from ..models.loading import find_detector
 from ..publishing.model_cards import write_card
 from ..publishing.provenance import PROVENANCE, name_pairs, provenance, weights_digest
 from ..publishing.results import read_json
@@ -71,9 +72,9 @@ class GmailTrainer(SafeTrainer):
     Train the branches of a [`GmailCLIPModel`] or of another base (Algorithm 1 of the paper, stage 1, and the text
     losses of stage 2).
 
-    The arguments are those of `Trainer`. The data sets hold pairs, see [`data`](data.py). The base is frozen. The
-    image adapters train if a loss aligns images, the `text` adapter trains if a loss uses captions. Images of a frozen
-    branch are embedded once, when the data set is first used.
+    The arguments are those of `Trainer`, without `model_init`. The data sets hold pairs, see [`data`](data.py). The
+    base is frozen. The image adapters train if a loss aligns images, the `text` adapter trains if a loss uses
+    captions. Images of a frozen branch are embedded once, when the data set is first used.
 
     Args:
         model ([`GmailCLIPModel`], [`GmailSiglipModel`], [`GmailDinov2Model`], ...): the model, or any model that
@@ -327,6 +328,8 @@ class GmailTrainer(SafeTrainer):
         (model or self.model).check_resumable(resume_from_checkpoint)
         self._check_same_run(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.model.detector is None:
+            self.model.detector = find_detector(self.model, resume_from_checkpoint)
         self.provenance["resumed"] = True
         log = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, TRAINER_STATE_NAME)).log_history
         self._skipped_before = max((entry.get("skipped_pairs", 0) for entry in log), default=0)
