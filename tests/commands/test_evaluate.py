@@ -103,7 +103,7 @@ def test_mistakes_are_told_before_any_work(run_evaluate, folders, tmp_path, benc
     assert not (tmp_path / "out").exists()
 
 
-def test_scores_go_into_a_card_and_leave_the_model_the_same(run_evaluate, folders, caplog):
+def test_scores_go_into_a_card_and_leave_the_model_the_same(run_evaluate, folders, tmp_path, caplog):
     readme = Path(folders["gmail"], "README.md")
     assert "Not run yet." in readme.read_text()
     options = ["--dataset", f"dtd={folders['dtd']}", "--card", folders["gmail"]]
@@ -116,6 +116,10 @@ def test_scores_go_into_a_card_and_leave_the_model_the_same(run_evaluate, folder
     content = readme.read_text()
     run_evaluate("dtd", *options)
     assert "DTD: zero_shot (finished)" in caplog.text and readme.read_text() == content
+    run_evaluate("dtd", *options, "--modality", "gen", "--output_dir", tmp_path / "gen")
+    entries = ModelCard.load(readme).data.eval_results
+    conditions = [entry.metric_args for entry in entries if entry.metric_type == "accuracy"]
+    assert conditions == [None, {"modality": "gen"}]
 
 
 def test_a_captioner_gets_its_own_scores_next_to_those_of_a_clip(run_evaluate, folders):

@@ -150,8 +150,23 @@ def benchmark_results(result: dict[str, Any]) -> list[EvalResult]:
         "dataset_args": {"limit": data["limit"]} if data["limit"] else None,
     }
     return [
-        entry for task, measured in result["tasks"].items() for entry in _entries(task, measured["scores"], shared)
+        entry
+        for task, measured in result["tasks"].items()
+        for entry in _entries(task, measured["scores"], {**shared, "metric_args": _conditions(result, task)})
     ]
+
+
+def _conditions(result: dict[str, Any], task: str) -> dict[str, Any] | None:
+    """Return the settings of a task that differ from the defaults. Scores under other settings are other entries."""
+    data, modality = result["dataset"], result["settings"]["modality"]
+    found = {}
+    if task != "alignment" and modality != "real":  # alignment measures both branches
+        found["modality"] = modality
+    if task == "probe" and data["train"]["name"] != data["name"]:
+        found["train_dataset"] = public_name(data["train"]["name"])
+    if task == "probe" and data["train"]["modality"] != modality:
+        found["train_modality"] = data["train"]["modality"]
+    return found or None
 
 
 def trainer_results(metrics: dict[str, Any], pairs: dict[str, Any]) -> list[EvalResult]:
