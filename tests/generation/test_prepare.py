@@ -12,7 +12,7 @@ from tiny import IMAGE_SIZE, make_pairs
 from gmail_hf.commands.bundled import synthesize
 from gmail_hf.commands.prepare import main
 from gmail_hf.generation.prepare import prepare_pairs
-from gmail_hf.training.data import GmailCollator
+from gmail_hf.training.data import GmailCollator, undecoded
 from gmail_hf.training.loading import load_pairs
 
 
@@ -41,10 +41,11 @@ def test_same_tensors(photographs, processor, tmp_path):
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0)
 
 
-def test_unreadable_images_stay_unreadable(processor, tmp_path):
-    pairs = make_pairs(6, bad_real=(4,))
+@pytest.mark.parametrize("bad", [{"bad_real": (4,)}, {"bad_generated": (1,)}])
+def test_unreadable_images_stay_unreadable(bad, processor, tmp_path):
+    pairs = make_pairs(6, **bad)
     prepared = prepare_pairs(pairs, processor, tmp_path / "prepared")
-    batch = GmailCollator(processor)(list(prepared.cast_column("real_image", Image(decode=False))))
+    batch = GmailCollator(processor)(list(undecoded(prepared)))
     assert batch["skipped_pairs"] == 1
 
 

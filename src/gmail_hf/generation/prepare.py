@@ -1,6 +1,9 @@
 """Decodes pairs in advance: raw pixels at the model's input size, in memory-mapped Arrow files."""
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +48,7 @@ def prepare_pairs(
         raise FileExistsError(f"'{output_dir}' already exists: choose another --output_dir.")
     image_processor = image_processor_of(processor)
     features, pairs = pairs.features, undecoded(pairs)
-    sizes = {
-        _resized(image_processor, decode_image(row["generated_image"])).nbytes
-        for row in pairs.select(range(min(4, len(pairs))))
-    }
+    sizes = {pixels.nbytes for pixels in islice(_readable(image_processor, pairs), 4)}
     if len(sizes) != 1:
         raise ValueError("The processor returns images of different sizes: let it crop, or resize to a fixed size.")
     # Twice, because the output of `map` is then saved again.
@@ -69,6 +69,13 @@ def prepare_pairs(
             desc="Preparing images",
         ).save_to_disk(folder)
     return Dataset.load_from_disk(output_dir)
+
+
+def _readable(image_processor: Any, pairs: Dataset) -> Iterator[np.ndarray]:
+    """Iterate over the resized generated images, without those that cannot be read."""
+    for row in pairs.select_columns(["generated_image"]):
+        with suppress(BadImageError):
+            yield _resized(image_processor, decode_image(row["generated_image"]))
 
 
 def _resized(image_processor: Any, image: Any) -> np.ndarray:
