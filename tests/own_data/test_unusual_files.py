@@ -175,6 +175,54 @@ def test_tars_in_any_order_with_ids_and_missing_texts(folder, caplog):
     assert "1 samples without all of ['image', 'txt'] are left out: 2 of a.tar" in caplog.text
 
 
+def test_texts_that_are_not_utf8_are_named(folder):
+    latin = "caf\xe9".encode("latin-1")
+    tar(folder / "a.tar", samples(folder, [("txt", b"a cat"), ("txt", latin), ("txt", b"two birds")]))
+    with pytest.raises(ValueError, match="'1.txt' of .*a.tar' is not UTF-8 text: save it as UTF-8"):
+        load_pairs(str(folder / "a.tar"))
+    tar(folder / "b.tar", samples(folder, [("json", b'{"caption": "a cat"}'), ("json", b"{"), ("json", b"{}")]))
+    with pytest.raises(ValueError, match="'1.json' of .*b.tar' is not JSON"):
+        load_pairs(str(folder / "b.tar"))
+    (folder / "real" / "0.txt").write_bytes(latin)
+    with pytest.raises(ValueError, match="0.txt' is not UTF-8 text"):
+        load_pairs(str(folder / "real"))
+
+
+def test_a_byte_order_mark_in_a_tar_is_no_text(folder):
+    tar(folder / "a.tar", samples(folder, [("txt", text.encode("utf-8-sig")) for text in CAPTIONS]))
+    check(load_pairs(str(folder / "a.tar")))
+
+
+@pytest.mark.parametrize("word", ["train", "test"])
+@pytest.mark.parametrize("with_texts", [True, False])
+def test_the_word_train_in_the_name_of_one_image_is_no_split(with_texts, word, folder):
+    names = ["cat_0", "dog_1", f"{word}_2"]
+    (folder / "photos").mkdir()
+    for i, name in enumerate(names):
+        picture(i).save(folder / "photos" / f"{name}.png")
+        if with_texts:
+            (folder / "photos" / f"{name}.txt").write_text(name)
+    rows = load_rows(str(folder / "photos"))
+    assert len(rows) == 3
+    if with_texts:
+        assert rows["captions"][:] == [[name] for name in names]
+
+
+def test_images_are_divided_if_all_of_their_names_have_the_word_of_a_split(folder):
+    (folder / "photos").mkdir()
+    for i, name in enumerate(["train_0", "train_1", "test_0"]):
+        picture(i).save(folder / "photos" / f"{name}.png")
+        (folder / "photos" / f"{name}.txt").write_text(name)
+    assert load_rows(str(folder / "photos"), "test")["captions"][:] == [["test_0"]]
+    assert load_rows(str(folder / "photos"), "train")["captions"][:] == [["train_0"], ["train_1"]]
+
+
+def test_a_format_that_was_saved_with_the_rows_does_not_change_ids(folder):
+    rows = make_pairs(2).remove_columns("image_id").add_column("image_id", [7, 8])
+    rows.with_format("torch").save_to_disk(folder / "saved")
+    assert load_pairs(str(folder / "saved"))["image_id"][:] == ["7", "8"]
+
+
 def test_folders_without_common_names_are_refused(folder):
     (folder / "generated").mkdir()
     picture(0).save(folder / "generated" / "g.png")

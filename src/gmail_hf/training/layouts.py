@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from .columns import USUAL, find_column, report_unmatched, texts_of, words_of
 from .decoding import IMAGE_SUFFIXES
-from .tars import tar_rows
+from .tars import tar_rows, utf8_text
 
 # Builders of datasets by file type. In a folder with several types, the first one in this order holds the rows.
 BUILDERS = {
@@ -173,7 +173,7 @@ def _images(files: Iterable[Path], folder: Path) -> dict[str, Path]:
 def _text(*images: Path) -> list[str] | None:
     """The captions in the `.txt` file next to one of these images, one per line; None if there are none."""
     files = (image.with_suffix(".txt") for image in images)
-    text = next((file.read_text(encoding="utf-8-sig") for file in files if file.exists()), "")
+    text = next((utf8_text(file.read_bytes(), f"'{file}'") for file in files if file.exists()), "")
     return [line.strip() for line in text.splitlines() if line.strip()] or None
 
 

@@ -2,6 +2,7 @@
 
 import glob
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -10,7 +11,13 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, Image, List, concatenate_datasets, load_dataset
-from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
+from datasets.data_files import (
+    DEFAULT_PATTERNS_ALL,
+    DEFAULT_PATTERNS_SPLIT_IN_FILENAME,
+    DataFilesDict,
+    EmptyDatasetError,
+    get_data_patterns,
+)
 from transformers.utils import logging
 
 from ..publishing.provenance import local_path
@@ -87,6 +94,8 @@ def load_rows(
             raise ValueError(f"'{name}' has no split '{split}'; it has {[str(known) for known in splits]}.")
         split = next(iter(splits))
     rows = splits[split]
+    if isinstance(rows, Dataset) and rows.format["type"] is not None:  # `save_to_disk` saves the format, too
+        rows = rows.with_format(None)
     if isinstance(rows, Dataset) and not isinstance(splits, DatasetDict):
         split = rows.split or split  # a part of a DatasetDict may still name the split that it was made from
     parts = [(Path(name, "rows"), rows)] if isinstance(rows, Dataset) else read_files(rows, split)
@@ -132,10 +141,16 @@ def _folder(path: Path) -> dict[str, Dataset | list[Path]]:
         return {split: rows for split, rows in paired.items() if rows}
     try:  # splits follow from the names of files and folders, as in a repository on the Hub
         base = glob.escape(str(path.resolve()))
-        found = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
+        patterns = get_data_patterns(base)
+        files = _matches(patterns, base)
+        if all(found == DEFAULT_PATTERNS_SPLIT_IN_FILENAME.get(split) for split, found in patterns.items()):
+            listed = {file for names in files.values() for file in names}
+            every = _matches(DEFAULT_PATTERNS_ALL, base)
+            unlisted = {file for file in every["train"] if file not in listed}
+            if _has_images(unlisted) and not any(suffix_of(file) in BUILDERS for file in listed):
+                patterns, files = DEFAULT_PATTERNS_ALL, every  # train-3.png may show a train
     except EmptyDatasetError:
-        found = {}
-    files = {str(split): [Path(file) for file in names] for split, names in found.items()}
+        patterns, files = {}, {}
     # If splits are folders of images, tables are next to these folders or, like COCO's annotations, in their own.
     if not any(suffix_of(file) in BUILDERS for names in files.values() for file in names):
         tables = [file for file in (*path.glob("*"), *path.glob("annotations/*.json")) if suffix_of(file) in BUILDERS]
@@ -155,9 +170,18 @@ def _folder(path: Path) -> dict[str, Dataset | list[Path]]:
     captioned = {split: captioned_images(names) for split, names in files.items()}
     if any(captioned.values()):
         return {split: rows for split, rows in captioned.items() if rows}
-    if any(file.suffix.lower() in IMAGE_SUFFIXES for names in files.values() for file in names):
-        return dict(load_dataset("imagefolder", data_dir=base))
+    if any(_has_images(names) for names in files.values()):
+        return dict(load_dataset("imagefolder", data_dir=base, data_files=patterns))
     raise ValueError(f"'{path}' contains no data: it has neither {', '.join(sorted(BUILDERS))} files nor images.")
+
+
+def _has_images(files: Iterable[Path]) -> bool:
+    return any(file.suffix.lower() in IMAGE_SUFFIXES for file in files)
+
+
+def _matches(patterns: dict[str, list[str]], base: str) -> dict[str, list[Path]]:
+    found = DataFilesDict.from_patterns(patterns, base_path=base)
+    return {str(split): [Path(file) for file in names] for split, names in found.items()}
 
 
 def _split_of(file: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
+from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
 from .columns import USUAL, report_unmatched, texts_of, words_of
@@ -26,7 +27,7 @@ def tar_rows(files: list[Path]) -> Dataset:
     one per line, or from a `.json` file. Samples that lack a column are left out, with a warning.
 
     Raises:
-        ValueError: a tar holds a file twice or no images, or a `.json` file cannot be read.
+        ValueError: a tar holds a file twice or no images, or a `.json` or text file cannot be read.
     """
     samples = [(file, key, fields) for file in files for key, fields in _index(file).items()]
     columns = {column for _, _, fields in samples for column in fields}
@@ -48,7 +49,12 @@ def tar_rows(files: list[Path]) -> Dataset:
             yield {name: {"image_id": key, **row}.get(name) for name in features}
 
     stamps = [(str(file.resolve()), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
-    return Dataset.from_generator(rows, features=Features(features), fingerprint=Hasher.hash(stamps))
+    try:
+        return Dataset.from_generator(rows, features=Features(features), fingerprint=Hasher.hash(stamps))
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError):  # it names the file
+            raise error.__cause__ from None
+        raise
 
 
 def _index(file: Path) -> dict[str, dict[str, Place]]:
@@ -81,11 +87,24 @@ def _contents(samples: list[tuple[Path, str, dict[str, Place]]]) -> Iterator[dic
                     if column == "json":
                         row = {**_described(content, f"'{key}.json' of '{file}'"), **row}
                     elif column in ("txt", "cls"):
-                        text = content.decode()
+                        text = utf8_text(content, f"'{key}.{column}' of '{file}'")
                         row |= {"captions": text.splitlines()} if column == "txt" else {"cls": text.strip()}
                     else:
                         row[column] = {"bytes": content, "path": None}
                 yield row
+
+
+def utf8_text(content: bytes, where: str) -> str:
+    """
+    Decode the content of a text file, without a byte order mark.
+
+    Raises:
+        ValueError: it is not UTF-8. The message begins with `where`.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is not UTF-8 text: save it as UTF-8.") from None
 
 
 def _described(content: bytes, where: str) -> dict[str, Any]:
