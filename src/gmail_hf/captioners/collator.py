@@ -149,8 +149,8 @@ def caption_embeds(
     Raises:
         ValueError: an embedding is not finite, for example because its image is unreadable; the message has its row.
     """
-    bad = np.flatnonzero(~np.isfinite(embeds).all(axis=1))
-    if len(bad):
+    bad = [row for row, embed in enumerate(embeds) if not np.isfinite(embed).all()]
+    if bad:
         raise ValueError(f"The embedding in row {bad[0]} is not finite. Leave out unreadable images.")
     captions: list[str] = []
     with evaluating(model):
