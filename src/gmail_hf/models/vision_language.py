@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import os
 from functools import wraps
 from typing import Any
 
@@ -42,7 +43,8 @@ class BranchedVLM(ModalityMixin):
                 reject_unknown(f"{type(self).__name__}.forward()", known, kwargs)
             inputs = signature.bind_partial(self, *args, **kwargs).arguments
             outputs = self._with_modality(plain, modality, inputs, self, *args, **kwargs)
-            if inputs.get("labels") is not None and not isinstance(outputs, tuple):
+            # Inner models of some architectures also take labels, and compute no loss.
+            if inputs.get("labels") is not None and getattr(outputs, "loss", None) is not None:
                 self._mend_loss(outputs, inputs)
             return outputs
 
@@ -99,6 +101,15 @@ class BranchedVLM(ModalityMixin):
                 if parameter.requires_grad and any(part in name.split(".") for part in parts)
             ]
             outputs.loss = outputs.loss + 0 * sum(parameter.sum().to(outputs.loss) for parameter in idle)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, save_original_format: bool = False, **kwargs: Any):
+        """
+        `save_pretrained` of `PreTrainedModel`, with the names of this model's modules.
+
+        Many vision-language models save with the names of transformers 4, from which `Trainer` cannot resume: it would
+        keep the initial weights, with a warning.
+        """
+        return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
 
     def plain_config(self) -> PreTrainedConfig:
         """The configuration of the model without branches."""

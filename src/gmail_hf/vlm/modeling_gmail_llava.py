@@ -78,15 +78,6 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
     def after_loading(self) -> None:
         self.freeze_vision_tower()
 
-    def save_pretrained(self, save_directory: str | os.PathLike, save_original_format: bool = False, **kwargs: Any):
-        """
-        `save_pretrained` of `PreTrainedModel`, with the names of this model's modules.
-
-        LLaVA saves with the names of transformers 4, from which `Trainer` cannot resume: it would silently keep the
-        initial weights.
-        """
-        return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
-
     @classmethod
     def from_llava(
         cls,
