@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers as t
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from tiny import make_clip
 from vlms import IMAGE, LLAMA, VLMS
 
@@ -138,6 +139,17 @@ def test_branches_come_back(name, tmp_path):
     vlm = VLMS[name]
     assert torch.equal(logits(again, vlm, modality=NAMES), logits(model, vlm, modality=NAMES))
     assert not torch.equal(logits(again, vlm, modality="gen"), logits(model, vlm, modality="real"))
+    save_branches(again, tmp_path / "saved")  # they do not name the main folder, which holds another model or none
+    with pytest.raises(ValueError, match="name no model; in Python, `from_vlm` takes them as `gmail=`"):
+        from_branches(tmp_path / "saved")
+
+
+def test_branches_are_read_with_the_arguments_of_downloads(monkeypatch):
+    reads = []
+    monkeypatch.setattr(t.PreTrainedConfig, "get_config_dict", lambda *names, **hub: (reads.append(hub) or {}, {}))
+    with pytest.raises(ValueError, match="name no model"):
+        from_branches("org/branches", "v1", token="secret", cache_dir="cache", subfolder="vlm", dtype="auto")
+    assert reads == [{"token": "secret", "cache_dir": "cache", "revision": "v1"}]
 
 
 def test_branches_of_a_clip_name_their_vlm_when_saved(tmp_path):
@@ -238,6 +250,11 @@ def test_what_would_lose_branches_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Save them with `save_branches`"):
         from_vlm(tmp_path / "whole")
     save_branches(model, tmp_path / "branches")
+    with pytest.raises(ValueError, match="branches' has branches and no language model: pass it as `gmail=`"):
+        from_vlm(tmp_path / "branches")
+    make_clip().save_pretrained(tmp_path / "clip")
+    with pytest.raises(ValueError, match="of type 'clip', which has no language model: .* `gmail_hf.from_base`"):
+        from_vlm(tmp_path / "clip")
     with pytest.raises(ValueError, match="their own settings.*lora_rank"):
         from_vlm(tmp_path / "vlm", gmail=tmp_path / "branches", lora_rank=16)
     other = VLMS["llava"].build()
@@ -247,6 +264,44 @@ def test_what_would_lose_branches_is_refused(tmp_path):
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ValueError, match="Restrict `target_modules` to the language model"):
         save_branches(wrapped, tmp_path / "lost")
+
+
+def test_peft_layers_are_merged_before_a_branch():
+    model = make("llava")
+    attach_branches(model)
+    randomise(model)
+    wrapped = get_peft_model(model, LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False))
+    with pytest.raises(ValueError, match=r"Merge its adapter first, with `merge_and_unload\(\)`"):
+        wrapped.to_base("gen")
+    expected = logits(wrapped, VLMS["llava"], modality="gen")
+    merged = wrapped.merge_and_unload().to_base("gen")
+    torch.testing.assert_close(logits(merged, VLMS["llava"]), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("labels", ["all", "none"])
+def test_texts_alone_and_unlabelled_batches_train(case, labels):
+    """A batch of an SFT may hold no image, and one whose images cannot be read holds no label."""
+    _, branched, vlm = case
+    branched.train()
+    inputs = vlm.inputs(EVERY)
+    if labels == "all":
+        inputs = {"input_ids": torch.randint(1, 90, (2, 5), generator=torch.Generator().manual_seed(0))}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    targets = inputs["input_ids"] if labels == "all" else torch.full_like(inputs["input_ids"], -100)
+    loss = branched(**inputs, labels=targets, modality="gen").loss
+    loss.backward()
+    assert loss.isfinite() and (loss == 0) == (labels == "none")
+
+
+def test_the_trainer_resumes(case, tmp_path):
+    """Many models save with the names of transformers 4, which `Trainer` does not find on resume."""
+    _, branched, vlm = case
+    before = branched.state_dict()
+    branched.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() <= before.keys()
+    assert all(torch.equal(weight, before[name]) for name, weight in saved.items())
+    assert len(before) - len(saved) <= 1  # a head with the weights of the token embeddings
 
 
 def test_pickled_and_loaded(case):

@@ -85,6 +85,8 @@ def merged_state_dict(model: nn.Module, adapters: list[str]) -> dict[str, torch.
                 weights[f"{name}.weight"] = linear.merged_weight(adapter)
         for name, tensor in head_tensors(model, adapter).items():
             weights[name] = tensor.detach().to(weights[name].dtype)
+    if any(".base_layer." in name for name in weights):
+        raise ValueError("PEFT wraps layers of this model. Merge its adapter first, with `merge_and_unload()`.")
     return weights
 
 

@@ -18,6 +18,7 @@ from ..branches.peft_folders import check_base, has_adapter, read_adapter, read_
 from ..branches.routing import RoutedLinear, pickled_as
 from ..branches.tower import BranchedTower, Modality, is_adapter_weight
 from ..publishing.hub import hub_kwargs
+from .auto import MODELS
 from .loading import adapter_files
 from .vision import GmailVisionOnly, VisionFields
 from .vision_language import take_modality
@@ -170,11 +171,14 @@ def from_vlm(
         gmail_revision (`str`, *optional*): the revision of `gmail`.
         tower: as in [`attach_branches`].
         kwargs: `lora_rank`, `lora_alpha` and other fields of [`AdapterFields`] for fresh branches. All others, such as
-            `dtype` and `device_map`, are passed to `AutoModelForImageTextToText.from_pretrained`.
+            `dtype` and `device_map`, are passed to `AutoModelForImageTextToText.from_pretrained`. Branches do not
+            record a `subfolder`: load them with `gmail=` again.
 
     Raises:
-        ValueError, OSError, StrictDataclassClassValidationError: as in [`attach_branches`] and [`load_branches`].
+        ValueError: the model has no language model, or as in [`attach_branches`] and [`load_branches`].
+        OSError, StrictDataclassClassValidationError: as in [`attach_branches`] and [`load_branches`].
     """
+    _check_vlm(pretrained_model_name_or_path, **hub_kwargs(kwargs))
     fields = {name: kwargs.pop(name) for name in list(kwargs) if name in AdapterFields.__dataclass_fields__}
     if fields and gmail is not None:
         raise ValueError(f"The branches of '{gmail}' have their own settings: remove {sorted(fields)}.")
@@ -191,7 +195,23 @@ def from_vlm(
     else:
         hub = {name: value for name, value in hub_kwargs(kwargs).items() if name != "subfolder"}  # of the model
         load_branches(model, gmail, tower, **{**hub, "revision": gmail_revision})
+    if kwargs.get("subfolder"):  # saved branches would look for their model in the main folder, so it has no name
+        config = attached_tower(model).config
+        config.base_model_name_or_path = config.base_model_revision = None
     return model
+
+
+def _check_vlm(source: str | os.PathLike, **hub: Any) -> None:
+    values, _ = PreTrainedConfig.get_config_dict(source, **hub)
+    if "trainable_modalities" in values:
+        raise ValueError(
+            f"'{source}' has branches and no language model: pass it as `gmail=`, after the vision-language model."
+        )
+    if values.get("model_type") in {model.base_class.config_class.model_type for model in MODELS}:
+        raise ValueError(
+            f"'{source}' is of type '{values['model_type']}', which has no language model: load it with "
+            "`gmail_hf.from_base`."
+        )
 
 
 def from_branches(
@@ -207,7 +227,8 @@ def from_branches(
     Raises:
         ValueError, OSError: as [`from_vlm`]; the branches name no model.
     """
-    values, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, revision=revision)
+    hub = {name: value for name, value in hub_kwargs(kwargs).items() if name != "subfolder"}  # of the model
+    values, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **{**hub, "revision": revision})
     base, at = values.get("base_model_name_or_path"), values.get("base_model_revision")
     if base is None:
         raise ValueError(
