@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from benchmark_data import question, write_captions, write_classes
 from datasets import Dataset, Image
+from tiny import make_pairs
 from transformers import CLIPModel
 
 from gmail_hf import GmailCLIPModel
@@ -149,6 +150,27 @@ def test_an_interrupted_benchmark_leaves_no_result(planned, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         run(first, SETTINGS, tmp_path / "out")
     assert finished(first, SETTINGS, tmp_path / "out") is None and results_in(tmp_path / "out") == []
+
+
+def test_a_bad_generated_image_stops_a_benchmark_before_captioning(planned, tmp_path, monkeypatch):
+    make_pairs(12, bad_generated=(3,)).to_parquet(tmp_path / "pairs.parquet")
+    first, done = planned("coco", tmp_path / "pairs.parquet", "gmail", "clipcap"), []
+    assert list(first.tasks) == ["retrieval", "captioning", "alignment"]
+    for task in ("retrieval", "captioning"):
+        monkeypatch.setitem(runner.EVALUATORS, task, lambda *args: done.append(args))
+    with pytest.raises(ValueError, match="generated_image: image 3: .* cannot be read"):
+        run(first, SETTINGS, tmp_path / "out")
+    assert not done
+
+
+def test_models_in_folders_of_one_name_are_all_listed(planned, tmp_path):
+    first = planned("dtd", write_classes(tmp_path / "classes"))
+    result = run(first, SETTINGS, tmp_path / "out")
+    models = [{"name": f"/{place}/gmail", "revision": f"files {place}", "dtype": "float32"} for place in "ab"]
+    result["models"] = {"clip": models[0], "CLIPScore": models[1]}
+    page = to_html([result], tmp_path / "out")
+    assert page.count("files a") == page.count("files b") == 2  # above the results, and how they were measured
+    assert "/a/gmail" not in page
 
 
 def test_what_was_missing_is_measured_once_it_can_be(planned, tmp_path, fake_scores):

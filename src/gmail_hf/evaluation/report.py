@@ -62,6 +62,8 @@ def to_html(results: Sequence[dict[str, Any]], output_dir: str | os.PathLike) ->
         with PILImage.open(picture(file), formats=["PNG", "WEBP"]) as image:
             return max(image.size) <= SMALL
 
+    models = dict.fromkeys((model["name"], model["revision"]) for r in results for model in r["models"].values())
+    models = [(without_paths(name), revision) for name, revision in models]
     # People share the page: it names no folder of the machine.
     results = [
         {**result, **{key: without_paths(result[key]) for key in ("dataset", "models", "settings")}}
@@ -71,7 +73,7 @@ def to_html(results: Sequence[dict[str, Any]], output_dir: str | os.PathLike) ->
         "report.html.jinja",
         {"inline": inline, "is_small": is_small},
         results=results,
-        models=list({model["name"]: model["revision"] for r in results for model in r["models"].values()}.items()),
+        models=models,
         titles=TASKS,
         notes=NOTES,
         tabulate=tabulate,

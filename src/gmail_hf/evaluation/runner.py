@@ -179,8 +179,10 @@ def run(planned: Plan, settings: Settings, output_dir: str | os.PathLike) -> dic
     The JSON is written last and atomically, so a benchmark with a JSON file is finished.
     """
     start, benchmark = time.perf_counter(), planned.benchmark
-    tasks = {}
-    for task, chosen in planned.tasks.items():
+    tasks = dict.fromkeys(planned.tasks)
+    # Alignment reads all images and may refuse them: better before captioning, which takes longest.
+    for task in sorted(tasks, key=lambda name: name != ALIGNMENT):
+        chosen = planned.tasks[task]
         measured = EVALUATORS[task](chosen.model, chosen.processor, planned.source, settings)
         tasks[task] = _kept(measured, task, benchmark, Path(output_dir))
     result = {
