@@ -131,6 +131,12 @@ def test_a_trained_model_is_measured_before_and_after(folder):
     assert "logistic_probe" not in before
 
 
+def test_a_model_without_gen_is_measured_as_its_base(folder, clip_folder, processor):
+    model = make_model(clip_folder, modalities=["real", "sd"], trainable_modalities=["sd"])
+    found = diagnosis.diagnose(model, processor, datasets.load_from_disk(folder / "pairs"))
+    assert [row["row"] for row in found["rows"]] == [GENERATED, MEAN_SHIFT, CORAL, REAL_IMAGES]
+
+
 @pytest.mark.parametrize("name", ["base", "trained"])
 def test_the_command_is_one_that_train_takes(name, folder, clip_folder, monkeypatch):
     recipe = ["--recipe", "robust", "--pairing", "none"]

@@ -72,8 +72,8 @@ def diagnose(
     half is measured.
 
     Args:
-        model ([`GmailCLIPModel`] or another model with branches): fresh branches measure the base model. If the `gen`
-            branch differs from `real`, it is measured as well.
+        model ([`GmailCLIPModel`] or another model with branches): fresh branches measure the base model. If there is a
+            `gen` branch that differs from `real`, it is measured as well.
         processor: its processor.
         pairs: pairs with the columns of [`training.data.PAIR_COLUMNS`].
         label_column: column with the class of each pair, or with a list of classes for several tasks. Without it there
@@ -262,6 +262,8 @@ def diagnosis_html(result: dict[str, Any], pairs: Dataset) -> str:
 def _ways(model: Any, processor: Any, images: Dataset) -> list[tuple[str, str, str]]:
     """Return name, column and branch of each set to embed. `gen` is included if it differs from `real`."""
     ways = [("real", "real_image", "real"), ("generated", "generated_image", "real")]
+    if "gen" not in model.config.modalities:
+        return ways
     cells = (row["generated_image"] for row in images)
     for cell in cells:
         try:
