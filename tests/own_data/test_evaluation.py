@@ -56,6 +56,11 @@ def test_class_folders(classes, run):
     assert result["tasks"]["zero_shot"]["counts"] == {"images": 4, "classes": 3, "prompts per class": 1}
 
 
+def test_a_limit_takes_images_of_each_class_folder(classes):
+    found = open_source(get_benchmark("mine", str(classes)), str(classes), limit=3)
+    assert [row["cls"] for row in found.read()] == [0, 1, 2]
+
+
 def test_names_and_templates_of_class_folders(classes):
     (classes / "classnames.txt").write_text("house cat\nbarn owl\nfox\n")
     (classes / "templates.txt").write_text("a {c}\nthe {c}\n")

@@ -1,7 +1,7 @@
 """Benchmarks on the user's own data: images in class folders, with labels, or with captions."""
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +165,8 @@ def _holds_classes(path: Path) -> bool:
 
 def class_rows(path: Path, split: str, lines: Lines) -> tuple[str, Callable, Lines]:
     """
-    Read images in class folders. If there is a classnames.txt, its lines are the names of the folders in any order, or
-    name the folders in alphabetical order.
+    Read images in class folders, with a limit in turn from each folder. If there is a classnames.txt, its lines are
+    the names of the folders in any order, or name the folders in alphabetical order.
 
     Raises:
         ValueError: classnames.txt lacks a folder and does not have one line per folder in their order.
@@ -176,11 +176,13 @@ def class_rows(path: Path, split: str, lines: Lines) -> tuple[str, Callable, Lin
     numbered = _numbers([folder.name for folder in folders], names, f"class folders of '{path}'")
 
     def read(limit: int | None) -> Iterator[dict[str, Any]]:
-        rows = (
-            {"image": {"bytes": None, "path": str(image)}, "cls": numbered[folder.name]}
-            for folder in folders
-            for image in _images_in(folder)
-        )
-        return islice(rows, limit)
+        rows = [
+            [{"image": {"bytes": None, "path": str(image)}, "cls": numbered[folder.name]} for image in images]
+            for folder, images in zip(folders, map(_images_in, folders), strict=True)
+        ]
+        if limit is None:
+            return chain.from_iterable(rows)
+        in_turn = (row for of_each in zip_longest(*rows) for row in of_each if row is not None)
+        return islice(in_turn, limit)
 
     return split if (path / split).is_dir() else "all", read, _texts(names, lines)
