@@ -80,6 +80,22 @@ def test_interrupted_and_resumed_equals_uninterrupted(pairs, tmp_path):
     assert all(torch.equal(more[key], resumed[key]) for key in more if ".gen" not in key)
 
 
+def test_a_trained_model_is_pushed_once(pairs, tmp_path, monkeypatch):
+    pushed = []
+
+    def upload(self, message, *args, **options):
+        pushed.append(message)
+
+    monkeypatch.setattr("gmail_hf.training.safe_trainer.SafeTrainer._upload", upload)
+    monkeypatch.setattr(
+        "transformers.Trainer.init_hf_repo", lambda self, **options: setattr(self, "hub_model_id", "org/gmail")
+    )
+    monkeypatch.setattr("gmail_hf.publishing.model_cards.card_of_others", lambda *args, **options: None)
+    options = ["--push_to_hub", "--save_strategy=no", "--output_dir", str(tmp_path / "out")]
+    train.main(["--dataset", pairs, *SHORT, "--max_steps=1", *options])
+    assert pushed == ["End of training"]
+
+
 def test_disk_is_checked_for_the_checkpoints_of_all_epochs(pairs, tmp_path, monkeypatch):
     needed = []
 

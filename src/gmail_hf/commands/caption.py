@@ -228,7 +228,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         processing_class=ClipCapProcessor(image_processor, tokenizer),
     )
     training = fit(trainer, checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without a push, which follows
     report(trainer, "train", {**training, **trainer.cost()})
     metrics = {**trainer.evaluate(), **_caption(trainer, eval_dataset, eval_pairs, data_args)}
     report(trainer, "eval", metrics)

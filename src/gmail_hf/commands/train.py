@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if eval_dataset is not None and checkpoint is None:
         report(trainer, "before", trainer.evaluate(metric_key_prefix="before"))
     training = fit(trainer, checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # without a push, which follows
     report(trainer, "train", {**training, **trainer.cost()})
     metrics = trainer.evaluate() if eval_dataset is not None else {}
     if metrics:
