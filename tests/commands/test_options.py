@@ -149,6 +149,24 @@ def test_a_stage_sets_defaults(tmp_path):
     assert parsed("--config", config, "--stage", "first", stages=STAGES).number == 3
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = written(tmp_path, "model: ~/clip\nnames: [a]\n")
+    arguments = parsed("--config", config, "--dataset=~/pairs")
+    assert (arguments.model, arguments.dataset) == ("/home/me/clip", "/home/me/pairs")
+
+
+def test_a_new_repository_has_the_default_of_its_organisation(monkeypatch):
+    asked = []
+    monkeypatch.setattr("gmail_hf.generation.push_dataset", lambda folder, repo, private, more: asked.append(private))
+    push.main(["out", "org/pairs"])
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *args, private, **more: asked.append(private))
+    monkeypatch.setattr("gmail_hf.commands.bundled.synthesize", lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        generate.main(["--dataset", "digits", "--output_dir", "out", "--push_to_hub"])
+    assert asked == [None, None]
+
+
 @pytest.mark.parametrize("flag", ["--hub_private_repo", "--hub-private-repo", "--private"])
 def test_push_takes_the_old_flag_too(flag, monkeypatch, capsys):
     calls = []

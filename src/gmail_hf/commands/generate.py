@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
     if push:
         check_public(args.real_images)
     if push and is_main_process:  # without permission, this fails now rather than after days
-        HfApi().create_repo(repo_id, repo_type="dataset", private=hub.hub_private_repo, exist_ok=True)
+        private = hub.hub_private_repo or None  # None is the organisation's default, False is public
+        HfApi().create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     folder = synthesize(args)
     if is_main_process:
         print(f"{len(folder.finished())} of {folder.num_shards} shards are in {folder.path}/data.")

@@ -6,6 +6,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -210,6 +211,8 @@ def parse(
         config = default_config
     if config is not None:
         words = [*parser.words_of(config), *words]
+    # Shells replace ~ only at the start of a word, and YAML files never.
+    words = [re.sub(r"^(--\w+=)(~/.*)", lambda word: word[1] + os.path.expanduser(word[2]), word) for word in words]
     if stages is not None:
         stage = given(words, "stage") or next(iter(stages))
         if stage not in stages:

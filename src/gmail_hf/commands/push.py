@@ -24,7 +24,8 @@ def main(argv: Sequence[str]) -> None:
 
     from ..generation import push_dataset
 
-    url = push_dataset(args.folder, args.repo, args.hub_private_repo, args.captions_license)
+    private = args.hub_private_repo or None  # None is the organisation's default, False is public
+    url = push_dataset(args.folder, args.repo, private, args.captions_license)
     print(f"The shards are at {url}.")
 
 
