@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Features, Image
 from tiny import make_pairs, picture
 
 from gmail_hf.generation.captions import Captions, load_captions
@@ -108,6 +108,22 @@ def test_mistakes(changes, message, make_args):
 def test_no_images_to_keep(make_args):
     with pytest.raises(ValueError, match="needs a column of images"):
         Captions(make_pairs(2).select_columns(["caption"]), make_args(real_images="keep"))
+
+
+def test_the_first_row_may_have_no_real_image_to_reference(make_args, tmp_path):
+    picture(0).save(tmp_path / "0.png")
+    rows = [{"image": None, "caption": "a cat"}, {"image": "0.png", "caption": "a dog"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    captions = load_captions(make_args(dataset=str(tmp_path / "rows.jsonl"), real_images="reference"))
+    assert captions.real_image(0) is None and captions.real_image(1)["path"] == str(tmp_path / "0.png")
+
+
+def test_classes_are_captions_by_their_names(make_args, tmp_path):
+    features = Features(image=Image(), label=ClassLabel(names=["cat", "dog"]))
+    rows = {"image": [picture(0), picture(1)], "label": [1, 0]}
+    Dataset.from_dict(rows, features).save_to_disk(tmp_path / "classes")
+    captions = load_captions(make_args(dataset=str(tmp_path / "classes"), caption_column="label"))
+    assert captions.captions == ["dog", "cat"]
 
 
 def test_no_such_file(make_args):

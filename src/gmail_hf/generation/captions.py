@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Image
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
@@ -64,9 +64,12 @@ class Captions:
             ids = with_ids(images, args.dataset)["image_id"][:]
         else:
             ids = map(str, range(len(dataset)))
+        cells = dataset[caption_column][:]
+        if isinstance(label := dataset.features[caption_column], ClassLabel):  # classes are captions by their names
+            cells = [None if cell is None else label.int2str(cell) for cell in cells]
         count: Counter = Counter()
         rows, captions, image_ids, caption_ids, empty = [], [], [], [], 0
-        for row, (image_id, cell) in enumerate(zip(ids, dataset[caption_column][:], strict=True)):
+        for row, (image_id, cell) in enumerate(zip(ids, cells, strict=True)):
             for caption in texts_of(cell):
                 if caption is not None and not isinstance(caption, str):
                     raise ValueError(f"Column '{caption_column}' must have text, got {type(caption).__name__}.")
@@ -90,10 +93,13 @@ class Captions:
         self.captions, self.image_ids, self.caption_ids = captions[keep], image_ids[keep], caption_ids[keep]
         self.dataset, self.image_column = dataset, image_column
         self.images = None if self.real_images == "drop" else dataset[image_column]
-        if self.real_images == "reference" and self.images[int(self.rows[0])]["path"] is None:
-            raise ValueError(
-                f"Column '{image_column}' has bytes without paths, so images cannot be referenced: keep or drop them."
-            )
+        if self.real_images == "reference":
+            first = next((cell for row in self.rows if (cell := self.images[int(row)])), None)
+            if first is not None and first["path"] is None:
+                raise ValueError(
+                    f"Column '{image_column}' has bytes without paths, so images cannot be referenced: keep or drop "
+                    "them."
+                )
 
     def __len__(self) -> int:
         return len(self.captions)
