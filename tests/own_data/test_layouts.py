@@ -297,7 +297,10 @@ def test_karpathys_splits(images):
     name = str(images / "dataset_coco.json")
     check(load_pairs(name), ["100", "100", "101", "101"], both[:4], [0, 0, 1, 1], ("real",))
     check(load_pairs(name, "validation"), ["102"] * 2, both[4:6], [2, 2], ("real",))
+    (images / "images" / "val2014" / "0.png").unlink()  # of another split, which need not be there
     check(load_pairs(name, "test"), ["103"] * 2, both[6:], [3, 3], ("real",))
+    with pytest.raises(FileNotFoundError, match="Row 0 of .* names 'val2014/0.png'"):
+        load_pairs(name, "train")
 
 
 def test_texts_next_to_generated_images(images, caplog):

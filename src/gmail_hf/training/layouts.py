@@ -2,7 +2,8 @@
 
 import glob
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,11 @@ def has_captions(content: dict[str, Any]) -> bool:
     return "sentences" in content["images"][0] or "caption" in (content.get("annotations") or [{}])[0]
 
 
-def annotated_images(content: dict[str, Any], path: Path) -> dict[str, Dataset]:
-    """The images in COCO's annotations or Karpathy's file by split, with ids and lists of captions."""
+def annotated_images(content: dict[str, Any], path: Path) -> dict[str, Callable[[], Dataset]]:
+    """
+    Functions that return the images of each split in COCO's annotations or Karpathy's file, with ids and lists of
+    captions. Only the images of a split that is read need to exist.
+    """
     images = content["images"]
     if not has_captions(content):
         raise ValueError(f"'{path}' has annotations without captions; the captions of COCO are in captions_*.json.")
@@ -234,12 +238,14 @@ def annotated_images(content: dict[str, Any], path: Path) -> dict[str, Dataset]:
         ]
     splits: dict[str, list] = {}
     for row, (name, image_id, texts, split) in enumerate(rows):
-        image = _near(name, path, row)
-        splits.setdefault(split, []).append((image, str(image_id), texts))
-    return {
-        split: _image_rows({"image": images}, image_id=list(ids), captions=list(texts))
-        for split, (images, ids, texts) in ((split, zip(*found, strict=True)) for split, found in splits.items())
-    }
+        splits.setdefault(split, []).append((row, name, str(image_id), texts))
+    return {split: partial(_annotated_rows, found, path) for split, found in splits.items()}
+
+
+def _annotated_rows(found: list[tuple[int, str, str, list[str]]], path: Path) -> Dataset:
+    numbers, names, ids, texts = zip(*found, strict=True)
+    images = [_near(name, path, row) for row, name in zip(numbers, names, strict=True)]
+    return _image_rows({"image": images}, image_id=list(ids), captions=list(texts))
 
 
 def _near(name: str, path: Path, row: int) -> Path:
