@@ -205,6 +205,20 @@ def test_embeddings_in_a_column_are_used_in_place_of_images(run, folders, tmp_pa
     cached = run("cached", "--dataset", tmp_path / "images.parquet")
     assert given["eval_loss"] == pytest.approx(cached["eval_loss"], rel=1e-5)
     assert given["eval_loss"] != run("images", "--modality", "real")["eval_loss"]
+    # Embeddings of both kinds need no images. Only readable ones are shown.
+    real = embed_images(gmail, AutoProcessor.from_pretrained(folders["trained"]), rows["real_image"], "real")
+    rows = rows.remove_columns("generated_image").add_column(
+        "generated_embeds", embeds, feature=List(Value("float32"))
+    )
+    rows = rows.add_column("real_embeds", list(real), feature=List(Value("float32")))
+    rows.remove_columns("real_image").to_parquet(tmp_path / "only.parquet")
+    rows.remove_columns("real_image").add_column("real_image", [None] * len(rows), feature=Image()).to_parquet(
+        tmp_path / "unreadable.parquet"
+    )
+    for name in ("only", "unreadable"):
+        metrics = run(name, "--dataset", tmp_path / f"{name}.parquet")
+        assert metrics["eval_loss"] == pytest.approx(given["eval_loss"], rel=1e-5)
+        assert (tmp_path / name / "captions.jsonl").exists() and not (tmp_path / name / "captions.png").exists()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ default is --config clipcap_digits or ifcap_digits. To continue an interrupted r
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..files import replacing, write_jsonl
 from .cli import run
@@ -153,7 +154,8 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         (train_pairs, data_args.split, trained),
         (eval_pairs, data_args.eval_split, [data_args.real_image_column]),
     ):
-        missing = [column for column in (*columns, *names) if column not in pairs.column_names]
+        needed = [*(_embeds_column(pairs, column) or column for column in columns), *names]
+        missing = [column for column in needed if column not in pairs.column_names]
         if missing:
             raise ValueError(f"{data_args.title(split)} lacks the column(s) {missing}; it has {pairs.column_names}.")
         check_captions(pairs, data_args.caption_column)
@@ -193,8 +195,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         model.set_caption_bank(_caption_bank(train_pairs, gmail, processor.tokenizer, find_entities, tokenizer))
 
     def embed(pairs, column: str, encoder, modality: str):
-        precomputed = column.replace("_image", "_embeds")
-        if precomputed in pairs.column_names and precomputed != column:
+        if precomputed := _embeds_column(pairs, column):
             embeds = pairs.select_columns([precomputed]).rename_column(precomputed, "image_embeds")
             return captioned_embeds(pairs, embeds)
         embeds = cached_embeds(
@@ -238,6 +239,12 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     return metrics
 
 
+def _embeds_column(pairs, column: str) -> str | None:
+    """The column of embeddings that is used instead of an image column; None if there is none."""
+    name = column.replace("_image", "_embeds")
+    return name if name != column and name in pairs.column_names else None
+
+
 def _caption_bank(pairs, gmail, text_tokenizer, find_entities: Callable[[str], list[str]], tokenizer):
     """Build the bank of unique training captions for retrieval."""
     from ..captioners import CaptionBank
@@ -255,7 +262,6 @@ def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, flo
     from ..captioners import caption_embeds, group_references
     from ..metrics import plot_pairs
     from ..metrics.caption_scores import caption_metrics, exact_match
-    from ..training.data import decode_image, undecoded
 
     args = trainer.args
     rows, references = group_references(dataset["caption"][:], dataset["image_id"][:])
@@ -282,15 +288,30 @@ def _caption(trainer, dataset, pairs, data_args: DataArguments) -> dict[str, flo
         write_jsonl(Path(args.output_dir, "captions.jsonl"), lines)
         for caption, truths in list(zip(captions, references, strict=True))[:PRINTED]:
             logger.info(f"  {caption}    (reference: {truths[0]})")
-        all_ids = pairs["image_id"][:]
-        cells = undecoded(pairs.select([all_ids.index(i) for i in ids[:PICTURED]]))[data_args.real_image_column]
         texts = [
             f"{' '.join(caption.split())}\nreference: {caption if exact_match([caption], [truths]) else truths[0]}"
             for caption, truths in zip(captions, references, strict=True)
         ]
-        with replacing(Path(args.output_dir, "captions.png")) as partial:
-            plot_pairs(partial, [decode_image(cell) for cell in cells], None, texts[: len(cells)])
+        shown = _shown(pairs, data_args.real_image_column, ids[:PICTURED])
+        if shown:
+            with replacing(Path(args.output_dir, "captions.png")) as partial:
+                plot_pairs(partial, list(shown.values()), None, [texts[number] for number in shown])
     return {f"eval_{name}": score for name, score in scores.items() if score is not None}
+
+
+def _shown(pairs, column: str, ids: Sequence[str]) -> dict[int, Any]:
+    """The images of some ids by their number. With given embeddings, images may be missing or unreadable."""
+    from ..training.data import BadImageError, decode_image, undecoded
+
+    images = {}
+    if column in pairs.column_names:
+        all_ids = pairs["image_id"][:]
+        for number, row in enumerate(undecoded(pairs.select([all_ids.index(i) for i in ids]))):
+            try:
+                images[number] = decode_image(row[column])
+            except BadImageError:
+                continue
+    return images
 
 
 if __name__ == "__main__":
