@@ -182,6 +182,7 @@ def test_conversations_and_mixed_branches_of_a_data_set(pairs, gmail, tmp_path):
     ]
     rows = pairs.select_columns(["real_image", "generated_image"]).add_column("messages", chats)
     rows = rows.add_column("modality", ["gen", "real"] * (len(pairs) // 2))
+    rows = rows.add_column("captions", [["one", "two"]] * len(pairs))  # rows are not repeated for them
     rows.save_to_disk(tmp_path / "pairs")
     common = ["--dataset", str(tmp_path / "pairs"), "--model", gmail, *SHORT]
     vlm.main([*common, "--output_dir", str(tmp_path / "out")])

@@ -38,17 +38,19 @@ def load_pairs(
     columns: dict[str, str] | None = None,
     max_samples: int | None = None,
     seed: int = 0,
+    messages_column: str | None = None,
 ) -> Dataset:
     """
     Load pairs by name, see [`training.loading.load_pairs`]. `digits` loads [`digits.load_pairs`].
 
     Args:
-        name, split, config_name, revision, columns, max_samples: as in [`training.loading.load_pairs`].
+        name, split, config_name, revision, columns, max_samples, messages_column: as in
+            [`training.loading.load_pairs`].
         seed: seed of the digits scenes and their generated images.
     """
     if name == DIGITS:
         return loading.rename_columns(digits.load_pairs(split, max_samples, seed), columns or {}, name)
-    return loading.load_pairs(name, split, config_name, revision, columns, max_samples)
+    return loading.load_pairs(name, split, config_name, revision, columns, max_samples, messages_column)
 
 
 def model_path(name: str) -> str:

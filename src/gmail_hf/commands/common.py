@@ -47,13 +47,14 @@ class PairArguments:
         args: "TrainingArguments",
         columns: dict[str, str] | None = None,
         generated_column: str = "generated_image",
+        messages_column: str | None = None,
     ) -> "tuple[Dataset, Dataset | None]":
         """
         Load the training and evaluation pairs, first in the main process; see [`bundled.load_pairs`].
 
         Args:
             args: arguments of the run.
-            columns: see [`bundled.load_pairs`].
+            columns, messages_column: see [`bundled.load_pairs`].
             generated_column: column of the images to which the mask applies.
 
         Raises:
@@ -63,6 +64,7 @@ class PairArguments:
         from .bundled import load_pairs
 
         source = {"config_name": self.dataset_config, "revision": self.dataset_revision, "columns": columns}
+        source["messages_column"] = messages_column
         with args.main_process_first(desc="loading pairs"):
             train = load_pairs(self.dataset, self.split, max_samples=self.max_train_samples, **source)
             if self.curated:

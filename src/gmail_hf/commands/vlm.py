@@ -132,7 +132,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False
 
     columns = data_args.found(data_args.image_column) | {"caption": data_args.caption_column}
-    train_rows, eval_rows = data_args.load(training_args, columns, data_args.image_column)
+    train_rows, eval_rows = data_args.load(training_args, columns, data_args.image_column, data_args.messages_column)
     train_dataset, eval_dataset = (
         conversations(
             rows,

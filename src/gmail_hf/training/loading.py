@@ -18,6 +18,7 @@ def load_pairs(
     revision: str | None = None,
     columns: dict[str, str] | None = None,
     max_samples: int | None = None,
+    messages_column: str | None = None,
 ) -> Dataset:
     """
     A data set of pairs with the columns of [`data.PAIR_COLUMNS`].
@@ -27,6 +28,7 @@ def load_pairs(
         columns: the requested columns of [`data.PAIR_COLUMNS`], each with its name in the data set. A column that is
             mapped to itself may also have another usual name. Defaults to all columns.
         max_samples: keep only the first `max_samples` pairs.
+        messages_column: a column of conversations. If the data set has it, rows are not repeated for each caption.
 
     Returns:
         Pairs with one caption each; a row with a list of captions becomes several rows. `image_id` is text. If the
@@ -38,11 +40,13 @@ def load_pairs(
         ConnectionError: a Hub id cannot be read.
         ValueError: an unknown split, a missing column, several candidates for a column, or a row without an id.
     """
-    dataset = as_pairs(load_rows(name, split, config_name, revision), name, columns)
+    dataset = as_pairs(load_rows(name, split, config_name, revision), name, columns, messages_column)
     return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
 
-def as_pairs(dataset: Dataset, name: str, columns: dict[str, str] | None = None) -> Dataset:
+def as_pairs(
+    dataset: Dataset, name: str, columns: dict[str, str] | None = None, messages_column: str | None = None
+) -> Dataset:
     """Turn rows of [`sources.load_rows`] into pairs; arguments, result and errors as in [`load_pairs`]."""
     columns = dict(zip(PAIR_COLUMNS, PAIR_COLUMNS, strict=True)) if columns is None else columns
     dataset = rename_columns(dataset, {ours: theirs for ours, theirs in columns.items() if ours != theirs}, name)
@@ -54,7 +58,7 @@ def as_pairs(dataset: Dataset, name: str, columns: dict[str, str] | None = None)
         dataset = with_ids(dataset, name)
     if {"real_image", "generated_image"} & columns.keys():  # otherwise generated rows would pass for photographs
         dataset = pair_rows(dataset, name)
-    if "caption" in columns and "caption" in dataset.column_names:
+    if "caption" in columns and "caption" in dataset.column_names and messages_column not in dataset.column_names:
         dataset = one_caption_each(dataset)
     return dataset
 
