@@ -338,6 +338,8 @@ def test_a_part_of_a_split_is_read(images):
     check(load_pairs(path, "train[:50%]"), IDS[:2], CAPTIONS[:2], [0, 1])
     with pytest.raises(ValueError, match=r"no split 'test'; it has \['train'\]"):
         load_pairs(path, "test[:2]")
+    with pytest.raises(ValueError, match=r"'train\[4:\]' selects none of the 4 rows"):
+        load_pairs(path, "train[4:]")
 
 
 def test_two_folders_without_captions_are_refused(images):

@@ -107,6 +107,8 @@ def load_rows(
 def _sliced(rows: Dataset, asked: str) -> Dataset:
     """The part of a split that datasets' notation selects, such as `train[:10%]`."""
     ranges = datasets.ReadInstruction.from_spec(asked).to_absolute({asked.partition("[")[0]: len(rows)})
+    if all(part.from_ >= part.to for part in ranges):
+        raise ValueError(f"'{asked}' selects none of the {len(rows)} rows of the split: choose another range.")
     return concatenate_datasets([rows.select(range(part.from_, part.to)) for part in ranges], split=rows.split)
 
 
