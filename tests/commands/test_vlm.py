@@ -168,6 +168,11 @@ def test_branch_and_column_decide(common, tmp_path):
         trained[name] = weights(tmp_path / name)["model.multi_modal_projector.linear_1.weight"]
     for one, other in (("gen", "taken_for_real"), ("taken_for_real", "real"), ("gen", "real")):
         assert not torch.equal(trained[one], trained[other])
+    resume = ["--max_steps=2", "--output_dir", str(tmp_path / "gen"), "--resume_from_checkpoint=true"]
+    for other in (["--modality=real"], ["--image_column=real_image"], ["--max_train_samples=8"]):
+        with pytest.raises(ValueError, match="was trained on other conversations, images or branches"):
+            vlm.main([*common, *other, *resume])
+    vlm.main([*common, *resume])
 
 
 def test_conversations_and_mixed_branches_of_a_data_set(pairs, gmail, tmp_path):

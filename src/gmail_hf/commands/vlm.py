@@ -117,8 +117,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     model_args, data_args, training_args = parse_args(argv)
 
     from ..training.loading import check_free_disk
-    from ..training.safe_trainer import SafeTrainer
-    from ..vlm import LlavaCollator, check_processor, language_model_lora
+    from ..vlm import ConversationTrainer, LlavaCollator, check_processor, language_model_lora
     from ..vlm.training import optimizer_of
     from .bundled import conversations
 
@@ -168,7 +167,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
             parameter.data = parameter.data.float()  # small steps would be lost in bfloat16
     check_free_disk(training_args.output_dir, bytes_of_checkpoints(model, training_args, len(train_dataset)))
 
-    trainer = SafeTrainer(
+    trainer = ConversationTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset,

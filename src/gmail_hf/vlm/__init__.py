@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from .chat import LLAMA3_CHAT_TEMPLATE, with_images
 from .configuration_gmail_llava import GmailLlavaConfig
+from .conversation_trainer import ConversationTrainer
 from .conversations import Conversations
 from .modeling_gmail_llava import GmailLlavaForConditionalGeneration
 from .processing import build_processor, check_processor
@@ -16,6 +17,7 @@ AutoProcessor.register(GmailLlavaConfig, LlavaProcessor)
 
 __all__ = [
     "LLAMA3_CHAT_TEMPLATE",
+    "ConversationTrainer",
     "Conversations",
     "GmailLlavaConfig",
     "GmailLlavaForConditionalGeneration",
