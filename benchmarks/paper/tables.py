@@ -302,11 +302,11 @@ def coco_commands(table: Table) -> list[str]:
     # Stage 2 ends with the real images of the validation split.
     both = [generate("coco"), generate("coco", "validation")]
 
-    def caption(kind: str, **more: Sequence[str]) -> list[str]:
-        lines = [*both, align("coco")]
-        rows = {"coco": (), "coco-taken-for-real": TAKEN_FOR_REAL, "coco-real": ON_REAL, **more}
+    def caption(kind: str, base: str = "", folder: str = "coco", **more: Sequence[str]) -> list[str]:
+        lines = [*both, align("coco", base, folder)]
+        rows = {folder: (), f"{folder}-taken-for-real": TAKEN_FOR_REAL, f"{folder}-real": ON_REAL, **more}
         for name, options in rows.items():
-            words = " ".join(("--model gmail-coco", pairs, *options, f"--output_dir {kind}-{name}"))
+            words = " ".join((f"--model gmail-{folder}", pairs, *options, f"--output_dir {kind}-{name}"))
             lines += [f"{launch}.caption {config}/{kind}_coco.yaml {words}", score(f"{kind}-{name}", "coco")]
         return lines
 
@@ -328,12 +328,13 @@ def coco_commands(table: Table) -> list[str]:
         "# Another generator: --generator, and everything else on its pairs.",
         "# Mixing, by hand: pairs with a column of alternating images, then --modality real --image_column COLUMN.",
     ]
-    siglip = adapt("coco", "google/siglip-so400m-patch14-384", "siglip-coco")
+    siglip = "google/siglip-so400m-patch14-384", "siglip-coco"
     longclip = adapt("coco", "zer0int/LongCLIP-GmP-ViT-L-14", "long-coco")
     commands = {
         "captioning": captioners,
         "ifcap_captioning": caption("ifcap", **{"text-only-coco": ("--text_only", "true")}),
-        "siglip_retrieval": [*siglip, score("gmail-siglip-coco-text", "coco")],
+        "siglip_retrieval": [*adapt("coco", *siglip), score("gmail-siglip-coco-text", "coco")],
+        "siglip_captioning": caption("clipcap", *siglip),
         "retrieval": [*adapt("coco"), *long_captions],
         "long_retrieval": [*longclip, long_captions[0], score("gmail-long-coco-text", *long_benchmarks)],
         "probes": [
