@@ -82,7 +82,7 @@ def paligemma():
 
 
 def smolvlm():
-    vision = {**VISION, "patch_size": 4}  # transformers 5.20 takes it for a divisor of the tokens per tile
+    vision = {**VISION, "patch_size": 4}  # transformers 5.21 takes it for a divisor of the tokens per tile
     config = t.SmolVLMConfig(text_config=LLAMA, vision_config=vision, scale_factor=1, image_token_id=IMAGE)
     return t.SmolVLMForConditionalGeneration(config)
 
