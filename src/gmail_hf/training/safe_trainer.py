@@ -73,15 +73,16 @@ class SafeTrainer(Trainer):
                 unlock_folder(lock)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        # `bf16_full_eval` and `fp16_full_eval` cast the model, which may be trained or saved afterwards.
+        if not (self.args.bf16_full_eval or self.args.fp16_full_eval):
+            return super().evaluation_loop(*args, **kwargs)
+        # It casts the model, which may be trained or saved afterwards.
         parameters = [(parameter, parameter.data) for parameter in self.model.parameters()]
         buffers = [(module, dict(module._buffers)) for module in self.model.modules()]
         output = super().evaluation_loop(*args, **kwargs)
-        if self.args.bf16_full_eval or self.args.fp16_full_eval:
-            for parameter, data in parameters:
-                parameter.data = data
-            for module, kept in buffers:
-                module._buffers.update(kept)
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, kept in buffers:
+            module._buffers.update(kept)
         return output
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
