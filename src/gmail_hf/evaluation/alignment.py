@@ -24,8 +24,8 @@ def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Set
     and after it (through `gen`). Real images go through `real`.
 
     Args:
-        model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device. A model without a
-            `gen` branch is only measured before alignment.
+        model, processor: a [`GmailCLIPModel`] or `CLIPModel` and its processor, in evaluation mode, on its device. A
+            model without a `gen` branch is only measured before alignment.
         source: pairs with `generated_image`.
         settings: see [`Settings`]. Its modality is ignored.
 

@@ -23,7 +23,8 @@ def evaluate_probe(model: Any, processor: Any, source: Source, settings: Setting
     Fit a linear classifier on embeddings of training images and evaluate its accuracy.
 
     Args:
-        model ([`GmailModel`] or its base), processor: in evaluation mode, on its device. It needs no text.
+        model, processor: a [`GmailModel`] or its base, and its processor, in evaluation mode, on its device. It
+            needs no text.
         source: data with the layout `classes` and with `train`, see [`open_training`].
         settings: see [`Settings`]. Images of the test split go through `modality`, those of the training and
             validation splits through `train_modality`.

@@ -19,7 +19,7 @@ def evaluate_retrieval(model: Any, processor: Any, source: Source, settings: Set
     If each image has one caption, images whose captions are equal to the model are correct answers for each other.
 
     Args:
-        model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device.
+        model, processor: a [`GmailCLIPModel`] or `CLIPModel` and its processor, in evaluation mode, on its device.
         source: captions or pairs. Rows with the same `image_id` are the same image.
         settings: see [`Settings`].
 

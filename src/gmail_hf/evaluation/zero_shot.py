@@ -19,7 +19,7 @@ def evaluate_zero_shot(model: Any, processor: Any, source: Source, settings: Set
     Classify images by the nearest class, where each class is an ensemble of prompts.
 
     Args:
-        model ([`GmailCLIPModel`] or `CLIPModel`), processor: in evaluation mode, on its device.
+        model, processor: a [`GmailCLIPModel`] or `CLIPModel` and its processor, in evaluation mode, on its device.
         source: data with `questions`, or with the layout `classes`, whose class names and templates make one question.
         settings: see [`Settings`].
 

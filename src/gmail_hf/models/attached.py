@@ -135,7 +135,7 @@ def attach_branches(
         tower (`str`, *optional*): the tower's name in `model`, if there are several.
 
     Returns:
-        [`AttachedBranches`]: print it to see what was changed.
+        [`AttachedBranches`], whose representation says what was changed.
 
     Raises:
         ValueError: the model has no vision tower, several, or one with branches; a target matches nothing or would

@@ -172,7 +172,7 @@ def cached_embeds(
     Args:
         dataset (`datasets.Dataset`): rows with an image column.
         column (`str`): the name of that column.
-        model ([`GmailCLIPModel`]), processor, modality: as in [`embed_images`].
+        model, processor, modality: as in [`embed_images`].
         batch_size (`int`): images per forward pass.
         on_bad_image (`str`): `"skip"` stores None for an unreadable image and logs a warning; `"error"` raises.
         barrier (*optional*): a function that waits for all processes of a distributed run.

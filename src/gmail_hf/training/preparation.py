@@ -91,7 +91,7 @@ def replace_images(
 
     Args:
         pairs: see [`check_for_training`].
-        model ([`GmailCLIPModel`]), processor: as in [`cached_embeds`].
+        model, processor: as in [`cached_embeds`].
         args ([`GmailTrainingArguments`]): the settings.
         pairing (`str`): `"caption"`, `"optimal"` (see [`optimal_pairing`]) or `"none"` (see [`random_pairing`]).
         barrier: as in [`cached_embeds`].
