@@ -1,5 +1,6 @@
 """Stage 2 on CLIP's text side: the `text` adapter learns from generated images, the branches stay as they are."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -99,6 +100,13 @@ def test_generated_taken_for_real_is_training_on_them_as_real(train, clip_folder
     assert_equal(weights(runs[0]), weights(runs[1]))
     with pytest.raises(ValueError, match="Unknown modality.*'sketch'"):
         train(generated_modality="sketch")
+
+
+def test_a_stream_without_features_needs_no_photographs(train, aligned):
+    pairs = make_pairs(8)
+    rows = [{**row, "real_image": None} for row in pairs]
+    stream = datasets.Dataset.from_list(rows, features=pairs.features).to_iterable_dataset().map(lambda row: row)
+    assert stream.column_names is None and train(stream, model=aligned, max_steps=2, **TEXT).skipped_pairs == 0
 
 
 def test_evaluation_scores_real_images_against_captions(aligned, arguments):

@@ -75,7 +75,7 @@ def drop_unused(pairs: Dataset | IterableDataset, losses: GmailLossConfig) -> Da
         pairs = undecoded(pairs)  # otherwise removing a column decodes the images
     unused = [side for side in SIDES if f"{side}_image" not in needed_columns(losses)]
     unused = [f"{side}_{kind}" for side in unused for kind in ("image", "embeds")]
-    return pairs.remove_columns([column for column in pairs.column_names or [] if column in unused])
+    return pairs.remove_columns([column for column in column_names(pairs) if column in unused])
 
 
 def replace_images(
