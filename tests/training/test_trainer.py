@@ -167,6 +167,14 @@ def test_dict_of_evaluation_sets_and_one_by_call(train, clip_folder, arguments):
         trainer.evaluate(make_pairs(3).remove_columns(["caption"]))
 
 
+def test_persistent_workers_read_the_data_set_of_a_call(clip_folder, arguments):
+    args = arguments(dataloader_num_workers=1, dataloader_persistent_workers=True)
+    pairs = make_pairs(8)
+    trainer = GmailTrainer(make_model(clip_folder), args, None, pairs, make_processor())
+    own, other, again = (trainer.evaluate(given)["eval_loss"] for given in (None, pairs.select(range(4)), None))
+    assert own == again != other
+
+
 def test_predict_takes_pairs_with_a_bad_image(clip_folder, arguments):
     trainer = GmailTrainer(make_model(clip_folder), arguments(), processing_class=make_processor())
     output = trainer.predict(make_pairs(6, bad_generated=(2,)))

@@ -185,7 +185,8 @@ class GmailTrainer(SafeTrainer):
             self.eval_dataset = {**self.eval_dataset, eval_dataset: self._prepare(self.eval_dataset[eval_dataset])}
         else:
             check_for_training(eval_dataset, "eval_dataset", self.model, self.args)
-            eval_dataset = self._prepare(eval_dataset)
+            # With persistent workers, the Trainer would return the loader of `self.eval_dataset`.
+            return super().get_test_dataloader(self._prepare(eval_dataset))
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
