@@ -43,6 +43,17 @@ def test_empty_data_set_is_refused(dataset):
         check_pairs(dataset, "eval_dataset")
 
 
+def test_a_stream_is_read_once():
+    passes = []
+
+    def rows():
+        passes.append(1)
+        yield from make_pairs(3)
+
+    check_pairs(datasets.IterableDataset.from_generator(rows, features=make_pairs(1).features))
+    assert len(passes) == 1  # a shuffled stream first fills its buffer
+
+
 def test_sampled_images_must_decode():
     everything = make_pairs(3, bad_real=(0, 1, 2))
     with pytest.raises(ValueError, match="3 of 3 sampled pairs.*image_id id-0"):

@@ -175,6 +175,16 @@ def test_persistent_workers_read_the_data_set_of_a_call(clip_folder, arguments):
     assert own == again != other
 
 
+def test_dropping_the_only_batch_is_refused(clip_folder, arguments):
+    args = arguments(dataloader_drop_last=True, per_device_eval_batch_size=6)
+    for sets, message in (
+        ({"train_dataset": make_pairs(3)}, "train_dataset has 3 pairs, fewer than one batch of 4"),
+        ({"eval_dataset": make_pairs(5)}, "eval_dataset has 5 pairs, fewer than one batch of 6"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}.*drop_last=False"):
+            GmailTrainer(make_model(clip_folder), args, processing_class=make_processor(), **sets)
+
+
 def test_predict_takes_pairs_with_a_bad_image(clip_folder, arguments):
     trainer = GmailTrainer(make_model(clip_folder), arguments(), processing_class=make_processor())
     output = trainer.predict(make_pairs(6, bad_generated=(2,)))

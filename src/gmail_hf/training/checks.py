@@ -32,8 +32,9 @@ def check_for_training(dataset: Any, name: str, model: Any, args: GmailTrainingA
 
     Raises:
         TypeError: `dataset` is not a data set of the datasets library.
-        ValueError: see [`check_pairs`]; an evaluation set is streamed to several processes; batches have one pair;
-            there are embeddings for a branch that trains, or together with `token_weight`.
+        ValueError: see [`check_pairs`]; an evaluation set is streamed to several processes; batches have one pair, or
+            `dataloader_drop_last` leaves none; there are embeddings for a branch that trains, or together with
+            `token_weight`.
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         raise TypeError(f"{name} must be a data set of the datasets library, got {type(dataset).__name__}.")
@@ -41,6 +42,12 @@ def check_for_training(dataset: Any, name: str, model: Any, args: GmailTrainingA
         # Shards of different lengths would make the processes wait for each other forever.
         raise ValueError(
             f"{name} is streamed, which is not supported with several processes: evaluate in one process."
+        )
+    whole = (args.train_batch_size if name == "train_dataset" else args.eval_batch_size) * args.world_size
+    if args.dataloader_drop_last and isinstance(dataset, Dataset) and 0 < len(dataset) < whole:
+        raise ValueError(
+            f"{name} has {len(dataset)} pairs, fewer than one batch of {whole} in all processes, which "
+            "`dataloader_drop_last` leaves out. Use smaller batches, or set `dataloader_drop_last=False`."
         )
     batch = args.train_batch_size * (args.world_size if args.gather_negatives else 1)
     if isinstance(dataset, Dataset):
@@ -92,7 +99,8 @@ def check_pairs(
             embeddings have the wrong length; a caption or id is missing; none of the sampled pairs can be read (with
             `on_bad_image="error"`, one of them cannot be read). In a streamed data set only the sample is checked.
     """
-    if next(iter(_sample_rows(undecoded(dataset), 1)), None) is None:
+    rows = list(_sample_rows(undecoded(dataset), sample))
+    if not rows:
         raise ValueError(f"{name} is empty.")
     columns = column_names(dataset)
     replaced = {f"{side}_image": f"{side}_embeds" for side in SIDES if f"{side}_embeds" in columns}
@@ -110,7 +118,6 @@ def check_pairs(
                 f"Column '{column}' of {name} is {feature}, not an image. Cast it with "
                 f"`dataset.cast_column('{column}', datasets.Image())`."
             )
-    rows = list(_sample_rows(undecoded(dataset), sample))
     failures = []
     for row in rows:
         if not isinstance(row["caption"], str):
