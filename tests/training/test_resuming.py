@@ -44,13 +44,14 @@ def test_a_run_killed_in_its_first_save_starts_again(tmp_path, caplog):
         check_output_dir(tmp_path, __file__)
 
 
-def test_the_last_whole_checkpoint_is_found(tmp_path):
+def test_the_last_whole_checkpoint_is_found(tmp_path, caplog):
     make(tmp_path, 5, 10)
     (tmp_path / "checkpoint-best").mkdir()
     assert check_output_dir(tmp_path, True) == check_output_dir(tmp_path, "true") == str(tmp_path / "checkpoint-10")
     (tmp_path / "checkpoint-15").mkdir()  # interrupted while it was written
     assert check_output_dir(tmp_path, "true") == str(tmp_path / "checkpoint-10")
     assert check_output_dir(tmp_path, str(tmp_path / "checkpoint-5")) == str(tmp_path / "checkpoint-5")
+    assert "also contains checkpoint-10, checkpoint-15. Delete" in caplog.text
     with pytest.raises(FileNotFoundError, match="checkpoint-15' is not a complete checkpoint: it was not written"):
         check_output_dir(tmp_path, str(tmp_path / "checkpoint-15"))
 

@@ -185,6 +185,13 @@ def test_dropping_the_only_batch_is_refused(clip_folder, arguments):
             GmailTrainer(make_model(clip_folder), args, processing_class=make_processor(), **sets)
 
 
+def test_resuming_a_finished_run_reports_no_loss(train, tmp_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    train(**options)
+    resumed = train(resume=str(tmp_path / "run" / "checkpoint-2"), **options)
+    assert logged(resumed, "train_runtime") and not logged(resumed, "train_loss")
+
+
 def test_predict_takes_pairs_with_a_bad_image(clip_folder, arguments):
     trainer = GmailTrainer(make_model(clip_folder), arguments(), processing_class=make_processor())
     output = trainer.predict(make_pairs(6, bad_generated=(2,)))

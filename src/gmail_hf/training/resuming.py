@@ -105,6 +105,13 @@ def check_output_dir(output_dir: str | os.PathLike, resume_from_checkpoint: str 
         found = damage(resume)
         if found is not None:
             raise FileNotFoundError(f"'{resume}' is not a complete checkpoint: {found}. Choose another one.")
+        own = [path.resolve() for path in checkpoints(folder)]
+        if Path(resume).resolve() in own[:-1]:
+            newer = ", ".join(path.name for path in own[own.index(Path(resume).resolve()) + 1 :])
+            logger.warning_once(
+                f"Resuming from '{resume}', but '{folder}' also contains {newer}. Delete what you do not need: "
+                "`--resume_from_checkpoint true` takes the complete checkpoint with the most steps."
+            )
         return resume
     last = last_checkpoint(folder)
     if resume.lower() == "true":

@@ -91,6 +91,11 @@ class SafeTrainer(Trainer):
         # Resumed from the last step: the Trainer would train one more step.
         self.control.should_training_stop = True
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs and self.state.global_step == getattr(self, "_initial_global_step", None):
+            del logs["train_loss"]  # the mean over no step, 0
+        super().log(logs, start_time)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         output_dir, limit = self._get_output_dir(trial=trial), self.save_total_limit
         checkpoint = checkpoint_folder(output_dir, self.state.global_step)
