@@ -14,6 +14,7 @@ from datasets import Dataset, Features, Image, Value
 from pyarrow import parquet
 from tiny import picture
 
+from gmail_hf.training.columns import one_caption_each, paths_of
 from gmail_hf.training.data import undecoded
 from gmail_hf.training.loading import load_pairs
 from gmail_hf.training.sources import load_rows
@@ -427,6 +428,17 @@ def test_classes_are_captions_by_their_names(images):
     rows.save_to_disk(images / "saved")
     loaded = load_pairs(str(images / "saved"), columns={"caption": "label", "generated_image": "generated_image"})
     assert loaded["caption"][:] == ["a dog", "a cat"]
+
+
+def test_rows_without_a_class_have_no_caption():
+    rows = Dataset.from_dict({"caption": [1, None]}, Features(caption=datasets.ClassLabel(names=["a cat", "a dog"])))
+    assert one_caption_each(rows)["caption"][:] == ["a dog", None]
+
+
+def test_paths_belong_to_the_selected_rows():
+    cells = [{"bytes": None, "path": f"{i}.png"} for i in range(4)]
+    rows = Dataset.from_dict({"image": cells}, Features(image=Image(decode=False)))
+    assert list(paths_of(rows.select([3, 1]), "image")) == ["3.png", "1.png"]
 
 
 def test_a_label_that_does_not_say_what_it_means_is_refused(images):

@@ -12,7 +12,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
 from ..publishing.provenance import local_path
-from ..training.columns import find_column, paths_of, text_ids, texts_of, with_ids
+from ..training.columns import class_names, find_column, paths_of, text_ids, texts_of, with_ids
 from ..training.data import undecoded
 from ..training.decoding import BadImageError, decode_image, image_content
 from ..training.sources import load_rows, matching_files, resolve_images
@@ -66,7 +66,7 @@ class Captions:
             ids = map(str, range(len(dataset)))
         cells = dataset[caption_column][:]
         if isinstance(label := dataset.features[caption_column], ClassLabel):  # classes are captions by their names
-            cells = [None if cell is None else label.int2str(cell) for cell in cells]
+            cells = class_names(label, cells)
         count: Counter = Counter()
         rows, captions, image_ids, caption_ids, empty = [], [], [], [], 0
         for row, (image_id, cell) in enumerate(zip(ids, cells, strict=True)):

@@ -70,6 +70,11 @@ def texts_of(cell: Any) -> list[str]:
     return [text for part in cell for text in texts_of(part)] if isinstance(cell, list) else [cell]
 
 
+def class_names(label: ClassLabel, cells: Iterable[int | None]) -> list[str | None]:
+    """The names of classes, None for empty cells."""
+    return [None if cell is None else label.int2str(cell) for cell in cells]
+
+
 def is_missing(image_id: Any) -> bool:
     """Whether an id is None, empty or NaN."""
     return image_id is None or image_id == "" or image_id != image_id
@@ -149,7 +154,7 @@ def one_caption_each(dataset: Dataset) -> Dataset:
     cells = dataset["caption"][:]
     feature = dataset.features["caption"]
     if isinstance(feature, ClassLabel):
-        return _with_column(dataset, "caption", [feature.int2str(cell) for cell in cells])
+        return _with_column(dataset, "caption", class_names(feature, cells))
     if not any(isinstance(cell, (list, dict)) for cell in cells):
         return dataset
     texts = [[text for text in texts_of(cell) if text and text.strip()] for cell in cells]
@@ -266,7 +271,7 @@ def _kinds(dataset: Dataset, name: str) -> list[bool] | None:
         title = re.sub(r"\W+", "_", column.lower())
         values = dataset[column][:]
         if isinstance(feature, ClassLabel):
-            values = [None if value is None else feature.int2str(value) for value in values]
+            values = class_names(feature, values)
         known = {str(value).strip().lower() for value in values}
         absent = next((row for row, value in enumerate(values) if value in (None, "")), None)
         if absent is not None and (known & REAL_WORDS or title in (*REAL_FLAGS, *GENERATED_FLAGS)):
@@ -299,6 +304,10 @@ def _with_column(dataset: Dataset, column: str, values: list) -> Dataset:
 def paths_of(dataset: Dataset, column: str) -> Iterator[str | None]:
     """The path of each image, None for an image whose bytes are in the data set; nothing for other columns."""
     if isinstance(dataset.features[column], Image):
-        for chunk in dataset.data.column(column).chunks:
-            for path, held in zip(chunk.field("path"), chunk.field("bytes").is_valid(), strict=True):
-                yield None if held.as_py() else path.as_py()
+        paths = [
+            None if held.as_py() else path.as_py()
+            for chunk in dataset.data.column(column).chunks
+            for path, held in zip(chunk.field("path"), chunk.field("bytes").is_valid(), strict=True)
+        ]
+        rows = range(len(paths)) if dataset._indices is None else dataset._indices.column(0).to_pylist()
+        yield from (paths[row] for row in rows)
