@@ -37,6 +37,19 @@ def test_default_guidance_is_told_not_passed(index_of):
     assert found.guidance_scale == 7.5 and "guidance_scale" not in found.call
 
 
+@pytest.mark.parametrize(
+    ("name", "scale", "ignored"),
+    [
+        ("StableDiffusionXLPipeline", 0.0, "scale is 0.0"),
+        ("StableDiffusionXLPipeline", None, ""),
+        ("FluxPipeline", 3.5, "scale is 1.0"),
+    ],
+)
+def test_a_negative_prompt_that_is_ignored_is_reported(index_of, caplog, name, scale, ignored):
+    describe_generator(index_of(name, guidance_scale=scale, negative_prompt="blur"))
+    assert ignored in caplog.text and ("ignores the negative prompt" in caplog.text) == bool(ignored)
+
+
 def test_default_steps_are_the_papers(index_of):
     args = index_of("StableDiffusionPipeline", num_inference_steps=None)
     assert describe_generator(args).call["num_inference_steps"] == 50

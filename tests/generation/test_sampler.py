@@ -96,6 +96,16 @@ def test_long_captions_are_marked_and_counted(captions, caplog):
     assert "1 captions are longer than 5 tokens and are truncated: ['2-0']" in caplog.text
 
 
+def test_a_limit_of_the_pipeline_below_its_tokenizers_counts(captions, caplog):
+    class Short(Painter):
+        def __call__(self, prompt, generator, negative_prompt, max_sequence_length=1):
+            return super().__call__(prompt, generator, negative_prompt)
+
+    cut = {row["caption"] for row in shard(Short(), captions) if row["truncated"]}
+    assert cut == {"a cat", "a dog", "six words are one too many", "a fish"}
+    assert "4 captions are longer than 1 tokens" in caplog.text
+
+
 def test_caption_that_breaks_the_tokenizer_is_left_out(captions, caplog):
     rows = shard(Painter(), captions)
     assert len(rows) == 10 and "bad\0bytes" not in {row["caption"] for row in rows}

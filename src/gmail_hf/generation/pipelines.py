@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from ..publishing.provenance import local_path
 from .arguments import DEFAULT_STEPS, SynthesisArguments
 
 PIECE = 1 << 20
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ def describe_generator(args: SynthesisArguments, path: str | None = None) -> Gen
         raise ValueError(f"{pipeline_class.__name__} of '{args.generator}' does not accept {refused}.")
     if guidance_scale is None and "guidance_scale" in takes:
         guidance_scale = takes["guidance_scale"].default
+    classifier_free = takes["true_cfg_scale"].default if "true_cfg_scale" in takes else guidance_scale
+    if args.negative_prompt and classifier_free is not None and classifier_free <= 1:
+        logger.warning(
+            f"{pipeline_class.__name__} ignores the negative prompt, because its classifier-free guidance scale is "
+            f"{classifier_free}."
+        )
     own = index.get("scheduler", (None, None))[1]
     if args.scheduler:
         _check_scheduler(args.scheduler, own)

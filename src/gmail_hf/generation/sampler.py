@@ -1,7 +1,9 @@
 """Generates the images of one shard. They only depend on its rows and the settings."""
 
 import hashlib
+import inspect
 import io
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -140,18 +142,17 @@ def _repeated(call: dict[str, Any], count: int) -> dict[str, Any]:
 
 def _usable(pipeline: Any, captions: Captions, rows: range, per_caption: int) -> tuple[list[int], set[int]]:
     """Return the rows whose captions can be tokenized, and the indices of captions that all tokenizers truncate."""
-    tokenizers = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
-    tokenizers = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+    own = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+    longest = inspect.signature(pipeline).parameters.get("max_sequence_length")  # SD3 cuts T5's 512 tokens to 256
+    longest = getattr(longest, "default", None) or math.inf
+    limits = [(tokenizer, min(tokenizer.model_max_length, longest)) for tokenizer in own if tokenizer is not None]
     bad, truncated = set(), set()
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # silence transformers' warning about long captions, which are counted here
     try:
         for index in dict.fromkeys(row // per_caption for row in rows):
             try:
-                cut = [
-                    len(tokenizer(captions.captions[index]).input_ids) > tokenizer.model_max_length
-                    for tokenizer in tokenizers
-                ]
+                cut = [len(tokenizer(captions.captions[index]).input_ids) > limit for tokenizer, limit in limits]
             except Exception as error:  # no tokenizer error may end a run of days
                 bad.add(index)
                 reason = error
@@ -164,7 +165,7 @@ def _usable(pipeline: Any, captions: Captions, rows: range, per_caption: int) ->
         names = [captions.caption_ids[index] for index in sorted(bad)]
         logger.warning(f"{len(bad)} captions are left out, because the tokenizer failed: {names[:5]} ({reason}).")
     if truncated:
-        longest = max(tokenizer.model_max_length for tokenizer in tokenizers)
+        longest = max(limit for _, limit in limits)
         names = [captions.caption_ids[index] for index in sorted(truncated)]
         logger.warning(f"{len(truncated)} captions are longer than {longest} tokens and are truncated: {names[:5]}.")
     return [row for row in rows if row // per_caption not in bad], truncated
