@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from peft import PeftModel
@@ -23,12 +25,13 @@ from transformers import CLIPModel, TrainerCallback
 from gmail_hf import GmailCLIPModel, GmailTrainer
 from gmail_hf.publishing import add_results, model_card, write_card
 from gmail_hf.publishing.marker import written_here
-from gmail_hf.publishing.provenance import source
+from gmail_hf.publishing.provenance import provenance, source
 from gmail_hf.publishing.results import NOT_RUN
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "model_cards"
 DIGITS = CARDS / "gmail-digits"  # with the files of a training and an evaluation
+TEXTS = Features(dict.fromkeys(("caption", "generator", "generator_revision"), Value("string")))
 TODO = re.compile(r"\b(None|nan|undefined|More Information Needed)\b")
 
 
@@ -300,6 +303,26 @@ def test_saving_leaves_a_card_where_there_is_none(clip_folder, tmp_path):
     model.save_adapters(tmp_path / "adapters")
     text = (tmp_path / "adapters" / "README.md").read_text()
     assert 'CLIPModel.from_pretrained("org/clip", revision="abc")' in text and "base_model: org/clip" in text
+
+
+def test_pairs_from_several_sources_are_named_after_none(tmp_path, clip_folder):
+    def cached(repo, generator):
+        folder = tmp_path / repo / "default" / "0.0.0" / ("a" * 40)
+        columns = {"caption": ["a cat"], "generator": [generator], "generator_revision": ["1" if generator else None]}
+        folder.mkdir(parents=True)
+        with ArrowWriter(path=str(folder / "data.arrow"), features=TEXTS) as writer:
+            writer.write_table(Dataset.from_dict(columns, TEXTS).data.table)
+            writer.finalize()
+        return Dataset.from_file(str(folder / "data.arrow"))
+
+    def found(rows):
+        return provenance(make_model(clip_folder).config, {"train_dataset": rows}, 1)["datasets"]["train_dataset"]
+
+    ours, theirs = cached("org___ours", "painter"), cached("org___theirs", None)
+    assert found(ours)["name"] == "org/ours"
+    both = found(concatenate_datasets([ours, theirs]))
+    assert (both["name"], both["pairs"]) == (None, 2)
+    assert [generator["name"] for generator in both["generators"]] == ["painter"]
 
 
 def test_generators_and_rows_are_told(clip_folder, arguments):

@@ -171,17 +171,21 @@ def _pairs(dataset: Dataset | IterableDataset) -> dict[str, Any]:
         **known,
         "split": str(dataset.split) if dataset.split else None,
         "pairs": len(dataset) if isinstance(dataset, Dataset) else None,
-        "generators": [generator_source(*generator) for generator in sorted(generators, key=str)],
+        "generators": [generator_source(*generator) for generator in sorted(generators, key=str) if generator[0]],
     }
 
 
 def _in_cache(dataset: Dataset | IterableDataset) -> tuple[str, str] | None:
-    """Return the id, in lower case, and the commit of a Hub data set, from its path in the cache of `datasets`."""
+    """
+    Return the id, in lower case, and the commit of a Hub data set, from its path in the cache of `datasets`; None if
+    the rows are from several sources.
+    """
+    found = set()
     for file in getattr(dataset, "cache_files", []):
         parts = Path(file["filename"]).parts  # .../org___name/configuration/version/commit/file
-        if len(parts) > 5 and parts[-5].count("___") == 1 and re.fullmatch("[0-9a-f]{40}", parts[-2]):
-            return parts[-5].replace("___", "/"), parts[-2]
-    return None
+        cached = len(parts) > 5 and parts[-5].count("___") == 1 and re.fullmatch("[0-9a-f]{40}", parts[-2])
+        found.add((parts[-5].replace("___", "/"), parts[-2]) if cached else None)
+    return found.pop() if len(found) == 1 else None
 
 
 def _license(name: str, repo_type: str) -> str | None:
