@@ -1,6 +1,7 @@
 """The losses against numbers worked out by hand, and mini-batches against the whole batch."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -33,6 +34,14 @@ def test_alignment_has_one_direction_unless_symmetric():
     assert alignment_loss(GEN, REAL, temperature=1.0).item() == pytest.approx(forward, rel=1e-5)
     symmetric = alignment_loss(GEN, REAL, temperature=1.0, symmetric=True).item()
     assert symmetric == pytest.approx((forward + sum(columns) / 3) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_images_without_a_partner_are_refused(rows):
+    for pair in ((GEN, REAL[:rows]), (GEN[:rows], REAL)):
+        for loss in (alignment_loss, partial(contrastive_loss, logit_scale=1.0)):
+            with pytest.raises(ValueError, match="numbers of rows must be equal"):
+                loss(*pair)
 
 
 @pytest.mark.parametrize("ids", ["image_ids", "caption_ids"])

@@ -182,6 +182,10 @@ def same_pair_mask(image_ids: torch.Tensor | None, caption_ids: torch.Tensor | N
 
 def _info_nce(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Cross-entropy of the rows of `(pairs, pairs)` against the diagonal, without the masked entries."""
+    if logits.shape[0] != logits.shape[1]:
+        raise ValueError(
+            f"Row i of each argument belongs to pair i, so numbers of rows must be equal, got {list(logits.shape)}."
+        )
     if mask is not None:
         logits = logits.masked_fill(mask, float("-inf"))
     return nn.functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
@@ -212,6 +216,9 @@ def alignment_loss(
 
     Returns:
         `torch.FloatTensor` of shape `()`, in nats.
+
+    Raises:
+        ValueError: numbers of rows differ.
     """
     logits = gen_embeds @ real_embeds.t() / temperature  # (generated, real)
     mask = same_pair_mask(image_ids, caption_ids)
@@ -294,6 +301,9 @@ def contrastive_loss(
 
     Returns:
         `torch.FloatTensor` of shape `()`, in nats: the mean of both directions.
+
+    Raises:
+        ValueError: numbers of rows differ.
     """
     logits = image_embeds @ text_embeds.t() * logit_scale  # (images, texts)
     mask = same_pair_mask(image_ids, caption_ids)
