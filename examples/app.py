@@ -100,14 +100,17 @@ def score(model: "GmailCLIPModel", processor: Any, image: "Image", texts: list[s
     """
     import torch
 
+    from gmail_hf.models.base import text_options
+
     texts = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
     if not texts:
         raise ValueError("Write at least one text, one per line.")
-    inputs = processor(text=texts, images=[image] * len(BRANCHES), return_tensors="pt", padding=True)
-    room = model.config.text_config.max_position_embeddings
-    for text, mask in zip(texts, inputs["attention_mask"], strict=True):
-        if mask.sum() > room:
-            raise ValueError(f"'{text[:40]}...' has {mask.sum()} tokens; the limit of this model is {room}.")
+    options = text_options(model)
+    for text, ids in zip(texts, processor.tokenizer(texts)["input_ids"], strict=True):
+        if len(ids) > options["max_length"]:
+            limit = options["max_length"]
+            raise ValueError(f"'{text[:40]}...' has {len(ids)} tokens; the limit of this model is {limit}.")
+    inputs = processor(text=texts, images=[image] * len(BRANCHES), return_tensors="pt", **options)
     with torch.no_grad():
         logits = model(**inputs.to(model.device), modality=list(BRANCHES)).logits_per_image  # (branches, texts)
     scores = [dict(zip(texts, row, strict=True)) for row in logits.softmax(-1).tolist()]

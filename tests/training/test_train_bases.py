@@ -1,5 +1,6 @@
 """Stage 1 on every base: `GmailTrainer` trains the gen branch, evaluates, saves and comes back."""
 
+import app
 import pytest
 import torch
 from tiny import make_pairs, picture, randomise
@@ -127,5 +128,8 @@ def test_the_pipeline_serves_siglip(tmp_path):
     served = pipeline("zero-shot-image-classification", model=str(tmp_path / "gmail"))
     assert type(served.model).__name__ == "GmailSiglipModel"
     assert scores(served) == pytest.approx(scores(plain), abs=1e-6)
+    expected = torch.tensor([scores(plain)[label] for label in labels["candidate_labels"]]).logit().softmax(0)
+    shown = app.score(served.model, processor, picture(0), labels["candidate_labels"])["real"]
+    assert list(shown.values()) == pytest.approx(expected.tolist(), abs=1e-6)
     with served.model.using("gen"):
         assert scores(served) != pytest.approx(scores(plain), abs=1e-6)
