@@ -128,6 +128,8 @@ def test_generated_training_images(run, wds, tmp_path):
     assert (train["split"], train["modality"], train["probe"]) == ("all", "gen", "sgd")
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| DTD | Linear probe | top-1 |" in report and "7 images, 3 classes, 15 training images |" in report
+    page = " ".join((tmp_path / "out" / "report.html").read_text().split())
+    assert "sgd, trained on <code>generated</code>, all, through <code>gen</code>" in page
     text = results_text([json.loads((tmp_path / "out" / "dtd.json").read_text())])
     assert "photographs through `real`; probe (`sgd`) on `generated`, split `all`, through `gen`." in text
 

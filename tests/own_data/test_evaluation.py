@@ -61,6 +61,16 @@ def test_a_limit_takes_images_of_each_class_folder(classes):
     assert [row["cls"] for row in found.read()] == [0, 1, 2]
 
 
+def test_a_limit_takes_rows_of_each_label(tmp_path):
+    for i in range(6):
+        picture(i).save(tmp_path / f"{i}.png")
+    table = tmp_path / "labels.csv"
+    table.write_text("image,label\n" + "".join(f"{i}.png,{'aabbcc'[i]}\n" for i in range(6)))
+    found = list(open_source(get_benchmark("mine", str(table)), str(table), limit=4).read())
+    assert [row["cls"] for row in found] == [0, 1, 2, 0]
+    assert [decode_image(row["image"]).tobytes() for row in found] == [picture(i).tobytes() for i in (0, 2, 4, 1)]
+
+
 def test_names_and_templates_of_class_folders(classes):
     (classes / "classnames.txt").write_text("house cat\nbarn owl\nfox\n")
     (classes / "templates.txt").write_text("a {c}\nthe {c}\n")
@@ -245,6 +255,21 @@ def test_a_table_of_images_and_labels(kind, tmp_path, run):
         assert run(place)["tasks"]["zero_shot"]["counts"]["images"] == 4
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_whole_numbers_as_floats_are_lines_of_the_names(kind, tmp_path):
+    """As pandas writes a column that once had gaps. In alphabetical order 10.0 would come before 2.0."""
+    picture(0).save(tmp_path / "0.png")
+    table = tmp_path / f"labels.{kind}"
+    if kind == "csv":
+        table.write_text("image,label\n" + "".join(f"0.png,{i}.0\n" for i in range(12)))
+    else:
+        Dataset.from_dict({"image": ["0.png"] * 12, "label": [float(i) for i in range(12)]}).to_parquet(table)
+    with pytest.raises(ValueError, match="has numbers without names"):
+        mine(table)
+    (tmp_path / "classnames.txt").write_text("".join(f"name {i}\n" for i in range(12)))
+    assert [row["cls"] for row in mine(table).read()] == list(range(12))
+
+
 def test_labels_are_found_among_the_names(tmp_path):
     for i in range(3):
         picture(i).save(tmp_path / f"{i}.png")
@@ -302,9 +327,11 @@ def test_labels_that_are_missing_or_unclear_are_refused(tmp_path):
     picture(0).save(tmp_path / "0.png")
     for row, message in (
         ({"label": None}, "Row 1 of .* has no 'label'"),
+        ({"label": ["a", "b"]}, "'label' of .* must hold one label per row, not lists"),
         ({"label": "a", "class": "b"}, "Several columns may contain the labels: .'label', 'class'."),
     ):
-        rows = [{"image": "0.png", **dict.fromkeys(row, "a")}, {"image": "0.png", **row}]
+        other = ["a"] if row["label"] == ["a", "b"] else "a"
+        rows = [{"image": "0.png", **dict.fromkeys(row, other)}, {"image": "0.png", **row}]
         (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
         with pytest.raises(ValueError, match=message):
             mine(tmp_path / "labels.jsonl")

@@ -1,14 +1,15 @@
 """Benchmarks on the user's own data: images in class folders, with labels, or with captions."""
 
-from collections.abc import Callable, Iterator
-from itertools import chain, islice, zip_longest
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image
 
 from ..publishing.provenance import local_path
-from ..training.columns import LABELS, find_column
+from ..training.columns import LABELS, find_column, is_missing
 from ..training.data import undecoded
 from ..training.decoding import IMAGE_SUFFIXES
 from ..training.layouts import BUILDERS, subfolders, suffix_of
@@ -61,41 +62,59 @@ def labelled_rows(rows: Dataset, name: str, lines: Lines) -> tuple[Callable, Lin
     """
     Read images with a label column. Labels are line numbers of classnames.txt, or names: its lines in any order, or
     other names, which its lines follow in alphabetical order. Without classnames.txt, the classes are the names in
-    alphabetical order. A `ClassLabel` is its names, in its own order.
+    alphabetical order. A `ClassLabel` is its names, in its own order. A limit takes rows of each label in turn.
 
     Returns:
         `read` and `lines` of a [`Source`].
 
     Raises:
-        ValueError: there is no image or label column, a row has no label, numeric labels have no names, or
-            classnames.txt lacks a label and does not have one line per label in their order.
+        ValueError: there is no image or label column, a row has no label or a list, numeric labels have no names,
+            or classnames.txt lacks a label and does not have one line per label in their order.
     """
     label, image = _label_column(rows), find_column(rows, "real_image")
     if label is None or image is None or not isinstance(rows.features[image], Image):
         raise ValueError(f"'{name}' has no column of {'images' if label else 'labels'}; it has {rows.column_names}.")
     feature, values = rows.features[label], rows[label][:]
-    missing = next((row for row, value in enumerate(values) if value is None or value in ("", -1)), None)
+    missing = next((row for row, value in enumerate(values) if is_missing(value) or value == -1), None)
     if missing is not None:
         raise ValueError(f"Row {missing} of '{name}' has no '{label}'.")
+    if any(isinstance(value, (list, dict)) for value in values):
+        raise ValueError(f"Column '{label}' of '{name}' must hold one label per row, not lists.")
     names, listed = _lines_of((CLASS_NAMES,), lines), getattr(feature, "names", None)
-    if listed or not all(str(value).isdecimal() for value in values):
+    numbers = [re.fullmatch(r"(\d+)(\.0*)?", str(value)) for value in values]  # tables may hold 7 as 7.0
+    if listed or not all(numbers):
         texts = [feature.int2str(value) if listed else str(value) for value in values]
         classes = listed or sorted(set(texts))
         names = names or classes
         numbered = _numbers(classes, names, f"labels of '{name}'")
-        values = [numbered[text] for text in texts]
+        numbers = [numbered[text] for text in texts]
+    else:
+        numbers = [int(number[1]) for number in numbers]
     if not names:
         raise ValueError(
             f"Column '{label}' of '{name}' has numbers without names: add {CLASS_NAMES} next to the data, with one "
             "line per class, starting at 0."
         )
-    numbers, images = [int(value) for value in values], undecoded(rows.select_columns([image]))
+    images = undecoded(rows.select_columns([image]))
 
     def read(limit: int | None) -> Iterator[dict[str, Any]]:
-        cells = ({"image": row[image], "cls": number} for row, number in zip(images, numbers, strict=True))
-        return islice(cells, limit)
+        order, chosen = range(len(numbers)), images
+        if limit is not None:
+            order = _in_turn(numbers)[:limit]
+            chosen = images.select(order)
+        return ({"image": row[image], "cls": numbers[place]} for row, place in zip(chosen, order, strict=True))
 
     return read, _texts(names, lines)
+
+
+def _in_turn(labels: Sequence[int]) -> list[int]:
+    """Return the numbers of all rows: the first row of each label, then the second one of each, and so on."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for label in labels:
+        turns.append(seen[label])
+        seen[label] += 1
+    return sorted(range(len(turns)), key=turns.__getitem__)
 
 
 def _numbers(classes: list[str], names: list[str], what: str) -> dict[str, int]:
@@ -177,12 +196,12 @@ def class_rows(path: Path, split: str, lines: Lines) -> tuple[str, Callable, Lin
 
     def read(limit: int | None) -> Iterator[dict[str, Any]]:
         rows = [
-            [{"image": {"bytes": None, "path": str(image)}, "cls": numbered[folder.name]} for image in images]
-            for folder, images in zip(folders, map(_images_in, folders), strict=True)
+            {"image": {"bytes": None, "path": str(image)}, "cls": numbered[folder.name]}
+            for folder in folders
+            for image in _images_in(folder)
         ]
-        if limit is None:
-            return chain.from_iterable(rows)
-        in_turn = (row for of_each in zip_longest(*rows) for row in of_each if row is not None)
-        return islice(in_turn, limit)
+        if limit is not None:
+            rows = [rows[row] for row in _in_turn([row["cls"] for row in rows])[:limit]]
+        return iter(rows)
 
     return split if (path / split).is_dir() else "all", read, _texts(names, lines)

@@ -38,7 +38,8 @@ class Source:
             data, the version of gmail-hf.
         split (`str`): the split.
         layout (`str`): a key of `LAYOUTS`.
-        limit (`int` or None): number of rows to read from the start, or None for all.
+        limit (`int` or None): number of rows to read, or None for all. Class folders and tables of labels are read in
+            turn by class, other data from the start.
         columns (`tuple[str, ...]`): columns of the first row.
         read (`Callable`): `read()` iterates over the rows, with images undecoded.
         lines (`Callable`): `lines(file)` returns the non-empty lines of a text file of the data set.
@@ -79,7 +80,7 @@ def open_source(
         benchmark: see `get_benchmark`.
         dataset: a folder, a file or a Hub id to use instead of the benchmark's own data. A benchmark with captions
             accepts everything that [`load_pairs`] reads; one with classes also accepts a folder of class folders.
-        limit: number of rows to read from the start. Defaults to all.
+        limit: number of rows to read, see [`Source`]. Defaults to all.
         any_split: accept the only split of a data set under any name.
 
     Raises:

@@ -111,7 +111,7 @@ def results_text(results: list[dict[str, Any]]) -> str:
     for result in map(escaped, results):
         data, where = result["dataset"], result["environment"]
         revision = f", revision `{commit}`" if (commit := _commit(data["revision"])) else ""
-        rows = f", first {data['limit']} rows" if data["limit"] else ""
+        rows = f", {data['limit']} rows only" if data["limit"] else ""
         packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
         lines.append(
             f"- {result['title']}: `{public_name(data['name'])}`{revision}, split `{data['split']}`{rows}; "
