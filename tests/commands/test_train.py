@@ -11,7 +11,9 @@ import torch
 from datasets import Image
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from PIL import ImageFilter
-from transformers import AutoProcessor
+from tiny import make_pairs
+from towers import make
+from transformers import AutoProcessor, BitImageProcessor
 
 from gmail_hf import GmailCLIPModel, fit_detector
 from gmail_hf.commands import train
@@ -205,6 +207,15 @@ def test_mistakes_are_told_before_training(pairs, tmp_path, options, message):
     with pytest.raises((ValueError, StrictDataclassClassValidationError), match=message):
         train.main(["--dataset", pairs, "--output_dir", str(tmp_path / "out"), *SHORT, *options])
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_text_losses_need_a_text_encoder(tmp_path):
+    make("dinov2").save_pretrained(tmp_path / "dino")
+    BitImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(tmp_path / "dino")
+    make_pairs(8).to_parquet(tmp_path / "pairs.parquet")
+    options = ["--dataset", str(tmp_path / "pairs.parquet"), "--model", str(tmp_path / "dino"), "--stage", "joint"]
+    with pytest.raises(ValueError, match="GmailDinov2Model has no text encoder"):
+        train.main(["--output_dir", str(tmp_path / "out"), *SHORT, *options])
 
 
 def test_image_size_that_the_model_does_not_take(pairs, tmp_path):

@@ -130,7 +130,6 @@ def main(argv: Sequence[str]) -> dict[str, float]:
         "lora_alpha": model_args.lora_alpha,
         "lora_dropout": model_args.lora_dropout,
         "trainable_modalities": ["real", "gen"] if model_args.train_real else None,
-        "text_lora": model_args.text_lora or None,
     }
     adapters = {name: value for name, value in adapters.items() if value is not None}
     attention = {"attn_implementation": model_args.attn_implementation} if model_args.attn_implementation else {}

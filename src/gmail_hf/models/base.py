@@ -147,7 +147,7 @@ class GmailModel(AutoModality, ModalityMixin):
             ValueError: there is no text encoder, or it already has an adapter.
         """
         if getattr(self, "text_model", None) is None:
-            raise ValueError(f"{type(self).__name__} has no text encoder.")
+            raise ValueError(f"{type(self).__name__} has no text encoder, so it takes no `text` adapter.")
         if self.config.text_lora:
             raise ValueError("This model already has a `text` adapter.")
         attach_to_text(self.text_model, self.config)
