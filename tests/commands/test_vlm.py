@@ -152,8 +152,16 @@ def test_lora_saves_adapter_and_merged_model(common, tmp_path, caplog):
     assert config["base_model_name_or_path"] == str(part)
     with pytest.raises(ValueError, match=r"checkpoint-4' was written with --train projector: add it to resume"):
         vlm.main([*more, "--train=projector+lora", "--resume_from_checkpoint=true"])
+    resume = ["--output_dir", str(part), "--resume_from_checkpoint=true"]
     with pytest.raises(ValueError, match=r"checkpoint-4' was written with --train projector\+lora"):
-        vlm.main([*common, "--output_dir", str(part), "--resume_from_checkpoint=true"])
+        vlm.main([*common, *resume])
+    with pytest.raises(ValueError, match=r"checkpoint-4' was written with --lora_alpha 8"):
+        vlm.main([*common, *lora, "--lora_alpha=16", *resume])
+    other = tmp_path / "gmail"
+    randomise(GmailCLIPModel.from_clip(clip_path()), std=0.03).save_pretrained(other)
+    AutoProcessor.from_pretrained(clip_path()).save_pretrained(other)
+    with pytest.raises(ValueError, match="checkpoint-4' was trained with other frozen weights"):
+        vlm.main([*common, *lora, *resume, "--model", str(other)])
 
 
 def test_branch_and_column_decide(common, tmp_path):

@@ -27,6 +27,7 @@ default is --config llava_digits. To continue an interrupted run, add --resume_f
 gets the complete model, which pipeline("image-text-to-text") loads, and with LoRA also its PEFT adapter in adapter/.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,9 +124,14 @@ def main(argv: Sequence[str]) -> dict[str, float]:
 
     checkpoint = start(training_args)
     if checkpoint is not None:
-        written = "projector+lora" if Path(checkpoint, "adapter_config.json").exists() else "projector"
+        adapter = Path(checkpoint, "adapter_config.json")
+        written = "projector+lora" if adapter.exists() else "projector"
         if model_args.train != written:
             raise ValueError(f"'{checkpoint}' was written with --train {written}: add it to resume.")
+        lora = json.loads(adapter.read_text(encoding="utf-8")) if adapter.exists() else {}
+        for name, value in (("lora_rank", lora.get("r")), ("lora_alpha", lora.get("lora_alpha"))):
+            if lora and value != getattr(model_args, name):
+                raise ValueError(f"'{checkpoint}' was written with --{name} {value}: add it to resume.")
     training_args.remove_unused_columns = False  # the collator needs the conversations
     # The Trainer would push adapters together with the whole model, as if the folder were an adapter.
     push_to_hub, training_args.push_to_hub = training_args.push_to_hub, False

@@ -13,14 +13,16 @@ from ..training.decoding import digest_of
 from ..training.safe_trainer import SafeTrainer
 
 SAMPLE_NAME, SAMPLE_ROWS = "conversations.json", 16
+FROZEN_VALUES = 4  # of each weight
 
 
 class ConversationTrainer(SafeTrainer):
     """
-    A `SafeTrainer` for [`Conversations`] with a [`LlavaCollator`], which resumes only with the conversations, images
-    and branches it was started with.
+    A `SafeTrainer` for [`Conversations`] with a [`LlavaCollator`], which resumes only with the conversations, images,
+    branches and frozen weights it was started with.
 
-    Each checkpoint has digests of some rows, evenly spread over the data set, for comparison.
+    Each checkpoint has digests of some rows, evenly spread over the data set, and of the frozen weights, for
+    comparison.
     """
 
     def _sample(self) -> dict[str, Any]:
@@ -30,7 +32,16 @@ class ConversationTrainer(SafeTrainer):
             modality = row.get("modality") or self.data_collator.modality
             content = [row["messages"], modality, [digest_of(image) for image in row["images"]]]
             digests.append(hashlib.blake2b(json.dumps(content, default=str).encode(), digest_size=8).hexdigest())
-        return {"rows": len(self.train_dataset), "digests": digests}
+        return {"rows": len(self.train_dataset), "digests": digests, "frozen": self._frozen()}
+
+    def _frozen(self) -> str:
+        """A digest of the first values of each weight that does not train; new tokens, which are random, come last."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, weight in self.model.named_parameters():
+            # PEFT keeps the untrained projector, which is random, as `original_module`.
+            if not weight.requires_grad and "original_module" not in name:
+                digest.update(f"{name} {weight.detach().flatten()[:FROZEN_VALUES].tolist()}".encode())
+        return digest.hexdigest()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -39,9 +50,16 @@ class ConversationTrainer(SafeTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         file = Path(resume_from_checkpoint, SAMPLE_NAME)
-        if file.exists() and json.loads(file.read_text(encoding="utf-8")) != self._sample():
-            raise ValueError(
-                f"'{resume_from_checkpoint}' was trained on other conversations, images or branches. Resume with the "
-                "original data, image column and modality."
-            )
+        if file.exists():
+            theirs, ours = json.loads(file.read_text(encoding="utf-8")), self._sample()
+            if theirs.pop("frozen", ours["frozen"]) != ours.pop("frozen"):
+                raise ValueError(
+                    f"'{resume_from_checkpoint}' was trained with other frozen weights. Resume with the original "
+                    "model in the original dtype."
+                )
+            if theirs != ours:
+                raise ValueError(
+                    f"'{resume_from_checkpoint}' was trained on other conversations, images or branches. Resume with "
+                    "the original data, image column and modality."
+                )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
