@@ -234,22 +234,34 @@ def test_evaluation_goes_through_real_and_is_padded_on_the_left(common, tmp_path
     assert all(mask[:, -1].all() for mask in masks) and not all(mask.all() for mask in masks)
 
 
-def test_half_precision_trains_in_float32(common, tmp_path, monkeypatch):
+def test_half_precision_trains_in_float32(common, gmail, tmp_path, monkeypatch):
     trained, frozen, groups, train = set(), set(), [], SafeTrainer.train
+    asked, ask = [], vlm.ask
+
+    def spy_on_questions(model, *args):
+        asked.append(model.model.language_model.rotary_emb.inv_freq.dtype)
+        return ask(model, *args)
 
     def spy(trainer, **kwargs):
-        for parameter in trainer.model.parameters():
-            (trained if parameter.requires_grad else frozen).add(parameter.dtype)
+        for name, parameter in trainer.model.named_parameters():
+            if not is_adapter_weight(name):
+                (trained if parameter.requires_grad else frozen).add(parameter.dtype)
         groups.extend((group["lr"], len(group["params"])) for group in trainer.optimizer.param_groups)
         return train(trainer, **kwargs)
 
     monkeypatch.setattr(SafeTrainer, "train", spy)
+    monkeypatch.setattr(vlm, "ask", spy_on_questions)
     options = ["--dtype=bfloat16", "--bf16", "--use_cpu", "--max_steps=1", "--projector_learning_rate=1e-3"]
     vlm.main([*common, *options, "--output_dir", str(tmp_path)])
     assert trained == {torch.float32} and frozen == {torch.bfloat16}
     assert groups == [(1e-3, 4)]
     saved = weights(tmp_path)
     assert {weight.dtype for name, weight in saved.items() if not is_adapter_weight(name)} == {torch.bfloat16}
+    tower = GmailCLIPModel.from_pretrained(gmail).vision_model.state_dict()
+    adapters = {name.removeprefix("model.vision_tower."): weight for name, weight in saved.items()}
+    adapters = {name: weight for name, weight in adapters.items() if is_adapter_weight(name)}
+    assert adapters and all(torch.equal(weight, tower[name]) for name, weight in adapters.items())
+    assert asked == [torch.float32]  # not rounded, as in the loaded model
 
 
 def test_unreadable_real_images_are_not_asked_about(pairs, gmail, tmp_path, caplog):

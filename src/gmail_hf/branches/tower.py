@@ -49,6 +49,16 @@ def adapter_of(name: str) -> str | None:
     return None
 
 
+def cast_base(module: nn.Module, dtype: torch.dtype) -> None:
+    """
+    Cast the weights of the base to `dtype`. Adapters keep their precision, and so do buffers: rotary position
+    embeddings need float32 frequencies.
+    """
+    for name, parameter in module.named_parameters():
+        if not is_adapter_weight(name):
+            parameter.data = parameter.data.to(dtype)
+
+
 @torch.no_grad()
 def init_adapters(module: nn.Module) -> None:
     """The part of `_init_weights` for modules with branches: zero LoRA updates, and copies of the base's head."""

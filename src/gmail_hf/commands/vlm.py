@@ -117,6 +117,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     """Train, ask about the real images of the evaluation split, and return the share of exact answers."""
     model_args, data_args, training_args = parse_args(argv)
 
+    from ..branches.tower import cast_base
     from ..training.loading import check_free_disk
     from ..vlm import ConversationTrainer, LlavaCollator, check_processor, language_model_lora
     from ..vlm.training import optimizer_of
@@ -190,7 +191,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
             model.save_pretrained(output_dir / "adapter")
             (output_dir / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's template, not filled in
         model = model.merge_and_unload()
-    model = model.to(dtype)
+    cast_base(model, dtype)
     if training_args.should_save:
         model.save_pretrained(output_dir)
         processor.save_pretrained(output_dir)

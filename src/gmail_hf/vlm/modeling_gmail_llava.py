@@ -27,7 +27,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils import logging
 
 from ..branches.peft_folders import SIGNATURE_TOLERANCE, some
-from ..branches.tower import adapter_of, is_adapter_weight
+from ..branches.tower import adapter_of, cast_base, is_adapter_weight
 from ..models.clip import GmailVisionModel
 from ..models.configuration import plain_values
 from ..models.configuration_clip import GmailConfig, GmailVisionConfig
@@ -181,7 +181,7 @@ class GmailLlavaForConditionalGeneration(BranchedVLM, StrictLoading, LlavaForCon
                 f"'{text_model_name_or_path}', a {language_model.config.model_type}, does not have the layout of "
                 f"Llama, `model.*` and `lm_head.weight`: it has {strange[0]}."
             )
-        tower.to(language_model.dtype)  # the projector and the language model read its features
+        cast_base(tower, language_model.dtype)  # the projector and the language model read its features
         tower.config.dtype = language_model.dtype
         config = GmailLlavaConfig(
             dtype=language_model.dtype,
