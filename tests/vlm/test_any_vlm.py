@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 import transformers as t
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny import make_clip
 from vlms import IMAGE, LLAMA, VLMS
@@ -275,6 +275,21 @@ def test_peft_layers_are_merged_before_a_branch():
         wrapped.to_base("gen")
     expected = logits(wrapped, VLMS["llava"], modality="gen")
     merged = wrapped.merge_and_unload().to_base("gen")
+    torch.testing.assert_close(logits(merged, VLMS["llava"]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_branches_on_a_model_that_peft_wraps(tmp_path):
+    make("llava").save_pretrained(tmp_path / "vlm")
+    load = t.AutoModelForImageTextToText.from_pretrained
+    lora = LoraConfig(target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    get_peft_model(load(tmp_path / "vlm"), lora).save_pretrained(tmp_path / "sft")
+    model = PeftModel.from_pretrained(load(tmp_path / "vlm"), tmp_path / "sft").eval()
+    attach_branches(model)
+    randomise(model)
+    save_branches(model, tmp_path / "branches")
+    expected = logits(model, VLMS["llava"], modality="gen")
+    gen = PeftModel.from_pretrained(load(tmp_path / "vlm"), tmp_path / "branches", subfolder="gen").merge_and_unload()
+    merged = PeftModel.from_pretrained(gen, tmp_path / "sft").eval()
     torch.testing.assert_close(logits(merged, VLMS["llava"]), expected, atol=1e-4, rtol=1e-4)
 
 

@@ -14,7 +14,14 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 
 from ..branches.attach import find_tower, target_layers
 from ..branches.configuration import ATTACHED, AdapterFields
-from ..branches.peft_folders import check_base, has_adapter, read_adapter, read_signature, write_adapter
+from ..branches.peft_folders import (
+    PEFT_PREFIX,
+    check_base,
+    has_adapter,
+    read_adapter,
+    read_signature,
+    write_adapter,
+)
 from ..branches.routing import RoutedLinear, pickled_as
 from ..branches.tower import BranchedTower, Modality, is_adapter_weight
 from ..publishing.hub import hub_kwargs
@@ -333,7 +340,7 @@ def _attach(model: PreTrainedModel, fields: dict[str, Any], tower: str | None) -
     total, training = model.num_parameters(), module.training
     _tower_class(type(module)).adopt(module, **fields).train(training)
     if name:
-        module.outer_prefix = f"{name}."
+        module.outer_prefix = f"{name}.".removeprefix(PEFT_PREFIX)  # PEFT may wrap the language model
         take_modality(model, name)
     own = sum(parameter.numel() for weight, parameter in module.named_parameters() if is_adapter_weight(weight))
     layers = sum(isinstance(layer, RoutedLinear) for layer in module.modules())
