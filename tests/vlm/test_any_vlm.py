@@ -17,6 +17,7 @@ from gmail_hf import GmailCLIPModel, attach_branches, from_vlm, load_branches, s
 from gmail_hf.branches.tower import is_adapter_weight
 from gmail_hf.models.attached import from_branches
 from gmail_hf.models.vision_language import BranchedVLM
+from gmail_hf.vlm import GmailLlavaConfig, GmailLlavaForConditionalGeneration, build_processor
 
 EVERY = [0, 1, 2]
 NAMES = ["gen", "real", "gen"]
@@ -247,11 +248,22 @@ def test_what_would_lose_branches_is_refused(tmp_path):
     make("llava").save_pretrained(tmp_path / "vlm")
     model = from_vlm(tmp_path / "vlm")
     model.save_pretrained(tmp_path / "whole")
-    with pytest.raises(ValueError, match="Save them with `save_branches`"):
-        from_vlm(tmp_path / "whole")
     save_branches(model, tmp_path / "branches")
+    with pytest.raises(ValueError, match="load it with `AutoModelForImageTextToText` and save it again"):
+        from_vlm(tmp_path / "whole", gmail=tmp_path / "branches")
+    t.AutoModelForImageTextToText.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "again")
+    assert from_vlm(tmp_path / "again", gmail=tmp_path / "branches").lm_head.weight.equal(model.lm_head.weight)
     with pytest.raises(ValueError, match="branches' has branches and no language model: pass it as `gmail=`"):
         from_vlm(tmp_path / "branches")
+    GmailLlavaConfig().save_pretrained(tmp_path / "gmail_llava")
+    with pytest.raises(ValueError, match="already has branches: load it with `AutoModelForImageTextToText`"):
+        from_vlm(tmp_path / "gmail_llava", gmail=tmp_path / "branches")
+    for build in (
+        lambda: build_processor(tmp_path / "branches", tmp_path / "llama"),
+        lambda: GmailLlavaForConditionalGeneration.from_llava(tmp_path / "vlm", gmail=tmp_path / "branches"),
+    ):
+        with pytest.raises(ValueError, match="branches' has the branches of a vision-language model"):
+            build()
     make_clip().save_pretrained(tmp_path / "clip")
     with pytest.raises(ValueError, match="of type 'clip', which has no language model: .* `gmail_hf.from_base`"):
         from_vlm(tmp_path / "clip")

@@ -194,8 +194,10 @@ def from_vlm(
     )
     if any(is_adapter_weight(name) for name in info["unexpected_keys"]):
         raise ValueError(
-            f"'{pretrained_model_name_or_path}' has weights of branches, which would be lost. Save them with "
-            "`save_branches`, and load the original model with `gmail=`."
+            f"'{pretrained_model_name_or_path}' has weights of branches, which would be lost, without their settings. "
+            "Branches are saved with `save_branches`. To use them with this model, load it with "
+            "`AutoModelForImageTextToText` and save it again, which removes its branches, then pass their folder as "
+            "`gmail=`."
         )
     if gmail is None:
         _attach(model, {**fields, **_origin(model)}, tower)
@@ -214,6 +216,8 @@ def _check_vlm(source: str | os.PathLike, **hub: Any) -> None:
         raise ValueError(
             f"'{source}' has branches and no language model: pass it as `gmail=`, after the vision-language model."
         )
+    if "trainable_modalities" in (values.get("vision_config") or {}):
+        raise ValueError(f"'{source}' already has branches: load it with `AutoModelForImageTextToText`.")
     if values.get("model_type") in {model.base_class.config_class.model_type for model in MODELS}:
         raise ValueError(
             f"'{source}' is of type '{values['model_type']}', which has no language model: load it with "

@@ -35,7 +35,7 @@ from ..models.loading import StrictLoading
 from ..models.vision_language import BranchedVLM, assemble, take_modality
 from ..publishing.provenance import name_publicly
 from .configuration_gmail_llava import GmailLlavaConfig
-from .processing import check_processor, end_of_turn
+from .processing import check_processor, end_of_turn, tower_config
 
 TOWER_FIELDS = (
     "image_size",
@@ -267,7 +267,7 @@ def _without_report() -> Iterator[None]:
 
 
 def _gmail_vision_config(name: str | os.PathLike, revision: str | None, **hub: Any) -> GmailVisionConfig:
-    config = AutoConfig.from_pretrained(name, revision=revision, **hub)
+    config = tower_config(name, revision, **hub)
     if isinstance(config, GmailConfig):
         config = config.vision_config
     if not isinstance(config, GmailVisionConfig):

@@ -4,11 +4,35 @@ import os
 from typing import Any
 
 from tokenizers import AddedToken
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaProcessor,
+    PreTrainedConfig,
+)
 
+from ..branches.configuration import ATTACHED
 from .chat import IMAGE_TOKEN, LLAMA3_CHAT_TEMPLATE, LLAMA3_HEADER_TOKENS, with_images
 
 PAD_TOKEN = "<pad>"
+
+
+def tower_config(name: str | os.PathLike, revision: str | None = None, **hub: Any) -> PreTrainedConfig:
+    """
+    The configuration of a CLIP, with or without branches.
+
+    Raises:
+        ValueError: the folder or repository has the branches of a vision-language model.
+    """
+    kind = PreTrainedConfig.get_config_dict(name, revision=revision, **hub)[0].get("model_type", "")
+    if kind.startswith(ATTACHED):
+        raise ValueError(
+            f"'{name}' has the branches of a vision-language model, not a GmailCLIPModel: load them with "
+            "`gmail_hf.from_vlm`, and train that model with TRL's SFTTrainer."
+        )
+    return AutoConfig.from_pretrained(name, revision=revision, **hub)
 
 
 def build_processor(
@@ -32,9 +56,10 @@ def build_processor(
         vision_revision, text_revision (`str`, *optional*): revisions.
 
     Raises:
-        ValueError: there is no chat template for the tokenizer.
+        ValueError: there is no chat template for the tokenizer, or the vision model is the branches of a
+            vision-language model.
     """
-    vision_config = AutoConfig.from_pretrained(vision_model_name_or_path, revision=vision_revision)
+    vision_config = tower_config(vision_model_name_or_path, vision_revision)
     # `generate` needs padding on the left. Collators set their own `padding_side`.
     tokenizer = AutoTokenizer.from_pretrained(text_model_name_or_path, revision=text_revision, padding_side="left")
     if chat_template is None and tokenizer.chat_template:
