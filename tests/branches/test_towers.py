@@ -19,7 +19,7 @@ from transformers import SiglipVisionModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gmail_hf import attach_branches
-from gmail_hf.branches.routing import RoutedLinear
+from gmail_hf.branches.routing import RoutedLinear, routed
 from gmail_hf.branches.tower import is_adapter_weight
 
 
@@ -253,6 +253,15 @@ def test_pickled_and_loaded(case):
     for twin in map(tower_of, twins):
         assert type(twin) is type(tower) and type(twin.config) is type(tower.config)
         assert torch.equal(pooled(twin, name, modality=NAMES), expected)
+
+
+def test_layers_may_be_on_another_device_than_the_images():
+    """As with a `device_map` that splits the tower."""
+    tower = make("siglip")
+    attach_branches(tower)
+    layer = next(module for module in tower.modules() if isinstance(module, RoutedLinear)).to("meta")
+    tokens = torch.empty(2, 4, layer.in_features, device="meta")
+    assert routed(torch.tensor([[1.0], [0.0]]), layer, tokens).device == tokens.device
 
 
 def test_a_subclass_of_a_class_made_at_run_time_is_copied_as_it_is():

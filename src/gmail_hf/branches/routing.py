@@ -126,7 +126,7 @@ class RoutedLinear(nn.Linear):
             # One product for all adapters. The gate then zeroes the ranks of the other adapters in each row.
             lora_A = torch.cat([adapter.lora_A for adapter in self.adapters.values()])  # (adapters * rank, in)
             lora_B = torch.cat([adapter.lora_B for adapter in self.adapters.values()], dim=1)  # (out, adapters * rank)
-            gate = gate_of(route, hidden_states).to(hidden_states.dtype)
+            gate = gate_of(route, hidden_states).to(hidden_states)  # a `device_map` may split the layers
             scale = gate.repeat_interleave(self.rank, dim=-1) * self.scaling  # (rows, 1, ..., adapters * rank)
         lora_A, lora_B = lora_A.to(hidden_states.dtype), lora_B.to(hidden_states.dtype)
         low_rank = nn.functional.linear(self.dropout(hidden_states), lora_A) * scale
@@ -159,7 +159,7 @@ def _select(route: Route, base: torch.Tensor, branches: dict[str, Callable[[], t
     if isinstance(route, str):
         return branches[route]()
     output = base
-    for gate, branch in zip(route.unbind(dim=1), branches.values(), strict=True):
+    for gate, branch in zip(route.to(base.device).unbind(dim=1), branches.values(), strict=True):
         output = torch.where(gate.view(-1, *[1] * (base.dim() - 1)) > 0, branch(), output)
     return output
 
