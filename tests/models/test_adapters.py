@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_clip, make_model, pixels, randomise, tokens
 from transformers import CLIPModel
 
-from gmail_hf import GmailCLIPModel
+from gmail_hf import GmailCLIPModel, attach_branches, save_branches
 
 TARGETS = r"vision_model\.encoder\.layers\.\d+\.\w+\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 
@@ -293,6 +293,23 @@ def test_trained_adapter_without_a_place_is_refused(clip_folder, tmp_path, train
     model = make_model(clip_folder, **fresh)
     with pytest.raises(ValueError, match=message):
         model.load_adapters(tmp_path)
+
+
+def test_adapters_of_branches_attached_to_a_clip_load(tmp_path):
+    plain = make_clip()
+    plain.save_pretrained(tmp_path / "clip")
+    attach_branches(plain)
+    randomise(plain.vision_model)
+    save_branches(plain, tmp_path / "branches")
+    model = GmailCLIPModel.from_clip(tmp_path / "clip")
+    model.load_adapters(tmp_path / "branches")
+    for name in ("real", "gen"):
+        with plain.using(name):
+            torch.testing.assert_close(branch(model, name), clip_features(plain))
+    with torch.no_grad():
+        model.vision_model.encoder.layers[0].mlp.fc1.weight.add_(1)
+    with pytest.raises(ValueError, match="other weights"):
+        model.load_adapters(tmp_path / "branches")
 
 
 def test_missing_folder_is_named(model, tmp_path):

@@ -168,6 +168,8 @@ def check_base(model: nn.Module, source: str, name: str | None, signature: Any) 
     ours = getattr(model.config, "base_model_name_or_path", None)
     if isinstance(signature, dict):
         mine = base_signature(model)  # a subset of theirs if the model is only the tower
+        if inner := _outer_prefix(mine, signature):  # the adapters were saved from only the tower
+            mine = {key: mine[inner + key] for key in signature}
         prefix = _outer_prefix(signature, mine)
         same = all(prefix + key in signature and _close(signature[prefix + key], mine[key]) for key in mine)
     elif signature is not None:
