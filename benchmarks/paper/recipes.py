@@ -137,7 +137,7 @@ def probes(runs: Runs) -> list[dict]:
         }
         for split, rows in (("train", train), ("test", test))
     }
-    models = {name: runs.aligned(name, base="synclr") for name in (PAPER, CONSISTENT)}
+    models = {name: runs.aligned(name, base="synclr") for name in (PAPER, CONSISTENT, ROBUST)}
     embeds = {
         GENERATED: encoded(models[PAPER], train["generated_image"], "real"),
         REAL: encoded(models[PAPER], train["real_image"], "real"),
