@@ -47,6 +47,19 @@ def test_copies_of_one_real_image_are_no_wrong_answers():
     assert alignment_metrics(real, real, captions, image_ids=np.array([7, 7, 8]))["gen_to_real_R@1"] == 1.0
 
 
+def test_a_real_image_of_several_pairs_counts_once():
+    """The first image looks like the second one, whose five copies would fill the five nearest places."""
+    real = np.eye(3)[[0, 0, 1, 1, 1, 1, 1, 2]]
+    ids, captions = np.array([7, 7, 8, 8, 8, 8, 8, 9]), np.arange(8)
+    generated = real + np.array([[0, 0.5, 0]])
+    generated[:2] = [0.5, 1, 0]
+    assert alignment_metrics(generated, real, captions)["gen_to_real_R@5"] == pytest.approx(6 / 8)
+    metrics = alignment_metrics(generated, real, captions, ids)
+    assert metrics["gen_to_real_R@1"] == pytest.approx(6 / 8) and metrics["gen_to_real_R@5"] == 1.0
+    captions[1] = captions[3]  # a later caption of the second image
+    assert alignment_metrics(generated, real, captions, ids)["gen_to_real_R@1"] == pytest.approx(7 / 8)
+
+
 def test_separability_of_known_sets():
     rng = np.random.default_rng(0)
     one, same = rng.normal(size=(400, 6)), rng.normal(size=(400, 6))

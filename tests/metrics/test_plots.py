@@ -35,6 +35,8 @@ def test_errors_say_what_to_do(tmp_path):
         plot_embeddings(tmp_path / "x.png", np.eye(12), np.eye(12), np.eye(12)[:11])
     with pytest.raises(ValueError, match="the same length"):
         plot_pairs(tmp_path / "x.png", [Image.new("RGB", (8, 8))], [], ["a"])
+    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+        plot_pairs(tmp_path / "x.png", [Image.new("RGB", (8, 8))], None, ["a"], columns=0)
 
 
 def test_one_real_image_beside_several_generated(tmp_path):

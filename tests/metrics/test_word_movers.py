@@ -14,7 +14,14 @@ REASON = "; ".join(sorted(set(missing_metrics().values())))
 needs_java = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 # Of length 5, 1, 2, 1: only directions count. red and crimson are 60 degrees apart, red and cat 90, dog and cat 180.
-VECTORS = {"red": (5, 0), "crimson": (0.5, math.sqrt(0.75)), "cat": (0, 2), "dog": (0, -1), "the": (1, 1)}
+VECTORS = {
+    "red": (5, 0),
+    "crimson": (0.5, math.sqrt(0.75)),
+    "cat": (0, 2),
+    "feline": (0, 2),
+    "dog": (0, -1),
+    "the": (1, 1),
+}
 
 
 def write_vectors(path, binary=False):
@@ -45,6 +52,7 @@ def vectors(tmp_path):
         # cat is a half of the one and a third of the other: that third stays; a sixth and all of red move to dog.
         ("red cat", ["cat dog dog"], 1 / 6 * 2 + 1 / 2 * math.sqrt(2)),
         ("red unseen", ["red"], 0),  # a word without a vector is left out
+        ("cat", ["feline"], 0),  # another word with the same vector
         ("unseen", ["unseen"], math.inf),
         ("", ["red"], math.inf),
         ("the", ["the"], math.inf),

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..metrics import alignment_metrics, plot_embeddings, retrieval_ranks, separability
+from ..metrics import alignment_metrics, plot_embeddings, separability
+from ..metrics.paired import gen_to_real_ranks
 from ..models.base import GmailModel
 from ..training.data import caption_ids, decode_image
 from ..training.embeddings import batches
@@ -65,13 +66,12 @@ def evaluate_alignment(model: Any, processor: Any, source: Source, settings: Set
         )
     generated = {name: np.concatenate(parts) for name, parts in embeds.items()}
     real = generated.pop("real")
-    both = np.array(ids)
-    caption_keys, image_ids = both.T
+    caption_keys, image_ids = np.array(ids).T
     scores, intervals, figures = {}, {}, {}
     for when, moved in generated.items():
         found = alignment_metrics(moved, real, caption_keys, image_ids)
         found["separability"] = separability(moved, real, settings.seed, image_ids=image_ids)
-        ranks = retrieval_ranks(moved, real, both, both)
+        ranks = gen_to_real_ranks(moved, real, caption_keys, image_ids)
         means = {
             "paired_cosine": interval((moved * real).sum(axis=1), settings),
             **recall_intervals(ranks, "gen_to_real", settings),

@@ -113,7 +113,7 @@ def alignment_metrics(
         caption_ids: (n,) ids of any dtype. Pairs with the same caption are correct answers for each other, as in the
             loss.
         image_ids: (n,) ids of the real images. Needed if a real image occurs in several pairs (COCO has five captions
-            per image): its copies tie, and a tie with a wrong answer counts against the model.
+            per image): it then counts once among the answers, and is right for the captions of all its pairs.
 
     Returns:
         paired_cosine, gen_to_real_R@1, gen_to_real_R@5, gen_to_real_R@10 (0..1) and centroid_distance (0..2).
@@ -123,16 +123,36 @@ def alignment_metrics(
     """
     gen_embeds, real_embeds = l2_normalize(gen_embeds, "gen_embeds"), l2_normalize(real_embeds, "real_embeds")
     check_pairs(gen_embeds, real_embeds, "gen_embeds and real_embeds")
-    ids = [np.arange(len(gen_embeds)).astype(str)]
-    for name, given in (("caption_ids", caption_ids), ("image_ids", image_ids)):
-        if given is not None:
-            if np.shape(given) != (len(gen_embeds),):
-                raise ValueError(f"{name} must have shape ({len(gen_embeds)},), got {np.shape(given)}")
-            ids.append(np.asarray(given).astype(str))
-    ids = np.stack(ids, axis=1)  # (n, kinds of id)
-    recalls = recall_at_k(retrieval_ranks(gen_embeds, real_embeds, ids, ids))
+    recalls = recall_at_k(gen_to_real_ranks(gen_embeds, real_embeds, caption_ids, image_ids))
     return {
         "paired_cosine": paired_cosine(gen_embeds, real_embeds),
         **{f"gen_to_real_{name}": value for name, value in recalls.items()},
         "centroid_distance": centroid_distance(gen_embeds, real_embeds),
     }
+
+
+def gen_to_real_ranks(
+    gen_embeds: np.ndarray,
+    real_embeds: np.ndarray,
+    caption_ids: np.ndarray | None = None,
+    image_ids: np.ndarray | None = None,
+) -> np.ndarray:
+    """Rank of the nearest correct real image of each generated image, (n,) int64, from 1 to the number of real images.
+
+    Arguments and errors are as in [`alignment_metrics`].
+    """
+    for name, given in (("caption_ids", caption_ids), ("image_ids", image_ids)):
+        if given is not None and np.shape(given) != (len(gen_embeds),):
+            raise ValueError(f"{name} must have shape ({len(gen_embeds)},), got {np.shape(given)}")
+    own = np.arange(len(gen_embeds)) if image_ids is None else np.asarray(image_ids).astype(str)
+    _, first, own = np.unique(own, return_index=True, return_inverse=True)
+    ids = [(own, np.arange(len(first)))]
+    if caption_ids is not None:
+        codes = np.unique(np.asarray(caption_ids).astype(str), return_inverse=True)[1]
+        images, captions = np.unique(np.stack([own, codes], axis=1), axis=0).T  # sorted by image
+        places = np.arange(len(images)) - np.searchsorted(images, images)
+        written = np.full((len(first), places.max() + 1), -1)  # the captions of each image, then -1
+        written[images, places] = captions
+        ids += [(codes, column) for column in written.T]
+    queries, gallery = (np.stack(columns, axis=1) for columns in zip(*ids, strict=True))
+    return retrieval_ranks(gen_embeds, real_embeds[first], queries, gallery)

@@ -122,8 +122,10 @@ def plot_pairs(
         columns: number of captions per row.
 
     Raises:
-        ValueError: no captions, or another number of real or generated images.
+        ValueError: no captions, another number of real or generated images, or columns below 1.
     """
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
     kinds = [("real", real, REAL_COLOR), ("generated", generated, GENERATED_COLOR)]
     kinds = [kind for kind in kinds if kind[1] is not None]
     counts = {name: len(images) for name, images, _ in kinds}

@@ -49,7 +49,13 @@ def word_movers_score(prediction: str, references: Sequence[str], vectors: Keyed
         ValueError: a word's vector is zero or not finite.
     """
     prediction, *references = (_content_words(caption, vectors) for caption in (prediction, *references))
-    return math.exp(-min(vectors.wmdistance(prediction, caption) for caption in references))
+    return math.exp(-min(_distance(prediction, caption, vectors) for caption in references))
+
+
+def _distance(first: list[str], second: list[str], vectors: KeyedVectors) -> float:
+    distance = vectors.wmdistance(first, second)
+    # gensim also returns infinity if all words have the same vector.
+    return 0.0 if first and second and math.isinf(distance) else distance
 
 
 def _content_words(caption: str, vectors: KeyedVectors) -> list[str]:
