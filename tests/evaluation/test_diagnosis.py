@@ -125,6 +125,17 @@ def test_one_caption_for_all_pairs(folder, clip_folder):
     assert f"Mean cosine of two real images with the same caption: {cosine:.3f}.</p>" in page
 
 
+def test_a_generated_image_of_several_real_ones_is_used_once(folder, clip_folder):
+    """Otherwise it would be in both halves, and in several folds of separability."""
+    pairs = make_pairs(60)
+    generated = datasets.Dataset.from_dict(
+        {"generated_image": [pairs.data["generated_image"][i // 2].as_py() for i in range(60)]}
+    ).cast_column("generated_image", datasets.Image())
+    pairs = datasets.concatenate_datasets([pairs.remove_columns("generated_image"), generated], axis=1)
+    pairs.save_to_disk(folder / "pairs")
+    assert run(folder, clip_folder)["counts"] == {"pairs": 60, "pairs embedded": 30, "pairs measured": 15}
+
+
 def test_a_trained_model_is_measured_before_and_after(folder):
     before, _, _, after, _ = run(folder, folder / "trained", "--max_samples", "30")["rows"]
     assert after["row"] == AFTER and after["paired_cosine"] != before["paired_cosine"]
@@ -160,7 +171,7 @@ def test_the_command_is_one_that_train_takes(name, folder, clip_folder, monkeypa
         (["--label_column", "tags"], "all lists need the same length"),
         (["--label_column", "image_id"], "No class of 'image_id' is in both halves"),
         (["--max_samples", "0"], "--max_samples must be at least 1"),
-        (["--max_samples", "19"], "19 pairs with different real images can be read; at least 20 are needed"),
+        (["--max_samples", "19"], "19 pairs with different real and different generated images can be read; at least"),
     ],
 )
 def test_mistakes(folder, clip_folder, options, message, capsys):

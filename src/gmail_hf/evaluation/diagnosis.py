@@ -22,6 +22,7 @@ from ..metrics import (
 from ..metrics.train_on_generated import CORAL, GENERATED, MEAN_SHIFT, READOUTS, REAL
 from ..training.columns import is_missing, rows_by_caption
 from ..training.data import BadImageError, caption_ids, decode_image, undecoded
+from ..training.decoding import digest_of
 from ..training.embeddings import cached_embeds, embed_images, embeds_array
 from .report import render, thumbnail
 
@@ -68,8 +69,8 @@ def diagnose(
     """
     Measure the gap between generated and real images in the embeddings of a model.
 
-    At most one pair per real image is used. Baselines and readouts are fitted on one half of these pairs. The other
-    half is measured.
+    At most one pair per real image and per generated image is used. Baselines and readouts are fitted on one half of
+    these pairs. The other half is measured.
 
     Args:
         model ([`GmailCLIPModel`] or another model with branches): fresh branches measure the base model. If there is a
@@ -89,8 +90,8 @@ def diagnose(
         `gmail-hf train`, or None.
 
     Raises:
-        ValueError: fewer than 20 readable pairs with different real images, an unknown label column, or a pair without
-            a label.
+        ValueError: fewer than 20 readable pairs with different real and generated images, an unknown label column, or
+            a pair without a label.
         ImportError: scikit-learn is missing.
     """
     captions, image_ids = caption_ids(pairs["caption"][:]), np.array(pairs["image_id"][:])
@@ -100,6 +101,10 @@ def diagnose(
     order = rng.permutation(len(pairs))
     rows = order[np.unique(image_ids[order], return_index=True)[1]]  # one random pair per real image
     rows = np.sort(rng.permutation(rows)[:max_samples])
+    # A generated image that serves several real ones would be in both halves, and known to the classifiers.
+    cells = undecoded(pairs.select(rows).select_columns(["generated_image"]))
+    digests = [digest_of(row["generated_image"]) for row in cells]
+    rows = rows[np.sort(np.unique(digests, return_index=True)[1])]
     images = undecoded(pairs.select(rows))
     embeds = {
         name: embeds_array(cached_embeds(images, column, model, processor, branch, batch_size))
@@ -108,7 +113,8 @@ def diagnose(
     readable = np.isfinite([array[:, 0] for array in embeds.values()]).all(axis=0)
     if readable.sum() < MIN_PAIRS:
         raise ValueError(
-            f"Only {readable.sum()} pairs with different real images can be read; at least {MIN_PAIRS} are needed."
+            f"Only {readable.sum()} pairs with different real and different generated images can be read; at least "
+            f"{MIN_PAIRS} are needed."
         )
     rows, embeds = rows[readable], {name: array[readable] for name, array in embeds.items()}
     real, generated = embeds.pop("real"), embeds.pop("generated")
