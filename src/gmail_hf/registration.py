@@ -35,6 +35,12 @@ class _OnDemand(dict):
     """The registered configurations by model type. Looking up a type of this package first imports its module."""
 
     def __contains__(self, model_type: Any) -> bool:
+        if str(model_type).startswith("gmail_attached_"):  # `ATTACHED` in branches/configuration.py
+            raise ValueError(
+                f"'{model_type}' is the type of branches that were saved without their model. Load both with "
+                "`gmail_hf.from_vlm(model, gmail=branches)`, or the branches into a loaded model with "
+                "`gmail_hf.load_branches(model, branches)`."
+            )
         if not super().__contains__(model_type) and model_type in MODULES:
             importlib.import_module(f".{MODULES[model_type]}", __package__)
         return super().__contains__(model_type)

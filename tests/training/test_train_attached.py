@@ -165,6 +165,32 @@ def test_a_tower_of_packed_patches_trains(tmp_path):
         owner._embed(pixel_values, "gen", token_layer=-2, image_grid_thw=grid)
 
 
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_the_tower_of_gemma_4_trains(tmp_path, layer):
+    """An embedding is the mean of the tokens of an image alone, whatever else is in the batch."""
+    torch.manual_seed(0)
+    vlm = VLMS["gemma4"].build().eval()
+    attach_branches(vlm)
+    processor = t.Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70, pooling_kernel_size=2)
+    args = arguments(tmp_path / "out", token_weight=1.0, token_layer=layer)
+    trainer = GmailTrainer(vlm, args, make_pairs(8), make_pairs(8, seed=50), processor)
+    trainer.train()
+    assert not vlm.tower.is_base("gen") and vlm.tower.is_base("real")
+    assert trainer.evaluate()["eval_paired_cosine"] < 1
+    images = [picture(seed).resize(size) for seed, size in enumerate([(16, 16), (16, 48), (32, 16)])]
+    inputs = PixelValues(processor).inputs(images)
+    pixel_values, positions = inputs["pixel_values"], inputs["image_position_ids"]
+    names = ["gen", "real", "gen"]
+    embeds = vlm.tower.embed_images(pixel_values, names, image_position_ids=positions)
+    for row, modality in enumerate(names):
+        row_of = slice(row, row + 1)
+        tokens = vlm.tower(pixel_values[row_of], pixel_position_ids=positions[row_of], modality=modality)
+        expected = torch.nn.functional.normalize(tokens.last_hidden_state.mean(dim=0), dim=-1)
+        torch.testing.assert_close(embeds[row], expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="same number of patches in each image"):
+        vlm.tower._embed(pixel_values, "gen", token_layer=layer, image_position_ids=positions)
+
+
 def test_the_command_aligns_the_tower_of_a_vlm(tmp_path):
     """`gmail-hf train --model` of a Qwen2.5-VL; the branches then load onto the whole model."""
     torch.manual_seed(0)

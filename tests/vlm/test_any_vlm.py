@@ -143,6 +143,8 @@ def test_branches_come_back(name, tmp_path):
     save_branches(again, tmp_path / "saved")  # they do not name the main folder, which holds another model or none
     with pytest.raises(ValueError, match="name no model; in Python, `from_vlm` takes them as `gmail=`"):
         from_branches(tmp_path / "saved")
+    with pytest.raises(ValueError, match="branches that were saved without their model.*`gmail_hf.from_vlm"):
+        t.AutoModelForImageTextToText.from_pretrained(tmp_path / "branches")
 
 
 def test_branches_are_read_with_the_arguments_of_downloads(monkeypatch):

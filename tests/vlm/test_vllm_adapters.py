@@ -102,7 +102,7 @@ def test_the_folder_is_that_of_peft_where_the_names_agree(name, tmp_path):
 
 
 def test_what_vllm_does_not_serve_is_refused(tmp_path):
-    for name in ("llava_onevision", "internvl"):
+    for name in ("llava_onevision", "internvl", "gemma4"):
         with pytest.raises(ValueError, match=f"vision tower of a '{name}', only of .* Serve the merged model"):
             save_for_vllm(make(name), tmp_path)
     model = make("llava")

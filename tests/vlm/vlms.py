@@ -35,7 +35,7 @@ class Vlm:
         ids = torch.stack([torch.nn.functional.pad(text, (width - len(text), 0)) for text in texts])
         mask = torch.stack([(torch.arange(width) >= width - len(text)).long() for text in texts])
         inputs = {"input_ids": ids[rows], "attention_mask": mask[rows], **self.images(rows)}
-        if "image_grid_thw" in inputs:
+        if "image_grid_thw" in inputs or "image_position_ids" in inputs:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
         return inputs
 
@@ -72,6 +72,15 @@ def gemma3():
     model = t.Gemma3ForConditionalGeneration(config)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
     return model
+
+
+def gemma4():
+    text = {**TEXT, "layer_types": ["full_attention"], "global_head_dim": 16}
+    text |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 99}
+    vision = {**VISION, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 64}
+    del vision["image_size"]
+    config = t.Gemma4Config(text_config=text, vision_config={**vision, "pooling_kernel_size": 2}, image_token_id=IMAGE)
+    return t.Gemma4ForConditionalGeneration(config)
 
 
 def paligemma():
@@ -134,12 +143,22 @@ def packed(rows: list[int]) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.cat([patches[row] for row in rows]), "image_grid_thw": GRIDS[rows]}
 
 
+def positioned(rows: list[int]) -> dict[str, torch.Tensor]:
+    """Patches of images of three shapes, padded to 16, as Gemma 4 takes them."""
+    positions = torch.full((3, 16, 2), -1)
+    for row, (height, width) in enumerate([(4, 4), (2, 4), (4, 2)]):
+        patches = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(-1)  # (x, y)
+        positions[row, : len(patches)] = patches
+    return {"pixel_values": pixels(3, 16, 3 * 4 * 4)[rows], "image_position_ids": positions[rows]}
+
+
 PACKED = (GRIDS.prod(-1) // 4).tolist()
 VLMS = {
     "llava": Vlm(llava, one_each, [4, 4, 4]),
     "llava_next": Vlm(llava_next, tiles, [4 + 8 + 2, 4 + 8 + 4, 4 + 8 + 2]),
     "llava_onevision": Vlm(llava_onevision, tiles, [4 + 8 + 2, 4 + 8 + 4, 4 + 8 + 2]),
     "gemma3": Vlm(gemma3, one_each, [4, 4, 4]),
+    "gemma4": Vlm(gemma4, positioned, [4, 2, 2]),
     "paligemma": Vlm(paligemma, one_each, [4, 4, 4]),
     "smolvlm": Vlm(smolvlm, padded_tiles, [16, 32, 16]),
     "internvl": Vlm(internvl, joined_tiles, [1, 2, 1]),

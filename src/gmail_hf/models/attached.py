@@ -62,7 +62,8 @@ class AttachedTower(GmailVisionOnly):
 
     An embedding is the tower's pooled output, or the mean of its tokens if it has none. A tower that takes the patches
     of all images in one sequence, as in Qwen-VL, gets them padded to `(images, patches, values)` with `image_grid_thw`
-    `(images, 3)`. Its embedding is the mean of the tokens that the language model reads.
+    `(images, 3)`; that of Gemma 4 takes padded patches with `image_position_ids` `(images, patches, 2)`. In both, an
+    embedding is the mean of the tokens that the language model reads.
     """
 
     @property
@@ -87,21 +88,32 @@ class AttachedTower(GmailVisionOnly):
         pixel_values: torch.Tensor,
         modality: Modality | None = None,
         image_grid_thw: torch.Tensor | None = None,
+        image_position_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The base's output with a `pooler_output` `(images, dim)`; arguments as in `forward`."""
-        if self.packed:
-            return self._packed_features(pixel_values, image_grid_thw, modality=modality, **kwargs)
-        outputs = self(pixel_values, modality=modality, **kwargs)
+        kwargs["modality"] = modality
+        if self.packed or image_position_ids is not None:
+            return self._patch_features(pixel_values, image_grid_thw, image_position_ids, **kwargs)
+        outputs = self(pixel_values, **kwargs)
         if getattr(outputs, "pooler_output", None) is None:
             outputs.pooler_output = outputs.last_hidden_state.mean(dim=1)
         return outputs
 
-    def _packed_features(self, pixel_values: torch.Tensor, grid: torch.Tensor, **kwargs: Any) -> Any:
-        counts = grid.prod(dim=-1)  # patches of each image
-        kept = torch.arange(pixel_values.shape[1], device=counts.device) < counts[:, None]
-        outputs = self(pixel_values[kept], grid_thw=grid, **kwargs)
-        tokens = outputs.pooler_output.split((counts // self.config.spatial_merge_size**2).tolist())
+    def _patch_features(
+        self, pixel_values: torch.Tensor, grid: torch.Tensor | None, positions: torch.Tensor | None, **kwargs: Any
+    ) -> Any:
+        if positions is None:
+            counts = grid.prod(dim=-1)  # patches of each image
+            kept = torch.arange(pixel_values.shape[1], device=counts.device) < counts[:, None]
+            outputs = self(pixel_values[kept], grid_thw=grid, **kwargs)
+            tokens, side = outputs.pooler_output, self.config.spatial_merge_size
+        else:
+            kept = (positions >= 0).all(dim=-1)
+            counts = kept.sum(dim=-1)
+            outputs = self(pixel_values, pixel_position_ids=positions, **kwargs)
+            tokens, side = outputs.last_hidden_state, self.config.pooling_kernel_size
+        tokens = tokens.split((counts // side**2).tolist())
         outputs.pooler_output = torch.stack([image.mean(dim=0) for image in tokens])
         if getattr(outputs, "hidden_states", None) is not None:
             sizes = sorted(set(counts.tolist()))
@@ -109,7 +121,9 @@ class AttachedTower(GmailVisionOnly):
                 raise ValueError(
                     f"`token_weight` needs the same number of patches in each image, got {sizes}: resize the images."
                 )
-            outputs.hidden_states = tuple(states.unflatten(0, (len(grid), -1)) for states in outputs.hidden_states)
+            # Gemma 4 pads the patches of its layers. The last element holds its merged tokens, which are not padded.
+            states = [state[kept] if state.dim() == 3 else state for state in outputs.hidden_states]
+            outputs.hidden_states = tuple(state.unflatten(0, (len(counts), -1)) for state in states)
         return outputs
 
 

@@ -17,6 +17,7 @@ from .decoding import within_bounds
 
 # The header of a prepared image, see `prepare_pairs`. Raw pixels follow it.
 PREPARED = re.compile(rb"P6 (\d{1,6}) (\d{1,6}) 255\n")
+COUNTS = ("num_crops", "num_soft_tokens_per_image")  # outputs for the text of Gemma 3 and Gemma 4
 # Options of the processors of vision-language models that cut images into tiles or crops.
 TILINGS = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")
 
@@ -90,7 +91,8 @@ class PixelValues:
             # Idefics 3, SmolVLM: all images in one text. LLaVA-NeXT, LLaVA-OneVision: the whole image, then tiles.
             joined = "do_image_splitting" in self._whole
             return {"pixel_values": inputs["pixel_values"][0] if joined else inputs["pixel_values"][:, 0]}
-        inputs.pop("num_crops", None)  # Gemma 3
+        for name in COUNTS:
+            inputs.pop(name, None)
         if "image_grid_thw" in inputs:
             patches = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(dim=-1).tolist())
             inputs["pixel_values"] = pad_sequence(patches, batch_first=True)
