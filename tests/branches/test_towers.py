@@ -19,7 +19,7 @@ from transformers import SiglipVisionModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from gmail_hf import attach_branches
-from gmail_hf.branches.routing import RoutedLinear, routed
+from gmail_hf.branches.routing import RoutedLinear, gate_of, routed
 from gmail_hf.branches.tower import is_adapter_weight
 
 
@@ -270,3 +270,14 @@ def test_a_subclass_of_a_class_made_at_run_time_is_copied_as_it_is():
     tower = tower_of(owner)
     tower.__class__ = type("Mine", (type(tower),), {})
     assert type(copy.deepcopy(tower)) is type(tower)
+
+
+def test_a_gate_has_one_row_per_row_of_a_layer():
+    gate = torch.eye(2)[[0, 0, 0, 0, 1, 1, 1, 1]]  # two images of four patches
+    assert torch.equal(gate_of(gate, torch.zeros(8, 5)), gate)
+    assert torch.equal(gate_of(gate, torch.zeros(2, 8)), torch.eye(2))  # merged patches
+    assert torch.equal(gate_of(gate, torch.zeros(1, 8, 5)), gate[None])  # one sequence
+    assert gate_of(torch.eye(2), torch.zeros(2, 3, 5)).shape == (2, 1, 2)  # images of three tokens
+    for layer in (torch.zeros(3, 5), torch.zeros(1, 4, 5), torch.zeros(2, 4, 5)):
+        with pytest.raises(RuntimeError, match=f"covers 8 rows, but a layer has {len(layer)} rows.*Use a single"):
+            gate_of(gate, layer)

@@ -165,13 +165,26 @@ def test_a_tower_of_packed_patches_trains(tmp_path):
         owner._embed(pixel_values, "gen", token_layer=-2, image_grid_thw=grid)
 
 
+PADDING = {
+    "gemma4": (
+        t.Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70, pooling_kernel_size=2),
+        {"image_position_ids": "pixel_position_ids"},
+    ),
+    "mistral3": (
+        t.PixtralImageProcessorPil(size={"longest_edge": 16}, patch_size={"height": 4, "width": 4}),
+        {"image_sizes": "image_sizes"},
+    ),
+}
+
+
 @pytest.mark.parametrize("layer", [-1, -2])
-def test_the_tower_of_gemma_4_trains(tmp_path, layer):
+@pytest.mark.parametrize("name", PADDING)
+def test_a_tower_of_padded_images_trains(name, layer, tmp_path):
     """An embedding is the mean of the tokens of an image alone, whatever else is in the batch."""
     torch.manual_seed(0)
-    vlm = VLMS["gemma4"].build().eval()
+    vlm = VLMS[name].build().eval()
     attach_branches(vlm)
-    processor = t.Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70, pooling_kernel_size=2)
+    processor, keywords = PADDING[name]
     args = arguments(tmp_path / "out", token_weight=1.0, token_layer=layer)
     trainer = GmailTrainer(vlm, args, make_pairs(8), make_pairs(8, seed=50), processor)
     trainer.train()
@@ -179,24 +192,36 @@ def test_the_tower_of_gemma_4_trains(tmp_path, layer):
     assert trainer.evaluate()["eval_paired_cosine"] < 1
     images = [picture(seed).resize(size) for seed, size in enumerate([(16, 16), (16, 48), (32, 16)])]
     inputs = PixelValues(processor).inputs(images)
-    pixel_values, positions = inputs["pixel_values"], inputs["image_position_ids"]
     names = ["gen", "real", "gen"]
-    embeds = vlm.tower.embed_images(pixel_values, names, image_position_ids=positions)
+    embeds = vlm.tower.embed_images(modality=names, **inputs)
     for row, modality in enumerate(names):
-        row_of = slice(row, row + 1)
-        tokens = vlm.tower(pixel_values[row_of], pixel_position_ids=positions[row_of], modality=modality)
-        expected = torch.nn.functional.normalize(tokens.last_hidden_state.mean(dim=0), dim=-1)
+        alone = PixelValues(processor).inputs([images[row]])
+        alone = {keywords.get(key, key): values for key, values in alone.items()}
+        tokens = vlm.tower(**alone, modality=modality).last_hidden_state.flatten(0, -2)
+        expected = torch.nn.functional.normalize(tokens.mean(dim=0), dim=-1)
         torch.testing.assert_close(embeds[row], expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="same number of patches in each image"):
-        vlm.tower._embed(pixel_values, "gen", token_layer=layer, image_position_ids=positions)
+        vlm.tower._embed(inputs.pop("pixel_values"), "gen", token_layer=layer, **inputs)
 
 
-def test_the_command_aligns_the_tower_of_a_vlm(tmp_path):
-    """`gmail-hf train --model` of a Qwen2.5-VL; the branches then load onto the whole model."""
+@torch.no_grad()
+def test_padding_is_not_part_of_an_embedding_without_a_head():
+    """LFM2-VL has SigLIP 2's tower for any size, which its language model uses without the pooling head."""
+    vlm = VLMS["lfm2_vl"].build().eval()
+    attach_branches(vlm)
+    inputs = VLMS["lfm2_vl"].images([0, 1, 2])
+    embeds = vlm.tower.embed_images(**inputs, modality="gen")
+    inputs["pixel_values"][inputs["pixel_attention_mask"] == 0] += 3
+    torch.testing.assert_close(vlm.tower.embed_images(**inputs, modality="gen"), embeds)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", *PADDING])
+def test_the_command_aligns_the_tower_of_a_vlm(name, tmp_path):
+    """`gmail-hf train --model` of a vision-language model; the branches then load onto the whole model."""
     torch.manual_seed(0)
-    vlm = VLMS["qwen2_5_vl"].build()
-    vlm.save_pretrained(tmp_path / "vlm")
-    packing_processor().save_pretrained(tmp_path / "vlm")
+    VLMS[name].build().save_pretrained(tmp_path / "vlm")
+    processor = PADDING[name][0] if name in PADDING else packing_processor()
+    processor.save_pretrained(tmp_path / "vlm")
     make_pairs(8).save_to_disk(tmp_path / "pairs")
     words = ["--model", str(tmp_path / "vlm"), "--dataset", str(tmp_path / "pairs"), "--output_dir"]
     words += [str(tmp_path / "out"), "--max_steps", "2", "--per_device_train_batch_size", "4", "--lora_rank", "2"]

@@ -11,7 +11,7 @@ import transformers as t
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny import make_clip
-from vlms import IMAGE, LLAMA, VLMS
+from vlms import IMAGE, VLMS
 
 from gmail_hf import GmailCLIPModel, attach_branches, from_vlm, load_branches, save_branches
 from gmail_hf.branches.tower import is_adapter_weight
@@ -196,22 +196,6 @@ def test_a_llava_takes_the_branches_of_its_clip(tmp_path, adapters_only):
         load_branches(make("llava"), tmp_path / "gmail")
     with pytest.raises(ValueError, match="has no branches"):
         load_branches(make("llava"), tmp_path / "clip")
-
-
-def test_a_tower_that_joins_images_takes_one_branch_per_batch():
-    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
-    features = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
-    config = t.LlavaConfig(text_config=LLAMA, vision_config=vision, image_token_index=IMAGE, **features)
-    model = t.LlavaForConditionalGeneration(config).eval()
-    attach_branches(model)
-    randomise(model)
-    inputs = {**VLMS["llava"].inputs([0, 1]), "image_sizes": torch.tensor([[16, 16]] * 2)}
-    with torch.no_grad():
-        gen, real = (model(**inputs, modality=modality).logits for modality in ("gen", "real"))
-        assert (gen - real).abs().max() > 1e-3
-        with pytest.raises(RuntimeError, match="Use a single modality per batch"):
-            model(**inputs, modality=["gen", "real"])
 
 
 def test_branches_work_under_a_device_map(tmp_path):

@@ -102,8 +102,21 @@ def internvl():
     return t.InternVLForConditionalGeneration(config)
 
 
+def multimodal_text() -> dict:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}  # which configurations change
+    return {**TEXT, "rope_parameters": rope}
+
+
+def qwen2_vl():
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
+    config = t.Qwen2VLConfig(
+        text_config=multimodal_text(), vision_config=vision, image_token_id=IMAGE, vision_start_token_id=1
+    )
+    return t.Qwen2VLForConditionalGeneration(config)
+
+
 def qwen2_5_vl():
-    text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+    text = multimodal_text()
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
     vision |= {"patch_size": 4, "fullatt_block_indexes": [1], "window_size": 16}
     config = t.Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, vision_start_token_id=1)
@@ -111,11 +124,66 @@ def qwen2_5_vl():
 
 
 def qwen3_vl():
-    text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+    text = multimodal_text()
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
     vision |= {"patch_size": 4, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
     config = t.Qwen3VLConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, vision_start_token_id=1)
     return t.Qwen3VLForConditionalGeneration(config)
+
+
+def qwen3_5():
+    text = {**multimodal_text(), "layer_types": ["full_attention"]}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    vision |= {"patch_size": 4, "num_position_embeddings": 64}
+    config = t.Qwen3_5Config(text_config=text, vision_config=vision, image_token_id=IMAGE, vision_start_token_id=1)
+    return t.Qwen3_5ForConditionalGeneration(config)
+
+
+def glm4v():
+    text = multimodal_text()
+    del text["head_dim"]
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    vision |= {"patch_size": 4, "image_size": 16}
+    tokens = {"image_token_id": IMAGE, "image_start_token_id": 1, "image_end_token_id": 2}
+    return t.Glm4vForConditionalGeneration(t.Glm4vConfig(text_config=text, vision_config=vision, **tokens))
+
+
+def lfm2_vl():
+    vision = {**VISION, "model_type": "siglip2_vision_model", "num_patches": 16, "patch_size": 4}
+    vision |= {"vision_use_head": False}
+    text = {**TEXT, "model_type": "lfm2", "layer_types": ["full_attention"]}
+    del vision["image_size"], text["head_dim"]
+    config = t.Lfm2VlConfig(text_config=text, vision_config=vision, projector_hidden_size=32, image_token_id=IMAGE)
+    return t.Lfm2VlForConditionalGeneration(config)
+
+
+def idefics2():
+    perceiver = {"hidden_size": 32, "resampler_n_latents": 2, "resampler_depth": 1, "resampler_n_heads": 2}
+    perceiver |= {"resampler_head_dim": 16, "num_key_value_heads": 2}
+    text = {**TEXT, "model_type": "mistral"}
+    config = t.Idefics2Config(text_config=text, vision_config=VISION, perceiver_config=perceiver, image_token_id=IMAGE)
+    return t.Idefics2ForConditionalGeneration(config)
+
+
+def aya_vision():
+    text = {**TEXT, "model_type": "cohere2", "layer_types": ["full_attention"]}
+    config = t.AyaVisionConfig(text_config=text, vision_config=SIGLIP, image_token_index=IMAGE)
+    return t.AyaVisionForConditionalGeneration(config)
+
+
+def cohere2_vision():
+    text = {**TEXT, "model_type": "cohere2", "layer_types": ["full_attention"]}
+    config = t.Cohere2VisionConfig(
+        text_config=text, vision_config=SIGLIP, alignment_intermediate_size=48, image_token_id=IMAGE
+    )
+    return t.Cohere2VisionForConditionalGeneration(config)
+
+
+def mistral3():
+    vision = {**VISION, "model_type": "pixtral", "head_dim": 16, "patch_size": 4}
+    text = {**TEXT, "model_type": "mistral"}
+    config = t.Mistral3Config(text_config=text, vision_config=vision, image_token_index=IMAGE)
+    return t.Mistral3ForConditionalGeneration(config)
 
 
 def tiles(rows: list[int]) -> dict[str, torch.Tensor]:
@@ -152,6 +220,25 @@ def positioned(rows: list[int]) -> dict[str, torch.Tensor]:
     return {"pixel_values": pixels(3, 16, 3 * 4 * 4)[rows], "image_position_ids": positions[rows]}
 
 
+def naflex(rows: list[int]) -> dict[str, torch.Tensor]:
+    """Patches of images of three shapes, padded to 16, as SigLIP 2 takes them."""
+    shapes = torch.tensor([[4, 4], [2, 4], [4, 2]])
+    mask = (torch.arange(16) < shapes.prod(-1, keepdim=True)).int()
+    return {
+        "pixel_values": pixels(3, 16, 48)[rows], "pixel_attention_mask": mask[rows], "spatial_shapes": shapes[rows]
+    }  # fmt: skip
+
+
+def padded(rows: list[int]) -> dict[str, torch.Tensor]:
+    """Images of three sizes, padded, which Pixtral joins in one sequence of patches."""
+    sizes = torch.tensor([[16, 16], [8, 16], [16, 8]])
+    return {"pixel_values": pixels(3, 3, 16, 16)[rows], "image_sizes": sizes[rows]}
+
+
+def one_per_text(rows: list[int]) -> dict[str, torch.Tensor]:
+    return {"pixel_values": pixels(3, 1, 3, 16, 16)[rows]}
+
+
 PACKED = (GRIDS.prod(-1) // 4).tolist()
 VLMS = {
     "llava": Vlm(llava, one_each, [4, 4, 4]),
@@ -164,4 +251,12 @@ VLMS = {
     "internvl": Vlm(internvl, joined_tiles, [1, 2, 1]),
     "qwen2_5_vl": Vlm(qwen2_5_vl, packed, PACKED),
     "qwen3_vl": Vlm(qwen3_vl, packed, PACKED),
+    "qwen2_vl": Vlm(qwen2_vl, packed, PACKED),
+    "qwen3_5": Vlm(qwen3_5, packed, PACKED),
+    "glm4v": Vlm(glm4v, packed, PACKED),
+    "lfm2_vl": Vlm(lfm2_vl, naflex, [4, 2, 2]),
+    "idefics2": Vlm(idefics2, one_per_text, [2, 2, 2]),
+    "aya_vision": Vlm(aya_vision, one_each, [1, 1, 1]),
+    "cohere2_vision": Vlm(cohere2_vision, one_each, [1, 1, 1]),
+    "mistral3": Vlm(mistral3, padded, [4, 2, 2]),
 }

@@ -144,8 +144,10 @@ class RoutedLinear(nn.Linear):
 
 def gate_of(route: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The gate `(rows, 1, ..., adapters)` of a layer's input `(rows, ..., features)`."""
+    if rows.dim() == 3 and len(rows) == 1 < len(route) == rows.shape[1]:  # Pixtral: all patches in one row
+        return route[None]
     step, rest = divmod(len(route), len(rows))
-    # Packed patches: a layer after patch merging has one row per `step` patches. Pixtral has one row for all images.
+    # Packed patches: a layer after patch merging has one row per `step` patches.
     if rest or (step > 1 and rows.dim() > 2):
         raise RuntimeError(
             f"`modality` covers {len(route)} rows, but a layer has {len(rows)} rows, because this architecture merges "

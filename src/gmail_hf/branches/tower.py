@@ -80,8 +80,8 @@ class BranchedTower:
     Mixin for a vision tower whose `forward` takes `modality`.
 
     `adapter_fields` are the settings of its branches, usually its configuration. `keywords` are the keywords of the
-    base's `forward`. They contain `grid_thw` if the tower takes the patches of all images in one sequence, as in
-    Qwen-VL.
+    base's `forward`. They contain `grid_thw` or `image_sizes` if the tower joins the patches of all images in one
+    sequence, as in Qwen-VL and Pixtral.
     """
 
     adapter_fields: AdapterFields
@@ -132,14 +132,39 @@ class BranchedTower:
                 f"Unknown modality {unknown}; this model's branches are {self.adapter_fields.modalities}."
             )
 
-    def route(self, modality: Modality | None, images: torch.Tensor, grid_thw: torch.Tensor | None = None) -> Route:
+    def patches_of(
+        self,
+        pixel_values: torch.Tensor,
+        grid_thw: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | Sequence[Sequence[int]] | None = None,
+    ) -> torch.Tensor | None:
+        """
+        The number of patches of each image, if the tower joins those of all images in one sequence.
+
+        Args:
+            pixel_values (`torch.Tensor`): the tower's images or patches.
+            grid_thw (`torch.LongTensor` of shape `(images, 3)`, *optional*): the patches of Qwen-VL.
+            image_sizes (`torch.LongTensor` of shape `(images, 2)` or a list, *optional*): height and width of the
+                padded images of Pixtral, in pixels; by default they have no padding.
+
+        Returns:
+            `torch.LongTensor` of shape `(images,)`, or None for any other tower.
+        """
+        if grid_thw is not None:
+            return grid_thw.prod(dim=-1)
+        if "image_sizes" not in self.keywords:
+            return None
+        sizes = [pixel_values.shape[-2:]] * len(pixel_values) if image_sizes is None else image_sizes
+        return (torch.as_tensor(sizes) // self.config.patch_size).prod(dim=-1)
+
+    def route(self, modality: Modality | None, images: torch.Tensor, patches: torch.Tensor | None = None) -> Route:
         """
         Convert `modality` to the route of the layers.
 
         Args:
             modality: a branch, or one per image; by default that of the enclosing forward pass, or `self.modality`.
-            images (`torch.Tensor` of shape `(images, ...)`): the images, or the patches of a packed tower.
-            grid_thw (`torch.LongTensor` of shape `(images, 3)`, *optional*): patches per image of a packed tower.
+            images (`torch.Tensor` of shape `(images, ...)`): the images, or the patches of Qwen-VL.
+            patches (`torch.LongTensor` of shape `(images,)`, *optional*): the result of `patches_of`.
 
         Raises:
             ValueError: a name is not a branch of this model, or a list does not have one name per image.
@@ -153,7 +178,7 @@ class BranchedTower:
             raise TypeError(f"`modality` must be a name or a list with one name per image, got {modality!r}.")
         names = [modality] if isinstance(modality, str) else list(modality)
         self.check_modalities(names)
-        count = len(images) if grid_thw is None else len(grid_thw)
+        count = len(images if patches is None else patches)
         if not isinstance(modality, str) and len(names) != count:
             raise ValueError(f"`modality` lists {len(names)} branches for a batch of {count} images.")
         adapters = self.adapter_fields.trainable_modalities
@@ -163,7 +188,7 @@ class BranchedTower:
             return names[0]
         gates = [[float(name == adapter) for adapter in adapters] for name in names]
         gate = torch.tensor(gates, device=images.device)  # (images, adapters)
-        return gate if grid_thw is None else gate.repeat_interleave(grid_thw.prod(-1).to(gate.device), dim=0)
+        return gate if patches is None else gate.repeat_interleave(patches.to(gate.device), dim=0)
 
     def forward(self, *args: Any, modality: Modality | None = None, **kwargs: Any) -> Any:
         """
@@ -181,8 +206,9 @@ class BranchedTower:
         given = args[:1] or [kwargs[name] for name in IMAGE_INPUTS if kwargs.get(name) is not None]
         if not given:
             raise ValueError("You have to specify pixel_values.")
-        grid_thw = kwargs.get("grid_thw", args[1] if len(args) > 1 and "grid_thw" in self.keywords else None)
-        route = self.route(modality, given[0], grid_thw)
+        packing = next((name for name in ("grid_thw", "image_sizes") if name in self.keywords), None)
+        sizes = {packing: kwargs.get(packing, args[1] if len(args) > 1 else None)} if packing else {}
+        route = self.route(modality, given[0], self.patches_of(given[0], **sizes))
         return routed(route, super().forward, *args, **kwargs)
 
 

@@ -60,16 +60,11 @@ class AttachedTower(GmailVisionOnly):
     """
     Mixin for a tower that [`attach_branches`] changed: a vision-only model with the methods of [`GmailModel`].
 
-    An embedding is the tower's pooled output, or the mean of its tokens if it has none. A tower that takes the patches
-    of all images in one sequence, as in Qwen-VL, gets them padded to `(images, patches, values)` with `image_grid_thw`
-    `(images, 3)`; that of Gemma 4 takes padded patches with `image_position_ids` `(images, patches, 2)`. In both, an
-    embedding is the mean of the tokens that the language model reads.
+    An embedding is the tower's pooled output, or the mean of its tokens if it has none. Some towers take more than
+    `pixel_values`: Qwen-VL takes `image_grid_thw` `(images, 3)`, with patches padded to `(images, patches, values)`;
+    Gemma 4 takes `image_position_ids` `(images, patches, 2)`; Pixtral takes `image_sizes` `(images, 2)`. Their
+    embedding is the mean of an image's tokens, after merging patches if the tower merges them.
     """
-
-    @property
-    def packed(self) -> bool:
-        """Whether the tower takes the patches of all images in one sequence."""
-        return "grid_thw" in self.keywords
 
     @property
     def embed_dim(self) -> int:
@@ -89,42 +84,49 @@ class AttachedTower(GmailVisionOnly):
         modality: Modality | None = None,
         image_grid_thw: torch.Tensor | None = None,
         image_position_ids: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The base's output with a `pooler_output` `(images, dim)`; arguments as in `forward`."""
         kwargs["modality"] = modality
-        if self.packed or image_position_ids is not None:
-            return self._patch_features(pixel_values, image_grid_thw, image_position_ids, **kwargs)
-        outputs = self(pixel_values, **kwargs)
-        if getattr(outputs, "pooler_output", None) is None:
-            outputs.pooler_output = outputs.last_hidden_state.mean(dim=1)
-        return outputs
-
-    def _patch_features(
-        self, pixel_values: torch.Tensor, grid: torch.Tensor | None, positions: torch.Tensor | None, **kwargs: Any
-    ) -> Any:
-        if positions is None:
-            counts = grid.prod(dim=-1)  # patches of each image
-            kept = torch.arange(pixel_values.shape[1], device=counts.device) < counts[:, None]
-            outputs = self(pixel_values[kept], grid_thw=grid, **kwargs)
-            tokens, side = outputs.pooler_output, self.config.spatial_merge_size
+        kept, merged = None, 1
+        if image_position_ids is not None:
+            kept, merged = (image_position_ids >= 0).all(dim=-1), self.config.pooling_kernel_size**2
+            outputs, patches = self(pixel_values, pixel_position_ids=image_position_ids, **kwargs), kept.sum(dim=-1)
+            tokens = outputs.last_hidden_state
+        elif image_grid_thw is not None:
+            merged = self.config.spatial_merge_size**2
+            patches = self.patches_of(pixel_values, image_grid_thw)
+            places = torch.arange(pixel_values.shape[1], device=patches.device)
+            outputs = self(pixel_values[places < patches[:, None]], grid_thw=image_grid_thw, **kwargs)
+            tokens = outputs.pooler_output
+        elif (patches := self.patches_of(pixel_values, image_sizes=image_sizes)) is not None:
+            outputs = self(pixel_values, image_sizes=image_sizes, **kwargs)
+            tokens = outputs.last_hidden_state[0]
         else:
-            kept = (positions >= 0).all(dim=-1)
-            counts = kept.sum(dim=-1)
-            outputs = self(pixel_values, pixel_position_ids=positions, **kwargs)
-            tokens, side = outputs.last_hidden_state, self.config.pooling_kernel_size
-        tokens = tokens.split((counts // side**2).tolist())
+            outputs = self(pixel_values, **kwargs)
+            if getattr(outputs, "pooler_output", None) is None:
+                tokens, mask = outputs.last_hidden_state, kwargs.get("pixel_attention_mask")
+                mask = tokens.new_ones(tokens.shape[:2]) if mask is None else mask  # (images, tokens)
+                outputs.pooler_output = (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+            return outputs
+        tokens = tokens.split((patches // merged).tolist())
         outputs.pooler_output = torch.stack([image.mean(dim=0) for image in tokens])
         if getattr(outputs, "hidden_states", None) is not None:
-            sizes = sorted(set(counts.tolist()))
-            if len(sizes) > 1:
-                raise ValueError(
-                    f"`token_weight` needs the same number of patches in each image, got {sizes}: resize the images."
-                )
-            # Gemma 4 pads the patches of its layers. The last element holds its merged tokens, which are not padded.
-            states = [state[kept] if state.dim() == 3 else state for state in outputs.hidden_states]
-            outputs.hidden_states = tuple(state.unflatten(0, (len(counts), -1)) for state in states)
+            outputs.hidden_states = tuple(_unpacked(states, patches, kept) for states in outputs.hidden_states)
         return outputs
+
+
+def _unpacked(states: torch.Tensor, patches: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+    """Hidden states `(images, tokens, hidden)` of images in one sequence, or without the padding outside `kept`."""
+    sizes = sorted(set(patches.tolist()))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"`token_weight` needs the same number of patches in each image, got {sizes}: resize the images."
+        )
+    # Gemma 4's last hidden state has its merged tokens, without padding.
+    states = states.flatten(0, -2) if kept is None or states.dim() == 2 else states[kept]
+    return states.unflatten(0, (len(patches), -1))
 
 
 def attach_branches(

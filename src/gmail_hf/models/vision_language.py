@@ -83,8 +83,9 @@ class BranchedVLM(ModalityMixin):
                 raise ValueError("With videos, `modality` must be one name for all images and videos.")
             modality = names if grid_thw is not None else names_of_rows(names, inputs, self.config)
         images = pixel_values if pixel_values is not None else inputs[VIDEOS]
+        patches = self.tower.patches_of(images, grid_thw, inputs.get("image_sizes"))
         rows = images if isinstance(modality, str) else images.new_empty(len(modality))
-        return routed(self.tower.route(modality, rows, grid_thw), function, *args, **kwargs)
+        return routed(self.tower.route(modality, rows, patches), function, *args, **kwargs)
 
     def _mend_loss(self, outputs: Any, inputs: dict[str, Any]) -> None:
         """Fix the loss of batches without labels or images."""
