@@ -26,7 +26,7 @@ gpu-bundle: .venv/installed
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# model_cards/ anew: from the configs, and from the files that runs left there.
+# Renders model_cards/ from the configs and the files that runs left there.
 cards: .venv/installed
 	$(BIN)/python model_cards/render.py
 
