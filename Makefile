@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch
 BIN := .venv/bin
 
-.PHONY: demo test test-gpu gpu-bundle docs cards quality style clean
+.PHONY: demo test test-integration test-gpu gpu-bundle docs cards quality style clean
 .DELETE_ON_ERROR:
 
 # From a fresh clone: generate images, align, and show what it changed on held-out real images.
@@ -13,6 +13,10 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Tests that start processes, servers or compilers, or run whole commands.
+test-integration: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "integration and not slow"
 
 # On a machine with a CUDA device; elsewhere these tests are skipped.
 test-gpu: .venv/installed

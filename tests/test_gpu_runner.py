@@ -47,6 +47,7 @@ def test_a_line_that_fails_costs_no_other(part):
     ]
 
 
+@pytest.mark.integration
 def test_a_step_of_stage_1_is_measured(part):
     part, lines = part
     parts.PARTS["caching"](part)
@@ -84,6 +85,7 @@ def test_lines_outlive_parts_that_fail_or_run_out_of_time(tmp_path, monkeypatch)
     assert (tmp_path / "out" / "log.txt").read_text().count("noise") == 4
 
 
+@pytest.mark.integration
 def test_a_rehearsal_measures_the_rates(tmp_path):
     (name,) = runner.main(["--tiny", "--only", "rates", "--output", str(tmp_path)])["parts"]
     summary = json.loads((tmp_path / "summary.json").read_text())

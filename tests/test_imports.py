@@ -86,6 +86,7 @@ def test_a_cycle_is_found(tmp_path, back):
         TopologicalSorter(import_graph(tmp_path)).prepare()
 
 
+@pytest.mark.integration
 def test_the_import_costs_next_to_nothing():
     """Public names load on first use; transformers still finds the models by their type, without an import of ours."""
     code = """

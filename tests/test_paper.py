@@ -188,6 +188,7 @@ def test_threads_that_want_the_same_run_share_it(runs, commands):
     assert len(commands) == 1
 
 
+@pytest.mark.integration
 def test_a_process_has_the_imports_and_one_thread(tmp_path, monkeypatch):
     own = {name for name in processes.ENVIRONMENT if name.startswith("MALLOC")}
     for name in own:  # the shell may have set it
@@ -230,6 +231,7 @@ def test_unseen_pairs_are_other_images_and_are_scored_on_the_same_ones(runs, mon
     assert calls["unseen"] == ("validation", 40, runs.folder / "pairs", 3 + runs_module.UNSEEN, {})
 
 
+@pytest.mark.integration
 def test_meteor_is_that_of_the_captions_that_a_run_wrote(tmp_path):
     pytest.importorskip("pycocoevalcap")
     lines = [{"caption": "a red three", "references": ["a red three"]}, {"caption": "b", "references": ["c d"]}]

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from sharded_towers import step
 from towers import EVERY, TOWERS, attached
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(__file__).with_name("sharded_towers.py")
 
 

@@ -170,6 +170,7 @@ def test_peft_gives_the_same_branch(case):
 
 
 # Without Qwen2.5-VL, whose own tower reads lengths from a tensor and does not compile without a graph break.
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("name", "by_layer"),
     [

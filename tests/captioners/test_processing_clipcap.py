@@ -68,6 +68,7 @@ def test_padding_token(processor):
         ClipCapProcessor(processor.image_processor, tokenizer)
 
 
+@pytest.mark.integration
 def test_pushed_and_loaded_by_id(folder, gmail_folder, text_folders, tmp_path):
     """A process of its own, because huggingface_hub reads where the Hub is when it is imported."""
     script = """

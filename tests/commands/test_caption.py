@@ -126,6 +126,7 @@ def equal(first, second) -> bool:
     return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.integration
 def test_interrupted_and_resumed_equals_uninterrupted(run, tmp_path, scored, caplog):
     metrics = run("whole")
     assert metrics["eval_BLEU@4"] == 0.5 and "eval_METEOR" not in metrics
@@ -170,6 +171,7 @@ def test_captions_are_as_long_and_scored_as_asked_for(run, tmp_path, scored):
     assert tokens.shape[1] == 2 and scored[0][0] == written
 
 
+@pytest.mark.integration
 def test_branches_and_columns(run, folders, tmp_path, pairs):
     """What a run trains on is the column it names, through the branch it names."""
     generated = run("generated", "--modality", "gen", model="fresh")
@@ -192,6 +194,7 @@ def test_branches_and_columns(run, folders, tmp_path, pairs):
     assert [json.loads(line)["caption"] for line in lines] == written
 
 
+@pytest.mark.integration
 def test_embeddings_in_a_column_are_used_in_place_of_images(run, folders, tmp_path, pairs):
     rows = Dataset.from_parquet(pairs)
     gmail = GmailCLIPModel.from_pretrained(folders["trained"])
@@ -229,6 +232,7 @@ def ifcap(run, tmp_path):
     return lambda name, *options, **kwargs: run(name, "--architecture", "ifcap", *small, *options, **kwargs)
 
 
+@pytest.mark.integration
 def test_ifcap_retrieves_from_the_training_captions(ifcap, folders, pairs, tmp_path):
     metrics = ifcap("gen")
     assert metrics["eval_loss"] != ifcap("taken", "--modality", "real")["eval_loss"]
@@ -261,6 +265,7 @@ def test_disk_is_checked_for_the_bank_of_each_checkpoint(ifcap, tmp_path, monkey
     assert needed == [(once + embeds.numel() * 4) * 3]  # two checkpoints and the final model
 
 
+@pytest.mark.integration
 def test_ifcap_on_text_alone_reads_no_image_and_resumes(ifcap, pairs, tmp_path):
     whole = ifcap("whole", "--text_only", "true", "--image_column", "none")
     ifcap("part", "--text_only", "true")
@@ -347,6 +352,7 @@ def test_disk_is_checked_for_all_checkpoints_of_an_epoch(run, tmp_path, monkeypa
     assert needed == [once * (kept + 1)]
 
 
+@pytest.mark.integration
 def test_frozen_text_model(run, folders, tmp_path):
     run("frozen", "--freeze_text_model", "--mapping_type", "transformer")
     run("tuned")

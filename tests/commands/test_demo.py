@@ -9,6 +9,8 @@ from PIL import Image
 from gmail_hf.commands import demo
 from gmail_hf.metrics.train_on_generated import CORAL, GENERATED, MEAN_SHIFT, REAL
 
+pytestmark = pytest.mark.integration
+
 ARGUMENTS = "--num_pairs 128 --num_unseen 100 --num_heldout 24 --num_test 300 --max_steps 4 --batch_size 64 --seed 1"
 
 

@@ -237,6 +237,7 @@ def test_another_file_is_not_overwritten(trained, folder, tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.integration
 def test_the_key_is_the_same_in_another_process(trained, folder, tmp_path):
     """Otherwise no run would ever continue."""
     output = run(trained, tmp_path / "out.parquet", "--images", folder)

@@ -46,6 +46,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return GmailCLIPModel.from_pretrained(folder).state_dict()
 
 
+@pytest.mark.integration
 def test_interrupted_and_resumed_equals_uninterrupted(pairs, tmp_path):
     common = ["--dataset", pairs, "--eval_split", "train", "--max_eval_samples", "16", *SHORT]
     metrics = train.main([*common, "--output_dir", str(tmp_path / "whole")])
@@ -113,6 +114,7 @@ def test_disk_is_checked_for_the_checkpoints_of_all_epochs(pairs, tmp_path, monk
     assert needed[1] == needed[0] * 7  # 12 steps: six checkpoints and the final model
 
 
+@pytest.mark.integration
 def test_accelerate_launch(pairs, tmp_path):
     command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(SCRIPT), *SHORT]
     command += ["--dataset", pairs, "--output_dir", str(tmp_path / "out"), "--train_real", "--text_lora"]
@@ -127,6 +129,7 @@ def test_accelerate_launch(pairs, tmp_path):
     assert (tmp_path / "out" / "text" / "adapter_config.json").exists()
 
 
+@pytest.mark.integration
 def test_text_stage_goes_on_from_an_aligned_model(pairs, tmp_path):
     common = ["--dataset", pairs, *SHORT]
     train.main([*common, "--output_dir", str(tmp_path / "aligned")])
@@ -233,6 +236,7 @@ def test_image_size_that_the_model_does_not_take(pairs, tmp_path):
         )
 
 
+@pytest.mark.integration
 def test_a_detector_comes_with_the_model(pairs, tmp_path):
     output = tmp_path / "out"
     train.main(["--dataset", pairs, *SHORT, "--output_dir", str(output), "--fit_detector", "--hub_model_id", "org/x"])

@@ -84,6 +84,7 @@ def predictions(folder) -> list[dict]:
     return [json.loads(line) for line in Path(folder, "predictions.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.integration
 def test_projector_resumed_equals_uninterrupted(common, gmail, pairs, tmp_path):
     metrics = vlm.main([*common, "--output_dir", str(tmp_path / "whole")])
     kinds = ["left_digit", "right_digit", "left_color", "right_color", "caption"]
@@ -117,6 +118,7 @@ def test_projector_resumed_equals_uninterrupted(common, gmail, pairs, tmp_path):
     assert said[0]["generated_text"].strip() == asked["prediction"]
 
 
+@pytest.mark.integration
 def test_lora_saves_adapter_and_merged_model(common, tmp_path, caplog):
     lora = ["--train=projector+lora", "--lora_rank=4", "--lora_alpha=8", "--projector_learning_rate=1e-3"]
     vlm.main([*common, *lora, "--output_dir", str(tmp_path / "whole"), "--gradient_checkpointing"])
@@ -164,6 +166,7 @@ def test_lora_saves_adapter_and_merged_model(common, tmp_path, caplog):
         vlm.main([*common, *lora, *resume, "--model", str(other)])
 
 
+@pytest.mark.integration
 def test_branch_and_column_decide(common, tmp_path):
     options = {
         "gen": [],
@@ -311,6 +314,7 @@ print(type(model).__name__, type(processor).__name__)
 """
 
 
+@pytest.mark.integration
 def test_pushed_and_loaded_by_id(common, tmp_path):
     argv = [*common, "--train=projector+lora", "--lora_rank=2", "--max_steps=1", "--output_dir", str(tmp_path / "out")]
     argv += ["--push_to_hub", "--hub_model_id=org/llava"]

@@ -209,6 +209,7 @@ def test_alignment_keeps_the_pairs_of_a_real_image_in_one_fold(loaded, source, t
         evaluate_alignment(gmail.model, gmail.processor, source("coco", tmp_path / "4.parquet"), SETTINGS)
 
 
+@pytest.mark.integration
 def test_captioning_scores_what_the_captioner_writes(loaded, source, tmp_path, monkeypatch):
     clipcap = loaded["clipcap"]
     scored = []

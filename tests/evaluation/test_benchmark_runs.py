@@ -231,6 +231,7 @@ def test_a_result_tells_where_it_comes_from(planned, loaded, tmp_path):
     assert set(environment()) == {"date", "machine", "python", "packages"}
 
 
+@pytest.mark.integration
 def test_reports_hold_every_score_and_nothing_from_elsewhere(planned, tmp_path, fake_scores):
     out = tmp_path / "out"
     run(planned("dtd", write_classes(tmp_path / "classes")), SETTINGS, out)

@@ -255,6 +255,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.integration
 def test_classes_and_model_from_the_hub(tmp_path, model_folders):
     folder = write_classes(tmp_path / "wds")
     with HubServer() as hub:

@@ -23,6 +23,7 @@ TRAINING = {
 GENERATION = {"num_captions": 32, "shard_size": 8, "batch_size": 4, "num_inference_steps": 1}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_runs_end_like_others(kills, pairs_file, tmp_path):
     make_pipeline().save_pretrained(tmp_path / "pipeline")

@@ -90,6 +90,7 @@ def test_refusals(processor, tmp_path, monkeypatch):
         prepare_pairs(make_pairs(2), processor, tmp_path / "other")
 
 
+@pytest.mark.integration
 def test_generate_prepare_train(make_args, tmp_path):
     """From captions to a trained model, through the shards and through the prepared pairs: the same weights."""
     from gmail_hf import GmailCLIPModel

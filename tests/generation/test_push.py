@@ -81,6 +81,7 @@ def hub():
         yield server
 
 
+@pytest.mark.integration
 def test_push_push_again_and_load_back(hub, make_args, options, tmp_path, monkeypatch):
     folder = synthesize(make_args(num_captions=40, shard_range="0:2"))
     run = {**options, "num_captions": 40, "output_dir": str(folder.path)}

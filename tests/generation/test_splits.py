@@ -24,6 +24,7 @@ def both(make_args):
     return make_args(num_captions=32), make_args(num_captions=24, split="validation")
 
 
+@pytest.mark.integration
 def test_two_splits_load_as_two(both):
     folder = synthesize(both[0]).path
     train = files(folder)

@@ -70,6 +70,7 @@ def test_nothing_to_do(whole, options, caplog, monkeypatch):
     assert shards(whole) == before
 
 
+@pytest.mark.integration
 def test_killed_and_resumed_equals_uninterrupted(whole, make_args, options, tmp_path):
     folder = tmp_path / "out"
     command = [sys.executable, str(SCRIPT), *command_line(options, output_dir=folder)]
@@ -89,6 +90,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, make_args, options, tmp_
     assert all((folder / "data" / name).stat().st_mtime_ns == mtime for name, mtime in kept.items())
 
 
+@pytest.mark.integration
 def test_two_ranks_equal_one_process(whole, options, tmp_path):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
     done = subprocess.run(

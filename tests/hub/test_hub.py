@@ -16,6 +16,8 @@ from tiny import make_clip, make_model, make_pairs, randomise
 
 from gmail_hf import GmailCLIPModel, GmailVisionModel, GmailVisionModelWithProjection
 
+pytestmark = pytest.mark.integration
+
 CASES = Path(__file__).with_name("hub_cases.py")
 
 

@@ -38,6 +38,7 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.mark.integration
 def test_any_paired_data_set_by_path(benchmark, files, tmp_path):
     arguments = (
         f"--name blurred --pairs {files}/pairs.parquet --real_test {files}/real.parquet --label_column left right"

@@ -141,6 +141,7 @@ def test_second_implementation(seed):
         assert scores["CIDEr"] == pytest.approx(cider(*captions), abs=1e-6)
 
 
+@pytest.mark.integration
 @needs_java
 def test_second_implementation_of_meteor():
     predictions, references = random_captions(np.random.default_rng(0), replace=False)
@@ -163,6 +164,7 @@ def test_meteor_by_hand():
     assert scores == {"METEOR": pytest.approx(mean * (1 - penalty), abs=1e-6)}
 
 
+@pytest.mark.integration
 @needs_java
 def test_meteors_process_is_kept_and_started_anew_when_it_has_ended():
     def score(predictions):
@@ -176,6 +178,7 @@ def test_meteors_process_is_kept_and_started_anew_when_it_has_ended():
     assert score(["a cat"]) == alone and captioning._meteor() is not kept
 
 
+@pytest.mark.integration
 @needs_java
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_interrupted_meteor_does_not_hang_the_next_call(monkeypatch, error):

@@ -206,6 +206,7 @@ def test_a_mixed_batch_without_trained_branches_is_the_base(clip_folder):
     assert torch.equal(embeds(model, pixels(2), ["real", "gen"]), embeds(model, pixels(2)))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("modality", ["gen", BRANCHES[0]], ids=["gen", "mixed"])
 def test_compiles_as_one_graph(model, modality):
     images = pixels(5)
@@ -220,6 +221,7 @@ def test_compiles_as_one_graph(model, modality):
     assert (report.graph_count, report.graph_break_count) == (1, 0), report.break_reasons
 
 
+@pytest.mark.integration
 def test_compiled_training_step_equals_eager(model):
     batch = {"generated_pixel_values": pixels(4), "real_pixel_values": pixels(4, seed=1)}
     gmail_loss(model(**batch))["loss"].backward()
@@ -454,6 +456,7 @@ print(json.dumps([type(classifier.model).__name__, scores]))
 """
 
 
+@pytest.mark.integration
 def test_pipeline_by_path_in_a_fresh_process(clip_folder, tmp_path, processor):
     from tiny import picture
     from transformers import pipeline

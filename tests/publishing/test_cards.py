@@ -427,6 +427,7 @@ model.save_pretrained(folder / "third", push_to_hub=True, repo_id="org/third")
 """
 
 
+@pytest.mark.integration
 def test_push_while_training_and_after(tmp_path, clip_folder):
     make_pairs(12).to_parquet(tmp_path / "pairs" / "data" / "train-00000-of-00001.parquet")
     (tmp_path / "pairs" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")

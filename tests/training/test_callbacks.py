@@ -60,6 +60,7 @@ def expected():
     return draw
 
 
+@pytest.mark.integration
 def test_tensorboard(train_with_figures, expected, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -89,6 +90,7 @@ def test_tensorboard_logs_beside_the_model_from_the_first_evaluation(clip_folder
     assert logs == {tmp_path / "run"}
 
 
+@pytest.mark.integration
 def test_training_does_not_notice(train_with_figures, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))

@@ -64,6 +64,7 @@ def test_lists_of_images_stay_raw(kind, streamed):
 # Ids
 
 
+@pytest.mark.integration
 def test_stable_id_is_the_same_in_every_process():
     code = "from gmail_hf.training.data import stable_id; print(stable_id('a cat'), stable_id(17))"
     environment = {**os.environ, "PYTHONHASHSEED": "5"}

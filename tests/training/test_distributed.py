@@ -12,6 +12,8 @@ import torch
 from distributed_cases import CASES, cache, one_step, train
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(__file__).with_name("distributed_cases.py")
 
 

@@ -185,6 +185,7 @@ def test_layout_of_transformers_4(gmail_folder, llava, plain, llava_processor, t
     assert torch.equal(logits(model, batch), logits(plain, batch))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("modality", ["real", "gen"])
 def test_exported_equals_ours_in_plain_transformers(llava, llava_processor, tmp_path, modality):
     batch = inputs(llava_processor, images=(2, 1))
