@@ -30,7 +30,8 @@ from .loading import adapter_files
 from .vision import GmailVisionOnly, VisionFields
 from .vision_language import take_modality
 
-CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
+# Weights of embeddings, in transformers' names, whose tokens precede the patches.
+PREFIX_TOKENS = ("cls_token", "class_embedding", "distillation_token", "register_tokens", "cls_register_token")
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class AttachedTower(GmailVisionOnly):
     @property
     def prefix_tokens(self) -> int:
         """The number of class tokens and registers, found by their names in transformers."""
-        weights = {name.rpartition(".")[-1]: weight for name, weight in self.named_parameters()}
-        registers = weights.get("register_tokens")
-        return any(name in weights for name in CLASS_TOKENS) + (0 if registers is None else registers.shape[-2])
+        weights = [(name.split("."), weight) for name, weight in self.named_parameters()]
+        prefix = [weight for names, weight in weights if "embeddings" in names and names[-1] in PREFIX_TOKENS]
+        return sum(1 if weight.dim() == 1 else weight.shape[-2] for weight in prefix)
 
     def get_image_features(
         self,
