@@ -118,11 +118,18 @@ def test_pairs(model, name):
             model(generated_pixel_values=pixel_values, input_ids=torch.ones(4, 4, dtype=torch.long))
 
 
-def test_patch_tokens_leave_out_what_comes_before_them(model, name):
+def test_patch_tokens_are_only_those_of_patches(model, name):
     pixel_values, others = images(name)
     others = {f"real_{key}": value for key, value in others.items()}
+    count = 4
+    if name == "siglip2":
+        with pytest.raises(ValueError, match=r"same number of patches in each image, got \[4, 12, 16\]"):
+            model(real_pixel_values=pixel_values, token_layer=-1, **others)
+        others["real_spatial_shapes"][:] = torch.tensor([3, 4])
+        others["real_pixel_attention_mask"][:] = (torch.arange(16) < 12).int()
+        count = 12
     tokens = model(real_pixel_values=pixel_values, token_layer=-1, **others).real_tokens
-    assert tokens.shape == (4, 16 if name == "siglip2" else 4, 32)
+    assert tokens.shape == (4, count, 32)
 
 
 NAMES_IN_CARDS = {

@@ -26,6 +26,7 @@ from ..branches.routing import RoutedLinear, pickled_as
 from ..branches.tower import BranchedTower, Modality, is_adapter_weight
 from ..publishing.hub import hub_kwargs
 from .auto import MODELS
+from .base import unpadded
 from .loading import adapter_files
 from .vision import GmailVisionOnly, VisionFields
 from .vision_language import take_modality
@@ -114,20 +115,9 @@ class AttachedTower(GmailVisionOnly):
         tokens = tokens.split((patches // merged).tolist())
         outputs.pooler_output = torch.stack([image.mean(dim=0) for image in tokens])
         if getattr(outputs, "hidden_states", None) is not None:
-            outputs.hidden_states = tuple(_unpacked(states, patches, kept) for states in outputs.hidden_states)
+            # Gemma 4's last hidden state has its merged tokens, without padding.
+            outputs.hidden_states = tuple(unpadded(states, patches, kept) for states in outputs.hidden_states)
         return outputs
-
-
-def _unpacked(states: torch.Tensor, patches: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
-    """Hidden states `(images, tokens, hidden)` of images in one sequence, or without the padding outside `kept`."""
-    sizes = sorted(set(patches.tolist()))
-    if len(sizes) > 1:
-        raise ValueError(
-            f"`token_weight` needs the same number of patches in each image, got {sizes}: resize the images."
-        )
-    # Gemma 4's last hidden state has its merged tokens, without padding.
-    states = states.flatten(0, -2) if kept is None or states.dim() == 2 else states[kept]
-    return states.unflatten(0, (len(patches), -1))
 
 
 def attach_branches(
