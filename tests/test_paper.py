@@ -207,6 +207,7 @@ def test_a_process_has_the_imports_and_one_thread(tmp_path, monkeypatch):
     assert own and not own & set(os.environ)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("options", "message"), [(["--nothing"], "unknown option --nothing"), ([], "No data set at")])
 def test_failed_run_shows_the_end_of_its_log(tmp_path, options, message):
     runs = runs_module.Runs(tmp_path, seed=0, split="test", num_pairs=4, num_test=4)

@@ -275,6 +275,7 @@ def test_ifcap_on_text_alone_reads_no_image_and_resumes(ifcap, pairs, tmp_path):
     assert again["eval_loss"] == whole["eval_loss"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("base", ["siglip", "vit"])
 def test_captioners_on_other_bases(run, folders, tmp_path, base):
     """Training reads f_g(generated), the captions come from f_r(real), by what was saved."""

@@ -67,6 +67,7 @@ def test_benchmarks_one_after_the_other_and_once(run_evaluate, folders, tmp_path
         run_evaluate("dtd,coco", *options, "--num_beams", "1")
 
 
+@pytest.mark.integration
 def test_digits_needs_no_data(run_evaluate, tmp_path):
     results = run_evaluate("digits", "--limit", "12")
     assert list(results["digits"]["tasks"]) == ["retrieval", "zero_shot", "alignment"]

@@ -124,6 +124,7 @@ def test_a_probe_of_real_digits_reads_the_generated_ones(clip, processor, pairs)
     assert min(left, right) > 0.7  # chance is 0.1
 
 
+@pytest.mark.integration
 def test_importing_the_package_does_not_import_diffusers():
     code = "import sys, gmail_hf.digits; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

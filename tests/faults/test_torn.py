@@ -21,6 +21,7 @@ def refused(capsys, *argv) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.integration
 def test_training_resumes_from_the_last_whole_checkpoint(train, tmp_path, caplog):
     whole = train(max_steps=6, save_strategy="steps", save_steps=2)
     run = tmp_path / "run"

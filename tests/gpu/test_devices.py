@@ -168,6 +168,7 @@ def test_generation_is_repeatable_and_near_the_cpu(device, tmp_path, monkeypatch
     assert difference.mean() <= {"float32": 0.05, "bfloat16": 3}[dtype]
 
 
+@pytest.mark.integration
 def test_compiled_layers_compute_the_same(clip_folder, device):
     """The last test, since compiling takes longer than all others."""
     expected = step(make_model(clip_folder), "cpu")

@@ -151,6 +151,7 @@ def test_second_implementation_of_meteor():
     )
 
 
+@pytest.mark.integration
 @needs_java
 def test_meteor_by_hand():
     """One empty caption, whose reference counts too, and a bar of METEOR's own protocol."""
