@@ -162,11 +162,36 @@ def test_images_that_are_scored_are_never_trained_on(tmp_path, kind, reason):
         rows.to_parquet(place / "rows.parquet")
     benchmark = get_benchmark("dtd")
     source = open_source(benchmark, str(place))
-    for dataset in (None, str(place)):
+    for dataset in (None, str(place), f"{place}/"):
         with pytest.raises(
             ValueError, match=f"separate from .* {reason}.* Pass them with --train_dataset dtd=DATASET"
         ):
             open_training(benchmark, source, dataset)
+
+
+def test_validation_images_have_the_classes_of_the_others(tmp_path):
+    """Without classnames.txt, each split numbers its own folders."""
+    for split, names in {"train": CLASS_NAMES, "test": CLASS_NAMES, "val": CLASS_NAMES[1:]}.items():
+        for number, name in enumerate(names):
+            (tmp_path / split / name).mkdir(parents=True)
+            picture(number).save(tmp_path / split / name / "0.png")
+    benchmark = get_benchmark("dtd")
+    with pytest.raises(ValueError, match=r"The validation images .* different classes, .*: \['cat'\]. Use the same"):
+        open_training(benchmark, open_source(benchmark, str(tmp_path)))
+    (tmp_path / "classnames.txt").write_text("\n".join(CLASS_NAMES))
+    found = open_training(benchmark, open_source(benchmark, str(tmp_path)))
+    assert [row["cls"] for row in found.validation.read()] == [2, 1]  # bird, dog
+
+
+def test_training_images_are_no_validation_images(wds, tmp_path):
+    """If the only split of the training images is called validation."""
+    images = Dataset.from_dict({"cls": [0, 1, 2], "image": [webp(i) for i in range(3)]}).cast_column("image", Image())
+    (tmp_path / "own").mkdir()
+    images.to_parquet(tmp_path / "own" / "validation.parquet")
+    shutil.copy(wds / "classnames.txt", tmp_path / "own")
+    benchmark = get_benchmark("dtd")
+    found = open_training(benchmark, open_source(benchmark, str(wds)), str(tmp_path / "own"))
+    assert found.train.split == "validation" and found.validation is None
 
 
 @pytest.mark.parametrize(

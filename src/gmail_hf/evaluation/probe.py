@@ -1,6 +1,7 @@
 """Linear probes on frozen embeddings (SynCLR's rows of the paper's Table 4)."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def open_training(benchmark: Benchmark, source: Source, dataset: str | None = No
         FileNotFoundError, ConnectionError: as [`open_source`].
     """
     place = dataset or source.name
-    other = place != source.name
+    other = Path(place).resolve() != Path(source.name).resolve()
     try:
         train = open_source(replace(benchmark, split=TRAIN), place, any_split=other)
         if not other:  # splits with these names share no images
@@ -98,18 +99,21 @@ def open_training(benchmark: Benchmark, source: Source, dataset: str | None = No
             f"A probe needs training images that are separate from the scored images: {error} Pass them with "
             f"--train_dataset {benchmark.name}=DATASET."
         ) from error
-    names, there = source.lines(CLASS_NAMES), train.lines(CLASS_NAMES)
-    if names != there:
-        differing = sorted(set(names) ^ set(there)) or names
-        raise ValueError(
-            f"The training images in '{place}' and '{source.name}' have different classes, or a different order of "
-            f"classes: {differing[:5]}. Use the same class names for both."
-        )
-    return replace(source, train=train, validation=_validation(benchmark, place))
+    names, validation = source.lines(CLASS_NAMES), _validation(benchmark, place, train.split)
+    for kind, found in {"training": train, "validation": validation}.items():
+        there = names if found is None else found.lines(CLASS_NAMES)
+        if names != there:
+            differing = sorted(set(names) ^ set(there)) or names
+            raise ValueError(
+                f"The {kind} images in '{place}' and '{source.name}' have different classes, or a different order of "
+                f"classes: {differing[:5]}. Use the same class names for both, or list all of them in {CLASS_NAMES}."
+            )
+    return replace(source, train=train, validation=validation)
 
 
-def _validation(benchmark: Benchmark, place: str) -> Source | None:
-    for split in VALIDATION:
+def _validation(benchmark: Benchmark, place: str, trained: str) -> Source | None:
+    """Return the first split in `VALIDATION` that exists, other than `trained`, the split of the training images."""
+    for split in (split for split in VALIDATION if split != trained):
         try:
             return open_source(replace(benchmark, split=split), place, any_split=False)
         except ValueError:  # no such split
