@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Image, List, Value
@@ -199,9 +200,10 @@ def test_embeddings_in_a_column_are_used_in_place_of_images(run, folders, tmp_pa
     rows = Dataset.from_parquet(pairs)
     gmail = GmailCLIPModel.from_pretrained(folders["trained"])
     embeds = embed_images(gmail, AutoProcessor.from_pretrained(folders["trained"]), rows["generated_image"], "gen")
-    embeds = [None, *embeds[1:]]  # a row without one is left out, as an unreadable image is
+    nan = np.full_like(embeds[1], np.nan)
+    embeds = [None, nan, *embeds[2:]]  # such rows are left out, as unreadable images are
     rows.add_column("generated_embeds", embeds, feature=List(Value("float32"))).to_parquet(tmp_path / "embeds.parquet")
-    images = [None, *rows.cast_column("generated_image", Image(decode=False))["generated_image"][1:]]
+    images = [None, None, *rows.cast_column("generated_image", Image(decode=False))["generated_image"][2:]]
     rows = rows.remove_columns("generated_image").add_column("generated_image", images, feature=Image())
     rows.to_parquet(tmp_path / "images.parquet")
     given = run("given", "--dataset", tmp_path / "embeds.parquet")

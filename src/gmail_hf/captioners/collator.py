@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
@@ -38,7 +39,8 @@ def captioned_embeds(pairs: Dataset, embeds: Dataset) -> Dataset:
 
     Args:
         pairs (`datasets.Dataset`): rows with the columns `caption` and `image_id`.
-        embeds (`datasets.Dataset`): their `image_embeds`, row by row. Rows without an embedding are left out.
+        embeds (`datasets.Dataset`): their `image_embeds`, row by row. Rows without an embedding, or with one that is
+            not finite, are left out.
 
     Returns:
         `datasets.Dataset` with the columns `image_embeds` (float32 arrays of shape `(embed_dim,)`), `caption` and
@@ -47,14 +49,23 @@ def captioned_embeds(pairs: Dataset, embeds: Dataset) -> Dataset:
     Raises:
         ValueError: no image could be read.
     """
-    column = embeds.with_format("arrow")[:]["image_embeds"]
-    readable = np.flatnonzero(column.is_valid().to_numpy())
+    columns = (batch.column("image_embeds") for batch in embeds.with_format("arrow").iter(10_000))
+    readable = np.flatnonzero(np.concatenate([[], *map(_readable, columns)]))
     if len(readable) == 0:
         raise ValueError("None of the images can be read.")
     rows = concatenate_datasets([pairs.select_columns(["caption", "image_id"]), embeds], axis=1)
     if len(readable) < len(rows):
         rows = rows.select(readable)
     return rows.with_format("numpy", columns=["image_embeds"], output_all_columns=True)
+
+
+def _readable(column: pa.ChunkedArray) -> np.ndarray:
+    """Whether the rows of a column of embeddings have one, `(rows,)` bool."""
+    valid = np.array(column.is_valid())
+    if valid.any():
+        values = column.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        valid[valid] = np.isfinite(values.reshape(valid.sum(), -1)).all(axis=1)
+    return valid
 
 
 def with_caption_rows(rows: Dataset, bank: CaptionBank) -> Dataset:
