@@ -21,6 +21,7 @@ from gmail_hf.evaluation import (
     finished,
     load_model,
     plan,
+    provenance,
     results_in,
     run,
     runner,
@@ -229,6 +230,8 @@ def test_a_result_tells_where_it_comes_from(planned, loaded, tmp_path):
     assert result["settings"] == {"modality": "real", "seed": 0, "num_beams": 1, "word_vectors": None}
     assert set(result["environment"]["packages"]) == set(PACKAGES) and result["environment"]["packages"]["torch"]
     assert set(environment()) == {"date", "machine", "python", "packages"}
+    machine, _, date = provenance(result)
+    assert machine.endswith(" s in total") and date == f"- date: {result['environment']['date']}"
 
 
 @pytest.mark.integration

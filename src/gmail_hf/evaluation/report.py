@@ -28,13 +28,14 @@ COLUMNS = {
 
 
 def provenance(result: dict[str, Any]) -> list[str]:
-    """Write machine, software, commit and date of a result with `environment` and `seconds` as a Markdown list."""
+    """Write machine, software, date and, if known, commit of a result as a Markdown list."""
     where = result["environment"]
     packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
+    commit = where.get("git_commit")
     return [
         f"- machine: {where['machine']}; {result['seconds']} s in total",
         f"- software: Python {where['python']}, {packages}",
-        f"- git commit: {where['git_commit']}" + (" with uncommitted changes" * where["uncommitted_changes"]),
+        *([f"- git commit: {commit}" + " with uncommitted changes" * where["uncommitted_changes"]] if commit else []),
         f"- date: {where['date']}",
     ]
 
