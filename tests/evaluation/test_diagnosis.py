@@ -116,6 +116,14 @@ def test_a_base(folder, clip_folder, capsys):
     assert all(sentence in printed and sentence in page.replace("&#39;", "'") for sentence in result["advice"])
 
 
+def test_captions_that_are_the_classes(folder, clip_folder):
+    """One column can be both."""
+    datasets.load_from_disk(folder / "pairs").rename_column("caption", "class").save_to_disk(folder / "classes")
+    options = ["--dataset", str(folder / "classes"), "--caption_column", "class", "--label_column", "class"]
+    result = run(folder, clip_folder, *options)
+    assert "logistic_probe" in result["rows"][0] and result["settings"]["label_column"] == "class"
+
+
 def test_one_caption_for_all_pairs(folder, clip_folder):
     make_pairs(40, captions=["a dog"] * 40).save_to_disk(folder / "pairs")
     result = run(folder, clip_folder)

@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> dict:
     check_pairs(pairs, f"Split '{args.split}' of '{args.dataset}'", with_negatives=False)
     model, processor = args.load_model(args.model, args.model_revision)
     settings = {name: getattr(args, name) for name in ("label_column", "max_samples", "seed")}
-    found = diagnose(model, processor, pairs, batch_size=args.batch_size, **settings)
+    labels = "caption" if args.label_column == args.caption_column else args.label_column  # it was renamed
+    found = diagnose(model, processor, pairs, batch_size=args.batch_size, **settings | {"label_column": labels})
     recipe = found.pop("recipe")
     result = {
         "model": args.model,
