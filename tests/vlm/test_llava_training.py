@@ -6,12 +6,13 @@ import pytest
 import torch
 from tiny import picture, png
 from tiny_llava import PATCHES, VICUNA_TEMPLATE, inputs, make_llava_processor, make_tokenizer, question
-from transformers import TrainingArguments
+from transformers import Phi3Config, Phi3ForCausalLM, TrainingArguments
 
 from gmail_hf.vlm import (
     LLAMA3_CHAT_TEMPLATE,
     GmailLlavaForConditionalGeneration,
     LlavaCollator,
+    build_processor,
     language_model_lora,
     training,
 )
@@ -250,3 +251,17 @@ def test_lora_on_the_language_model(llava, llava_processor, llava_folder, gmail_
     with torch.no_grad():
         torch.testing.assert_close(reloaded(**batch, modality="gen").logits, expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(reloaded.generate(**batch, modality="gen", max_new_tokens=5, do_sample=False), said)
+
+
+def test_lora_on_fused_layers(gmail_folder, tmp_path):
+    """Phi-3 has one layer for queries, keys and values, and one for the gate and what it gates."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Phi3Config(**shape, vocab_size=261, bos_token_id=256, eos_token_id=257, pad_token_id=257)
+    Phi3ForCausalLM(config).save_pretrained(tmp_path)
+    make_tokenizer(chat_template=LLAMA3_CHAT_TEMPLATE).save_pretrained(tmp_path)
+    model = GmailLlavaForConditionalGeneration.from_vision_text_pretrained(
+        gmail_folder, tmp_path, build_processor(gmail_folder, tmp_path)
+    )
+    model = peft.get_peft_model(model, language_model_lora(rank=2, alpha=4))
+    trained = [name for name, _ in model.named_parameters() if ".lora_A." in name and "language_model" in name]
+    assert {name.split(".")[-4] for name in trained} == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}

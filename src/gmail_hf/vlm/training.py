@@ -140,7 +140,8 @@ class LlavaCollator:
 def language_model_lora(rank: int, alpha: float, dropout: float = 0.0) -> Any:
     """
     A `peft.LoraConfig` for a [`GmailLlavaForConditionalGeneration`]: LoRA on each linear layer of the language model,
-    none on the vision tower, and all weights of the projector trained and saved.
+    also on fused ones such as `qkv_proj` of Phi-3, none on the vision tower, and all weights of the projector trained
+    and saved.
 
     Args:
         rank, alpha, dropout: `r`, `lora_alpha` and `lora_dropout` of the `LoraConfig`.
@@ -151,7 +152,7 @@ def language_model_lora(rank: int, alpha: float, dropout: float = 0.0) -> Any:
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+        target_modules=r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj",
         modules_to_save=["multi_modal_projector"],
         task_type="CAUSAL_LM",
     )
