@@ -113,6 +113,12 @@ def test_accumulated_batches_equal_one_big_batch(gmail_folder, text_folders, tmp
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
 
 
+def test_label_smoothing_is_refused(gpt2_captioner, tmp_path):
+    """The Trainer would not shift the labels of this model and of a LLaVA."""
+    with pytest.raises(ValueError, match="`label_smoothing_factor` cannot be used"):
+        trainer(gpt2_captioner, tmp_path, label_smoothing_factor=0.1)
+
+
 def test_another_encoder_is_refused_on_resume(gmail_folder, text_folders, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 1}
     trainer(make_captioner(gmail_folder, text_folders["gpt2"]), tmp_path, max_steps=1, **settings).train()

@@ -35,7 +35,8 @@ class SafeTrainer(Trainer):
     pickles, the logs, or paths of this machine, see [`public_files`].
 
     Raises:
-        ValueError: `hub_strategy` is "checkpoint" or "all_checkpoints", or weights are sharded by FSDP or ZeRO-3.
+        ValueError: `hub_strategy` is "checkpoint" or "all_checkpoints", `label_smoothing_factor` is set, or weights
+            are sharded by FSDP or ZeRO-3.
         FileExistsError: raised by `train` if another process trains in `output_dir`.
         FileNotFoundError: raised by `train` if there is no complete checkpoint to resume from.
     """
@@ -45,6 +46,11 @@ class SafeTrainer(Trainer):
             raise ValueError(
                 f"`hub_strategy` '{args.hub_strategy.value}' would push the optimizer's state, which is a pickle. "
                 "Use 'every_save' or 'end', which push only the model, and resume from the local checkpoint."
+            )
+        if args and args.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` cannot be used: the Trainer would compare the prediction at each position "
+                "with the token there instead of the next one. Leave it at 0."
             )
         super().__init__(model, args, *rest, **kwargs)
         self.save_total_limit = self.args.save_total_limit
