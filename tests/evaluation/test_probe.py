@@ -17,7 +17,7 @@ from gmail_hf.commands.bundled import BENCHMARKS, get_benchmark
 from gmail_hf.evaluation import Settings, evaluate_probe, load_model, open_source, open_training
 from gmail_hf.evaluation.embedding import image_embeds
 from gmail_hf.metrics import tuned_probe
-from gmail_hf.publishing.results import results_text
+from gmail_hf.publishing.results import benchmark_results, results_text
 
 LABELS = {"train": [0, 1, 2, 1] * 6, "test": [2, 0, 1, 1, 0, 2, 1], "validation": [1, 0, 2, 2, 0, 1, 0]}
 FIRST = {"train": 0, "test": 100, "validation": 200}  # the seeds of images
@@ -130,8 +130,13 @@ def test_generated_training_images(run, wds, tmp_path):
     assert "| DTD | Linear probe | top-1 |" in report and "7 images, 3 classes, 15 training images |" in report
     page = " ".join((tmp_path / "out" / "report.html").read_text().split())
     assert "sgd, trained on <code>generated</code>, all, through <code>gen</code>" in page
-    text = results_text([json.loads((tmp_path / "out" / "dtd.json").read_text())])
+    kept = json.loads((tmp_path / "out" / "dtd.json").read_text())
+    text = results_text([kept])
     assert "photographs through `real`; probe (`sgd`) on `generated`, split `all`, through `gen`." in text
+    conditions = {entry.task_type: entry.metric_args for entry in benchmark_results(kept)}
+    assert conditions["zero-shot-image-classification"] is None
+    expected = {"train_dataset": "generated", "train_modality": "gen", "probe": "sgd"}
+    assert conditions["image-classification"] == expected
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,8 @@ def _conditions(result: dict[str, Any], task: str) -> dict[str, Any] | None:
         found["train_dataset"] = public_name(data["train"]["name"])
     if task == "probe" and data["train"]["modality"] != modality:
         found["train_modality"] = data["train"]["modality"]
+    if task == "probe" and data["train"]["probe"] != "logistic":
+        found["probe"] = data["train"]["probe"]
     return found or None
 
 
