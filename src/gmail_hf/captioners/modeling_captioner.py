@@ -332,7 +332,7 @@ class Captioner(ModalityMixin, StrictLoading, PreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> Any:
         """
-        Generate captions of images, by default greedily.
+        Generate captions of images, by default with the settings of the language model, which for GPT-2 are greedy.
 
         Args:
             pixel_values or image_embeds, modality: as in [`~Captioner.forward`].

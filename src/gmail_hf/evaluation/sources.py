@@ -79,7 +79,8 @@ def open_source(
     Args:
         benchmark: see `get_benchmark`.
         dataset: a folder, a file or a Hub id to use instead of the benchmark's own data. A benchmark with captions
-            accepts everything that [`load_pairs`] reads; one with classes also accepts a folder of class folders.
+            accepts every path that [`load_pairs`] reads, and on the Hub pairs with its columns; one with classes also
+            accepts a folder of class folders.
         limit: number of rows to read, see [`Source`]. Defaults to all.
         any_split: accept the only split of a data set under any name.
 
