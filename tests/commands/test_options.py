@@ -56,6 +56,12 @@ def test_the_command_line_wins(tmp_path):
     assert (arguments.model, arguments.number, arguments.names) == ("org/clip", 9, ["c"])
 
 
+def test_a_repeated_option_loses_no_value():
+    with pytest.raises(ValueError, match="--names is given more than once; list all values after one --names"):
+        parsed("--model", "m", "--names", "a", "--names=b")
+    assert parsed("--model", "m", "--number", "1", "--number", "2").number == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

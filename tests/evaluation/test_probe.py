@@ -50,9 +50,10 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def run(models, wds, tmp_path):
-    def main(model, *options, benchmarks="dtd", dataset=wds):
+    def main(model, *options, benchmark="dtd", dataset=wds):
         where = ["--model", models[model], "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
-        return evaluate.main([*where, "--benchmarks", benchmarks, "--dataset", f"dtd={dataset}", *map(str, options)])
+        data = ["--benchmarks", benchmark, "--dataset", f"{benchmark}={dataset}"]
+        return evaluate.main([*where, *data, *map(str, options)])
 
     return main
 
@@ -217,7 +218,7 @@ def test_mistakes(run, wds, options, message):
 def test_a_model_without_text_cannot_retrieve(run, tmp_path):
     place = write_captions(tmp_path / "captions", [["a"], ["b"]])
     with pytest.raises(ValueError, match="coco needs a CLIP, but .*dinov2' is not one"):
-        run("dinov2", "--dataset", f"coco={place}", benchmarks="coco")
+        run("dinov2", benchmark="coco", dataset=place)
 
 
 def test_the_processor_of_a_model_without_text(models):

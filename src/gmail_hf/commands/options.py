@@ -200,12 +200,15 @@ def parse(
 
     Raises:
         SystemExit: after `--help`.
-        ValueError: an unknown option or stage, or a value of the wrong type.
+        ValueError: an unknown option or stage, a value of the wrong type, or a repeated option that takes a list.
         OSError: the file of `--config` does not exist.
     """
     parser = OptionParser(command, description, dataclass_types)
     parser.add_argument("--config", help=f"YAML file of these options, or one of {', '.join(bundled_configs())}.")
     words = parser.renamed_words(argv)
+    for name in (action.dest for action in parser._actions if action.nargs == "+"):
+        if sum(word.partition("=")[0] == f"--{name}" for word in words) > 1:  # argparse would drop all but the last
+            parser.error(f"--{name} is given more than once; list all values after one --{name}")
     config = given(words, "config")
     if config is None and given(words, "dataset") is None:
         config = default_config
