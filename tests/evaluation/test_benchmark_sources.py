@@ -146,23 +146,25 @@ def test_scienceqa_and_mmmu_columns(source, tmp_path):
     Dataset.from_list([row]).cast_column("image", Image()).to_parquet(tmp_path / "test.parquet")
     assert list(source("scienceqa", tmp_path / "test.parquet").read())[0]["choices"] == ["a", "b"]
     # One configuration a subject, told by the card as on the Hub.
-    for number, subject in enumerate(("Art", "Biology")):
+    for subject, count in {"Art": 2, "Biology": 1}.items():
         (tmp_path / "mmmu" / subject).mkdir(parents=True)
-        row = {"id": f"validation_{subject}_{number}", "question": "<image 1>?", "options": "['a', 'b']"}
-        row |= {"answer": "A", "question_type": "multiple-choice", "image_1": png_cell(picture(number))}
-        rows = Dataset.from_list([row]).cast_column("image_1", Image())
-        rows.to_parquet(tmp_path / "mmmu" / subject / "validation-00000-of-00001.parquet")
+        row = {"question": "<image 1>?", "options": "['a', 'b']", "answer": "A", "question_type": "multiple-choice"}
+        row |= {"image_1": png_cell(picture(0))}
+        rows = [{**row, "id": f"validation_{subject}_{i}"} for i in range(count)]
+        Dataset.from_list(rows).cast_column("image_1", Image()).to_parquet(
+            tmp_path / "mmmu" / subject / "validation-00000-of-00001.parquet"
+        )
     configs = [
         f"- config_name: {subject}\n  data_files:\n  - split: validation\n    path: {subject}/validation-*\n"
         for subject in ("Art", "Biology")
     ]
     (tmp_path / "mmmu" / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
     found = source("mmmu", tmp_path / "mmmu")
-    assert [(row["config_name"], row["id"]) for row in found.read()] == [
-        ("Art", "validation_Art_0"),
-        ("Biology", "validation_Biology_1"),
-    ]
-    assert len(list(source("mmmu", tmp_path / "mmmu", limit=1).read())) == 1
+    ids = ["validation_Art_0", "validation_Art_1", "validation_Biology_0"]
+    expected = list(zip(("Art", "Art", "Biology"), ids, strict=True))
+    assert [(row["config_name"], row["id"]) for row in found.read()] == expected
+    for limit, expected in ((1, ids[:1]), (2, ids[::2]), (9, [*ids[::2], ids[1]])):  # a subject in each turn
+        assert [row["id"] for row in source("mmmu", tmp_path / "mmmu", limit=limit).read()] == expected
 
 
 def test_pope_is_read_from_one_configuration(source, tmp_path):

@@ -57,8 +57,8 @@ class EvaluationArguments:
     modality: str = option("Branch for photographs: real, gen, or auto with a detector.", "real")
     dataset: list[str] = option("NAME=DATASET for each benchmark with other data, see above.", [])
     limit: int | None = option(
-        "Evaluate only on this number of rows: the first ones, or, in class folders and tables of labels, rows of "
-        "each class in turn. A probe is trained on all rows."
+        "Evaluate only on this number of rows: the first ones, or rows of each class in turn in class folders and "
+        "tables of labels, and of each subject in MMMU. A probe is trained on all rows."
     )
     probe: str | None = option(
         "Also fit a linear classifier: logistic follows SynCLR's protocol, sgd is for large data. Defaults to "

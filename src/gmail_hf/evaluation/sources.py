@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Source:
         split (`str`): the split.
         layout (`str`): a key of `LAYOUTS`.
         limit (`int` or None): number of rows to read, or None for all. Class folders and tables of labels are read in
-            turn by class, other data from the start.
+            turn by class, configurations in turn, and other data from the start.
         columns (`tuple[str, ...]`): columns of the first row.
         read (`Callable`): `read()` iterates over the rows, with images undecoded.
         lines (`Callable`): `lines(file)` returns the non-empty lines of a text file of the data set.
@@ -309,14 +309,14 @@ def _configured(name: str, benchmark: Benchmark, revision: str | None, any_split
     first = next((parts for parts in splits.values() if benchmark.split in parts), splits[configs[0]])
     split = _choose(first, benchmark, name, any_split)
 
+    def rows_of(config: str) -> Iterator[dict[str, Any]]:
+        return ({**row, "config_name": config} for row in undecoded(splits[config][split]))
+
     def read(limit: int | None) -> Iterator[dict[str, Any]]:
-        rows = (
-            {**row, "config_name": config}
-            for config, parts in splits.items()
-            if split in parts
-            for row in undecoded(parts[split])
-        )
-        return islice(rows, limit)
+        streams = [rows_of(config) for config, parts in splits.items() if split in parts]
+        if limit is None:
+            return chain.from_iterable(streams)
+        return islice((row for turn in zip_longest(*streams) for row in turn if row is not None), limit)
 
     return split, read
 
