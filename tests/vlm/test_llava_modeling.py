@@ -290,7 +290,7 @@ def test_towers_that_do_not_fit(llava_folder, gmail_folder, clip_folder, tmp_pat
     def from_llava(gmail):
         return GmailLlavaForConditionalGeneration.from_llava(llava_folder, gmail=gmail)
 
-    with pytest.raises(ValueError, match="not a GmailCLIPModel"):
+    with pytest.raises(ValueError, match="not a GmailCLIPModel. Train one from a CLIP"):
         from_llava(clip_folder)
     with pytest.raises(ValueError, match="not a LLaVA"):
         GmailLlavaForConditionalGeneration.from_llava(clip_folder, gmail=gmail_folder)

@@ -272,8 +272,8 @@ def _gmail_vision_config(name: str | os.PathLike, revision: str | None, **hub: A
         config = config.vision_config
     if not isinstance(config, GmailVisionConfig):
         raise ValueError(
-            f"'{name}' is a {config.model_type}, not a GmailCLIPModel. Align generated images on it first, with "
-            "`gmail-hf train`."
+            f"'{name}' is a {config.model_type}, not a GmailCLIPModel. Train one from a CLIP, with "
+            "`gmail-hf train`. For branches on the tower of another vision-language model, use `gmail_hf.from_vlm`."
         )
     return config
 
