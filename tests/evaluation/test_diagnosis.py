@@ -144,6 +144,15 @@ def test_a_generated_image_of_several_real_ones_is_used_once(folder, clip_folder
     assert run(folder, clip_folder)["counts"] == {"pairs": 60, "pairs embedded": 30, "pairs measured": 15}
 
 
+def test_a_generated_image_in_a_damaged_archive_is_unreadable(tmp_path, clip_folder, processor):
+    (tmp_path / "all.zip").write_text("half a download")
+    raw = make_pairs(40).cast_column("generated_image", datasets.Image(decode=False))
+    cells = [{"bytes": None, "path": f"zip://0.png::{tmp_path / 'all.zip'}"}, *raw["generated_image"][1:]]
+    pairs = raw.remove_columns("generated_image").add_column("generated_image", cells, feature=datasets.Image())
+    found = diagnosis.diagnose(make_model(clip_folder), processor, pairs)
+    assert found["counts"] == {"pairs": 40, "pairs embedded": 39, "pairs measured": 20}
+
+
 def test_a_trained_model_is_measured_before_and_after(folder):
     before, _, _, after, _ = run(folder, folder / "trained", "--max_samples", "30")["rows"]
     assert after["row"] == AFTER and after["paired_cosine"] != before["paired_cosine"]

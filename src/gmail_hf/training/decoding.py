@@ -96,7 +96,7 @@ def digest_of(cell: Any) -> str:
     """Return a hash of an image file, or an empty text if the file cannot be read."""
     try:
         content = image_content(cell)
-    except (OSError, TypeError, AttributeError):  # no file, or an empty cell, which may be None
+    except Exception:  # no file, an empty cell, which may be None, or one of many errors of archives and addresses
         return ""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
