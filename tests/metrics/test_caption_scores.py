@@ -181,14 +181,30 @@ def test_meteors_process_is_kept_and_started_anew_when_it_has_ended():
 
 @pytest.mark.integration
 @needs_java
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interrupted_meteor_does_not_hang_the_next_call(monkeypatch, error):
+def test_an_interrupted_meteor_does_not_hang_the_next_call(monkeypatch):
     def interrupted(*arguments):
-        raise error
+        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(error):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(type(captioning._meteor()), "_stat", interrupted)
         caption_metrics(["a cat"], [["a cat"]], ["METEOR"])
+    assert caption_metrics(["a cat"], [["a cat"]], ["METEOR"])["METEOR"] > 0
+
+
+@pytest.mark.integration
+@needs_java
+def test_a_meteor_that_is_killed_costs_no_other_score(monkeypatch):
+    meteor = type(captioning._meteor())
+    stat = meteor._stat
+
+    def killed(scorer, *arguments):
+        scorer.meteor_p.kill()
+        scorer.meteor_p.wait()
+        return stat(scorer, *arguments)
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="METEOR failed"):
+        patch.setattr(meteor, "_stat", killed)
+        assert caption_metrics(["a"], [["a"]], ["METEOR", "ROUGE-L"]) == {"METEOR": None, "ROUGE-L": 1.0}
     assert caption_metrics(["a cat"], [["a cat"]], ["METEOR"])["METEOR"] > 0
 
 

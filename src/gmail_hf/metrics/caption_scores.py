@@ -205,15 +205,16 @@ def _score(
     scorer = Scorer()
     try:
         return float(scorer.compute_score(truths, results)[0])
-    except subprocess.CalledProcessError as error:  # SPICE includes native code that does not run on every machine
-        warnings.warn(f"{metric} failed, see Java's message above: {error}", stacklevel=2)
-        return None
-    except BaseException:
+    except BaseException as error:
         if metric == "METEOR":  # it still holds its lock, and the next call would wait forever
             if scorer.lock.locked():
                 scorer.lock.release()
             _meteor.cache_clear()
-        raise
+        # SPICE includes native code that does not run on every machine, and METEOR's process may run out of memory.
+        if not isinstance(error, (OSError, ValueError, subprocess.CalledProcessError)):
+            raise
+        warnings.warn(f"{metric} failed; Java's message is above, if there is one: {error}", stacklevel=2)
+        return None
 
 
 @functools.cache
