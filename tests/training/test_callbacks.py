@@ -91,6 +91,22 @@ def test_tensorboard_logs_beside_the_model_from_the_first_evaluation(clip_folder
 
 
 @pytest.mark.integration
+def test_the_figure_keeps_pairs_of_a_real_image_in_one_fold(train_with_figures, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    drawn, ids = [], [f"id-{i // 2}" for i in range(16)]
+
+    def spy(path, *embeds, **options):
+        drawn.append(options)
+        plot_embeddings(path, *embeds, **options)
+
+    monkeypatch.setattr("gmail_hf.training.callbacks.plot_embeddings", spy)
+    pairs = HELD_OUT.remove_columns("image_id").add_column("image_id", ids)
+    train_with_figures(pairs, report_to="tensorboard", eval_steps=4)
+    assert drawn == [{"image_ids": ids[:3] + ids[4:]}]
+
+
+@pytest.mark.integration
 def test_training_does_not_notice(train_with_figures, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
@@ -104,7 +120,7 @@ def test_a_picture_that_fails_costs_no_training(train_with_figures, tmp_path, mo
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
     plain = train_with_figures(log_figures=False)
 
-    def fail(*args):
+    def fail(*args, **options):
         raise ValueError("Input contains NaN.")
 
     monkeypatch.setattr("gmail_hf.training.callbacks.plot_embeddings", fail)

@@ -59,7 +59,7 @@ class FiguresCallback(TrainerCallback):
             raise ValueError("`log_figures` needs 'tensorboard', 'wandb' or 'trackio' in `report_to`.")
         self.callbacks = callbacks
         self.num_shown = num_shown
-        self.real, self.generated, self.captions = _readable(dataset, num_pairs)
+        self.real, self.generated, self.captions, self.image_ids = _readable(dataset, num_pairs)
         if len(self.captions) < MIN_PAIRS:
             raise ValueError(f"`log_figures` needs {MIN_PAIRS} readable pairs, got {len(self.captions)}.")
         self.shown = False
@@ -87,7 +87,8 @@ class FiguresCallback(TrainerCallback):
             return embed_images(model, processor, cells, modality, batch_size=args.per_device_eval_batch_size)
 
         after = embed(self.generated, args.generated_modality)
-        return _drawn(plot_embeddings, embed(self.real, "real"), embed(self.generated, "real"), after)
+        before = embed(self.real, "real"), embed(self.generated, "real")
+        return _drawn(plot_embeddings, *before, after, image_ids=self.image_ids)
 
     def _draw_pairs(self) -> PILImage.Image:
         shown = slice(self.num_shown)
@@ -111,9 +112,9 @@ def log_images(callback: TrainerCallback, images: dict[str, PILImage.Image], ste
         trackio.log({name: trackio.Image(image) for name, image in images.items()} | {"train/global_step": step})
 
 
-def _readable(dataset: Dataset, count: int) -> tuple[list[Any], list[Any], list[str]]:
-    """Real images, generated images and captions of the first `count` pairs that can be read."""
-    real, generated, captions = [], [], []
+def _readable(dataset: Dataset, count: int) -> tuple[list[Any], list[Any], list[str], list[Any]]:
+    """Real images, generated images, captions and ids of the first `count` pairs that can be read."""
+    real, generated, captions, image_ids = [], [], [], []
     for row in undecoded(dataset):
         try:
             for column in ("real_image", "generated_image"):
@@ -123,13 +124,14 @@ def _readable(dataset: Dataset, count: int) -> tuple[list[Any], list[Any], list[
         real.append(row["real_image"])
         generated.append(row["generated_image"])
         captions.append(row["caption"])
+        image_ids.append(row["image_id"])
         if len(captions) == count:
             break
-    return real, generated, captions
+    return real, generated, captions, image_ids
 
 
-def _drawn(plot: Any, *data: Any) -> PILImage.Image:
+def _drawn(plot: Any, *data: Any, **options: Any) -> PILImage.Image:
     """The image drawn by a plotting function of [`metrics`]."""
     buffer = BytesIO()
-    plot(buffer, *data)
+    plot(buffer, *data, **options)
     return PILImage.open(buffer).convert("RGB")
