@@ -131,6 +131,26 @@ def test_no_such_file(make_args):
         load_captions(make_args(dataset="nothing.json"))
 
 
+def test_annotations_whose_images_are_not_there(make_args, tmp_path):
+    path = tmp_path / "coco" / "annotations" / "captions_train2017.json"
+    path.parent.mkdir(parents=True)
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}],
+        "annotations": [{"id": 0, "image_id": 8, "caption": "a dog"}, {"id": 1, "image_id": 7, "caption": "a cat"}],
+    }
+    path.write_text(json.dumps(content))
+    (tmp_path / "captions.csv").write_text("file_name,caption\na.jpg,a cat\n")
+    for place in (path, tmp_path / "coco"):
+        captions = load_captions(make_args(dataset=str(place), real_images="drop"))
+        assert captions.caption_ids == ["7-0", "8-0"] and captions.captions == ["a cat", "a dog"]
+    for place in (path, tmp_path / "captions.csv"):
+        with pytest.raises(FileNotFoundError, match=r"names 'a.jpg'.*\. To generate .* add --real_images drop\."):
+            load_captions(make_args(dataset=str(place)))
+        with pytest.raises(FileNotFoundError) as error:
+            load_captions(make_args(dataset=str(place), real_images="keep"))
+        assert "drop" not in str(error.value)
+
+
 def test_undecoded_images_are_copied_byte_for_byte(make_args):
     pairs = make_pairs(2)
     cell = pairs.cast_column("real_image", Image(decode=False))[1]["real_image"]

@@ -58,7 +58,7 @@ class SynthesisArguments:
         default=None,
         metadata={
             "help": "keep copies the real images into the shards, reference stores their paths (such shards cannot be "
-            "pushed), drop omits the column. Defaults to keep if there are real images."
+            "pushed), drop omits the column and needs no images. Defaults to keep if there are real images."
         },
     )
     allow_paths_outside: bool = field(

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Image
 from huggingface_hub.constants import HF_HUB_CACHE
 from transformers.utils import logging
 
-from ..publishing.provenance import local_path
+from ..publishing.provenance import local_path, on_hub
 from ..training.columns import class_names, find_column, paths_of, text_ids, texts_of, with_ids
 from ..training.data import undecoded
 from ..training.decoding import BadImageError, decode_image, image_content
@@ -164,17 +164,23 @@ def load_captions(args: SynthesisArguments) -> Captions:
     Load the captions of `args.dataset`.
 
     Raises:
-        FileNotFoundError, ConnectionError, ValueError: see [`load_rows`] and [`Captions`].
+        FileNotFoundError, ConnectionError, ValueError: see [`load_rows`] and [`Captions`]. If a real image does not
+            exist, the message names `--real_images drop`, unless `args.real_images` is given.
     """
-    rows = load_rows(
-        args.dataset,
-        args.split,
-        args.dataset_config,
-        args.dataset_revision,
-        any_split=Path(args.dataset).is_file(),  # a file has no splits
-        images=args.real_images != "drop",
-    )
-    captions = Captions(rows, args)
+    try:
+        rows = load_rows(
+            args.dataset,
+            args.split,
+            args.dataset_config,
+            args.dataset_revision,
+            any_split=Path(args.dataset).is_file(),  # a file has no splits
+            images=args.real_images != "drop",
+        )
+        captions = Captions(rows, args)
+    except FileNotFoundError as error:
+        if args.real_images is not None or not (Path(args.dataset).exists() or on_hub(args.dataset)):
+            raise
+        raise FileNotFoundError(f"{error} To generate without real images, add --real_images drop.") from error
     if captions.real_images == "keep" and not args.allow_paths_outside:
         _check_inside(captions.dataset, captions.image_column, args.dataset)
     return captions

@@ -204,10 +204,10 @@ def has_captions(content: dict[str, Any]) -> bool:
     return "sentences" in content["images"][0] or "caption" in (content.get("annotations") or [{}])[0]
 
 
-def annotated_images(content: dict[str, Any], path: Path) -> dict[str, Callable[[], Dataset]]:
+def annotated_images(content: dict[str, Any], path: Path) -> dict[str, Callable[[bool], Dataset]]:
     """
     Functions that return the images of each split in COCO's annotations or Karpathy's file, with ids and lists of
-    captions. Only the images of a split that is read need to exist.
+    captions. Only the images of a split that is read need to exist. With False, they return the images' names.
     """
     images = content["images"]
     if not has_captions(content):
@@ -242,10 +242,12 @@ def annotated_images(content: dict[str, Any], path: Path) -> dict[str, Callable[
     return {split: partial(_annotated_rows, found, path) for split, found in splits.items()}
 
 
-def _annotated_rows(found: list[tuple[int, str, str, list[str]]], path: Path) -> Dataset:
+def _annotated_rows(found: list[tuple[int, str, str, list[str]]], path: Path, images: bool) -> Dataset:
     numbers, names, ids, texts = zip(*found, strict=True)
-    images = [_near(name, path, row) for row, name in zip(numbers, names, strict=True)]
-    return _image_rows({"image": images}, image_id=list(ids), captions=list(texts))
+    if not images:
+        return Dataset.from_dict({"image": list(names), "image_id": list(ids), "captions": list(texts)})
+    files = [_near(name, path, row) for row, name in zip(numbers, names, strict=True)]
+    return _image_rows({"image": files}, image_id=list(ids), captions=list(texts))
 
 
 def _near(name: str, path: Path, row: int) -> Path:

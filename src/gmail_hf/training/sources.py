@@ -93,7 +93,7 @@ def load_rows(
         if not any_split or len(splits) > 1:
             raise ValueError(f"'{name}' has no split '{split}'; it has {[str(known) for known in splits]}.")
         split = next(iter(splits))
-    rows = splits[split]() if callable(splits[split]) else splits[split]
+    rows = splits[split](images) if callable(splits[split]) else splits[split]
     if isinstance(rows, Dataset) and rows.format["type"] is not None:  # `save_to_disk` saves the format, too
         rows = rows.with_format(None)
     if isinstance(rows, Dataset) and not isinstance(splits, DatasetDict):
@@ -136,7 +136,7 @@ def _from_hub(name: str, split: str, config_name: str | None, revision: str | No
     return load_dataset(name, config_name, split=split, revision=revision)
 
 
-def _folder(path: Path) -> dict[str, Dataset | list[Path] | Callable[[], Dataset]]:
+def _folder(path: Path) -> dict[str, Dataset | list[Path] | Callable[[bool], Dataset]]:
     """The splits of a folder, each as rows, as a list of files, or as a function that returns rows."""
     paired = {"train" if folder == path else folder.name: two_folders(folder) for folder in (path, *subfolders(path))}
     if any(paired.values()):
@@ -194,7 +194,7 @@ def _split_of(file: Path) -> str:
 
 def _json_files(splits: dict[str, list[Path]]) -> dict[str, Any]:
     """JSON files of rows, or the rows of COCO's captions, whose folder also contains other annotations."""
-    annotated: dict[str, Callable[[], Dataset]] = {}
+    annotated: dict[str, Callable[[bool], Dataset]] = {}
     for split, files in splits.items():
         for file in files:
             content = annotations(file)
