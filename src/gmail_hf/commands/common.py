@@ -55,7 +55,8 @@ class PairArguments:
         Args:
             args: arguments of the run.
             columns, messages_column: see [`bundled.load_pairs`].
-            generated_column: column of the images to which the mask applies.
+            generated_column: column of the images to which the mask applies. For the real images of pairs, it is that
+                of their generated images, which the mask describes.
 
         Raises:
             FileNotFoundError, ValueError: see [`bundled.load_pairs`] and [`generation.apply_mask`].
@@ -68,7 +69,9 @@ class PairArguments:
         with args.main_process_first(desc="loading pairs"):
             train = load_pairs(self.dataset, self.split, max_samples=self.max_train_samples, **source)
             if self.curated:
-                train = apply_mask(train, self.curated, generated_column, self.title(self.split))
+                of_real = generated_column == self.real_image_column and "generated_image" in train.column_names
+                column = "generated_image" if of_real else generated_column
+                train = apply_mask(train, self.curated, column, self.title(self.split))
             if not self.eval_split:
                 return train, None
             return train, load_pairs(self.dataset, self.eval_split, max_samples=self.max_eval_samples, **source)
