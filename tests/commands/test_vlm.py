@@ -15,7 +15,7 @@ from peft import PeftModel
 from PIL import ImageFilter
 from server import HubServer
 from tiny import png, randomise
-from transformers import AutoProcessor, pipeline
+from transformers import AutoProcessor, LlavaProcessor, pipeline
 
 from gmail_hf import GmailCLIPModel
 from gmail_hf.branches.tower import is_adapter_weight
@@ -327,6 +327,19 @@ def test_pushed_and_loaded_by_id(common, tmp_path):
     assert done.stdout.split()[-2:] == ["GmailLlavaForConditionalGeneration", "LlavaProcessor"]
     assert {"config.json", "model.safetensors", "processor_config.json", "chat_template.jinja"} <= set(files)
     assert not any("adapter" in name or name.endswith(".bin") for name in files)
+
+
+def test_the_model_and_its_processor_are_pushed_to_the_revision(common, tmp_path, monkeypatch):
+    pushed = []
+
+    def push_to_hub(self, repo_id, revision=None, **options):
+        pushed.append((repo_id, revision))
+
+    for part in (GmailLlavaForConditionalGeneration, LlavaProcessor):
+        monkeypatch.setattr(part, "push_to_hub", push_to_hub)
+    options = ["--max_steps=1", "--push_to_hub", "--hub_model_id=org/llava", "--hub_revision=v2"]
+    vlm.main([*common, *options, "--output_dir", str(tmp_path)])
+    assert pushed == [("org/llava", "v2")] * 2
 
 
 @pytest.mark.parametrize(

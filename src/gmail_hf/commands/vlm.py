@@ -200,7 +200,12 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     if push_to_hub and training_args.should_save:
         repo_id = training_args.hub_model_id or output_dir.name
         for part in (model, processor):
-            part.push_to_hub(repo_id, private=training_args.hub_private_repo, token=training_args.hub_token)
+            part.push_to_hub(
+                repo_id,
+                private=training_args.hub_private_repo,
+                token=training_args.hub_token,
+                revision=training_args.hub_revision,
+            )
     logger.info(f"The model and its answers are in {output_dir}.")
     return metrics
 
