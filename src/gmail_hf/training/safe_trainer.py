@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from ..files import lock_folder, unlock_folder, write_file
-from ..publishing.hub import PICKLES, public_files
+from ..publishing.hub import PICKLES, TRAINING_FILES, public_files
+from ..publishing.marker import own_card
 from .resuming import SEAL, check_output_dir, checkpoint_folder, delete, rotate, seal
 
 
@@ -179,13 +181,21 @@ class SafeTrainer(Trainer):
         return self._upload(commit_message, token, revision, run_as_future=not blocking)
 
     def _upload(
-        self, message: str | None, token: str | None = None, revision: str | None = None, **options: Any
+        self,
+        message: str | None,
+        token: str | None = None,
+        revision: str | None = None,
+        ignored: Iterable[str] = (),
+        **options: Any,
     ) -> CommitInfo | Future:
-        return HfApi(token=token or self.args.hub_token).create_commit(
+        api, revision = HfApi(token=token or self.args.hub_token), revision or self.args.hub_revision
+        if revision and not revision.startswith("refs/pr"):
+            api.create_branch(self.hub_model_id, branch=revision, exist_ok=True)
+        return api.create_commit(
             self.hub_model_id,
-            public_files(self.args.output_dir),
+            public_files(self.args.output_dir, [*TRAINING_FILES, *ignored]),
             commit_message=message,
-            revision=revision or self.args.hub_revision,
+            revision=revision,
             **options,
         )
 
@@ -198,11 +208,16 @@ class SafeTrainer(Trainer):
                 return
             self._finish_current_push()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        # Upload copies, because the checkpoint may be deleted during the upload. Keep a card of the user.
-        card = ["README.md"] if Path(self.args.output_dir, "README.md").exists() else []
-        ignored = shutil.ignore_patterns(*PICKLES, *card, SEAL)
-        shutil.copytree(checkpoint_folder, self.args.output_dir, ignore=ignored, dirs_exist_ok=True)
-        job = self._upload(f"Training in progress, step {self.state.global_step}", run_as_future=True)
+        # Keep a card of the user, here or on the Hub, from which the checkpoint then has it.
+        here, there = (own_card(folder) for folder in (self.args.output_dir, checkpoint_folder))
+        # Upload copies, because the checkpoint may be deleted during the upload.
+        left = shutil.ignore_patterns(*PICKLES, SEAL, *(["README.md"] if here or there else []))
+        shutil.copytree(checkpoint_folder, self.args.output_dir, ignore=left, dirs_exist_ok=True)
+        job = self._upload(
+            f"Training in progress, step {self.state.global_step}",
+            ignored=["README.md"] if there and not here else [],
+            run_as_future=True,
+        )
         self.push_in_progress = PushInProgress([job])
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
