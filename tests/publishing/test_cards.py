@@ -415,6 +415,8 @@ args = GmailTrainingArguments(output_dir=str(folder / "run"), hub_model_id="org/
 trainer = GmailTrainer(model, args, pairs, pairs, processing_class=make_processor())
 trainer.train()
 trainer.push_to_hub()
+GmailCLIPModel.from_pretrained("org/gmail").push_to_hub("org/gmail", tags=["mine"])
+GmailCLIPModel.from_pretrained("org/gmail").save_pretrained(folder / "copy", push_to_hub=True, repo_id="org/gmail")
 api.upload_file(path_or_fileobj=b"# Written on the Hub", path_in_repo="README.md", repo_id="org/gmail")
 trainer.push_to_hub()
 model = GmailCLIPModel.from_pretrained("org/gmail")
@@ -458,7 +460,7 @@ def test_push_while_training_and_after(tmp_path, clip_folder):
     assert "mine" in again.data.tags and again.data.base_model == "org/clip"
     assert 'from_pretrained("org/third")' in third[0] and third[1:] == ["# Third"] * 2
     card = ModelCard(next(text for text in reversed(cards) if written_here(text)))
-    assert card.data.base_model == "org/clip" and card.data.datasets == ["org/pairs"]
+    assert card.data.base_model == "org/clip" and card.data.datasets == ["org/pairs"] and "mine" in card.data.tags
     assert card.data.license == "mit" and 'from_pretrained("org/gmail")' in card.text
     rows = table(card.text, "kind")
     assert rows["training pairs, their captions"] == ["`org/pairs`, split `train`", f"{1:040x}", "12", "cc-by-4.0"]

@@ -13,8 +13,8 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from transformers.utils.hub import extract_commit_hash
 
 from .marker import card_of_others, own_card
-from .model_cards import write_card
-from .provenance import without_paths
+from .model_cards import take_card, write_card
+from .provenance import PROVENANCE, without_paths
 
 # Keywords of `from_pretrained` that select the files to load.
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -70,7 +70,8 @@ def push_folder(
 ) -> str:
     """
     Upload a folder in one commit, with the files of [`public_files`]. A card on the Hub that a user edited is kept,
-    unless the folder also has a card that a user wrote or edited.
+    unless the folder also has a card that a user wrote or edited. So is the card of the training of these weights,
+    unless the folder has the records of that training.
 
     Keywords as in `PreTrainedModel.push_to_hub`, and `card`: fields of a card that is written again.
 
@@ -89,11 +90,13 @@ def push_folder(
             f"'{repo_id}' has a complete checkpoint, which `from_pretrained` would load instead of these adapters: "
             "push the complete model with `push_to_hub`, or choose another repository."
         )
-    ignore = list(TRAINING_FILES)
-    if not own_card(folder) and card_of_others(repo_id, token=token) is not None:
+    ignore, mine = list(TRAINING_FILES), own_card(folder)
+    if not mine and card_of_others(repo_id, token=token) is not None:
         ignore.append("README.md")
-    elif card is not None:
-        write_card(folder, repo_id, **card)
+    elif not mine and (card is not None or not Path(folder, PROVENANCE).exists()):
+        taken = take_card(folder, repo_id, token, (card or {}).get("tags"))
+        if card is not None and not taken:
+            write_card(folder, repo_id, **card)
     commit.setdefault("commit_message", "Upload model")
     return api.create_commit(repo_id, public_files(folder, ignore), revision=revision, **commit)
 

@@ -31,7 +31,7 @@ def written_here(content: str) -> bool:
 def card_of_others(repo_id: str, repo_type: str = "model", token: str | bool | None = None) -> str | None:
     """Return the README.md of a Hub repository if it has one that gmail-hf did not write; otherwise None."""
     try:
-        content = _read(hf_hub_download(repo_id, "README.md", repo_type=repo_type, token=token))
+        content = read_card(hf_hub_download(repo_id, "README.md", repo_type=repo_type, token=token))
     except (EntryNotFoundError, RepositoryNotFoundError):
         return None
     return None if written_here(content) or _is_empty_form(content) else content
@@ -40,7 +40,7 @@ def card_of_others(repo_id: str, repo_type: str = "model", token: str | bool | N
 def own_card(folder: str | os.PathLike) -> bool:
     """Whether a folder has a README.md that a user wrote or edited."""
     path = Path(folder, "README.md")
-    return path.exists() and not written_here(_read(path))
+    return path.exists() and not written_here(read_card(path))
 
 
 def _is_empty_form(content: str) -> bool:
@@ -51,6 +51,7 @@ def _is_empty_form(content: str) -> bool:
     return ModelCard(content, ignore_metadata_errors=True).text.strip() == form.text.strip()
 
 
-def _read(path: str | os.PathLike) -> str:
-    with open(path, encoding="utf-8", newline="", errors="surrogateescape") as file:  # byte for byte
+def read_card(path: str | os.PathLike) -> str:
+    """Return the content of a card, byte for byte."""
+    with open(path, encoding="utf-8", newline="", errors="surrogateescape") as file:
         return file.read()

@@ -1,19 +1,21 @@
 """Model cards, written from the files in a model's folder or from a configuration that has not been run."""
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from ..branches.configuration import ATTACHED
 from ..branches.peft_folders import outer_prefix
 from ..files import write_file
 from ..metrics.scores import escaped, label, number
 from .detectors import detector_section, update_detector
-from .marker import MARKER, card_of_others, own_card, signed
-from .provenance import CITATION, PAPER, PROVENANCE, of_other_weights, source
+from .marker import MARKER, card_of_others, own_card, read_card, signed, written_here
+from .provenance import CITATION, PAPER, PROVENANCE, of_other_weights, source, weights_digest
 from .results import END, NOT_RUN, START, read_json, read_metrics, trainer_results
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -137,6 +139,36 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str
     theirs = card_of_others(repo_id, token=token) if repo_id is not None else None
     content = str(model_card(folder, repo_id, **fields)) if theirs is None else theirs
     write_file(Path(folder, "README.md"), content.encode(errors="surrogateescape"))
+
+
+def take_card(
+    folder: str | os.PathLike, repo_id: str, token: str | bool | None = None, tags: list[str] | None = None
+) -> bool:
+    """
+    Download the card of a repository into a folder if it was written after the training of the folder's weights,
+    whose files the folder may lack. Return whether this was done.
+
+    Args:
+        folder: folder of the saved model, whose detector the card then describes.
+        repo_id: the repository.
+        token: Hub token.
+        tags: further tags.
+    """
+    try:
+        card, known = (hf_hub_download(repo_id, name, token=token) for name in ("README.md", PROVENANCE))
+    except EntryNotFoundError:
+        return False
+    content, known = read_card(card), json.loads(Path(known).read_text(encoding="utf-8"))
+    if not written_here(content) or "weights" not in known or weights_digest(folder) != known["weights"]:
+        return False
+    if tags:
+        loaded = ModelCard(content)
+        loaded.data.tags = list(dict.fromkeys([*(loaded.data.tags or []), *tags]))
+        content = signed(str(loaded))
+    path = Path(folder, "README.md")
+    write_file(path, content.encode(errors="surrogateescape"))
+    update_detector(path, folder)
+    return True
 
 
 def render_card(
