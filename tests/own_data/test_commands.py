@@ -74,3 +74,12 @@ def test_a_missing_table_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit):
         run("train", "--dataset", "t/pairs.csv", "--model", "clip", "--output_dir", "out", "--report_to", "none")
     assert "No data set at 't/pairs.csv': this path does not exist." in capsys.readouterr().err
+
+
+def test_shards_in_the_folder_of_the_captions_are_refused(photographs, monkeypatch, capsys):
+    """The next run would read them instead of the captions, and could not continue."""
+    monkeypatch.chdir(photographs)
+    with pytest.raises(SystemExit):
+        generate(".", photographs / "out")
+    assert "is inside '.', which this command reads" in capsys.readouterr().err
+    assert not (photographs / "out").exists()

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .cli import run
-from .common import logger
+from .common import check_output_outside, logger
 from .options import option, parse
 
 
@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
 
     args, hub = parse(argv, "generate", __doc__, (SynthesisArguments, HubArguments))
     push, repo_id = _push_options(hub, args.output_dir)
+    check_output_outside(args.output_dir, args.dataset)
 
     from huggingface_hub import HfApi
 
