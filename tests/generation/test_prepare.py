@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from tiny import IMAGE_SIZE, make_pairs
+from transformers import Siglip2ImageProcessorPil
 
 from gmail_hf.commands.bundled import synthesize
 from gmail_hf.commands.prepare import main
@@ -88,6 +89,12 @@ def test_refusals(processor, tmp_path, monkeypatch):
     monkeypatch.setattr("gmail_hf.training.loading.shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(OSError, match="needs .* GB, but only"):
         prepare_pairs(make_pairs(2), processor, tmp_path / "other")
+
+
+def test_patches_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="returns patches .* Train on the data set as it is"):
+        prepare_pairs(make_pairs(2), Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16), tmp_path / "prepared")
+    assert not (tmp_path / "prepared").exists()
 
 
 @pytest.mark.integration

@@ -41,7 +41,7 @@ def prepare_pairs(
     Raises:
         FileExistsError: `output_dir` exists, or another process is writing it.
         OSError: there is too little disk space.
-        ValueError: [`check_pairs`] refuses the pairs, or the processor returns images of different sizes.
+        ValueError: [`check_pairs`] refuses the pairs, or the processor returns images of different sizes or patches.
     """
     check_pairs(pairs, "pairs")
     if Path(output_dir).exists():
@@ -81,7 +81,13 @@ def _readable(image_processor: Any, pairs: Dataset) -> Iterator[np.ndarray]:
 def _resized(image_processor: Any, image: Any) -> np.ndarray:
     """Resize and crop with the processor, without rescaling and normalisation: uint8 `(height, width, 3)`."""
     inputs = image_processor(images=[image], do_rescale=False, do_normalize=False, return_tensors="np")
-    return np.ascontiguousarray(inputs["pixel_values"][0].astype(np.uint8).transpose(1, 2, 0))
+    pixels = inputs["pixel_values"][0]
+    if pixels.ndim != 3:
+        raise ValueError(
+            "The processor returns patches or tiles of an image instead of (channels, height, width): pairs cannot be "
+            "prepared for this model. Train on the data set as it is."
+        )
+    return np.ascontiguousarray(pixels.astype(np.uint8).transpose(1, 2, 0))
 
 
 def _prepared(image_processor: Any, cell: dict | None) -> dict | None:
