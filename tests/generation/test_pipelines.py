@@ -61,6 +61,7 @@ def test_default_steps_are_the_papers(index_of):
         ("WuerstchenDecoderPipeline", {}, "is not a text-to-image pipeline"),
         ("StableDiffusionImg2ImgPipeline", {}, "is not a text-to-image pipeline"),
         ("NoSuchPipeline", {}, "installed diffusers does not support"),
+        (["pipeline", "OwnPipeline"], {}, "OwnPipeline.*installed diffusers does not support"),
         ("FluxPipeline", {"scheduler": "NoScheduler"}, "no scheduler 'NoScheduler'"),
         ("FluxPipeline", {"scheduler": "FluxPipeline"}, "no scheduler 'FluxPipeline'"),
         ("StableDiffusionPipeline", {"scheduler": "FlowMatchEulerDiscreteScheduler"}, "cannot be replaced"),

@@ -90,11 +90,10 @@ def describe_generator(args: SynthesisArguments, path: str | None = None) -> Gen
     index, commit = diffusers.DiffusionPipeline.load_config(
         path, revision=args.generator_revision, return_commit_hash=True
     )
-    pipeline_class = getattr(diffusers, index.get("_class_name", ""), None)
+    name = index.get("_class_name")  # a list of module and class if the pipeline has its own code
+    pipeline_class = getattr(diffusers, name, None) if isinstance(name, str) else None
     if pipeline_class is None:
-        raise ValueError(
-            f"'{args.generator}' is a {index.get('_class_name')}, which the installed diffusers does not support."
-        )
+        raise ValueError(f"'{args.generator}' is a {name}, which the installed diffusers does not support.")
     takes = inspect.signature(pipeline_class.__call__).parameters
     needs = [name for name, value in takes.items() if value.default is value.empty and value.kind < value.VAR_KEYWORD]
     text_to_image = set(needs) <= {"self", "prompt"} <= set(takes) and (
