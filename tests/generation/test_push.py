@@ -18,7 +18,7 @@ from tiny_pipeline import command_line
 from gmail_hf.commands import cli
 from gmail_hf.commands.bundled import synthesize
 from gmail_hf.digits import clip_path
-from gmail_hf.generation import push_dataset, sampler
+from gmail_hf.generation import SynthesisArguments, push_dataset, sampler
 from gmail_hf.generation.push import count_rows
 from gmail_hf.generation.shards import open_folder, read_manifest
 from gmail_hf.publishing import dataset_card
@@ -202,6 +202,18 @@ def test_card_names_both_splits(make_args):
     assert "| Inference steps | 2 |" in card
     (folder.path / "README.md").write_text(card)
     assert datasets.load_dataset(str(folder.path)).num_rows == {"train": 24, "validation": 16}
+
+
+def test_a_folder_of_captions_does_not_pass_for_a_hub_id(options, tmp_path, monkeypatch):
+    """Pushed from another folder than the one that its path was relative to."""
+    (tmp_path / "data" / "captions").mkdir(parents=True)
+    (tmp_path / "data" / "captions" / "rows.jsonl").write_text(json.dumps({"caption": "a cat"}))
+    monkeypatch.chdir(tmp_path)
+    synthesize(SynthesisArguments(**{**options, "dataset": "data/captions", "output_dir": "out"}))
+    monkeypatch.chdir(tmp_path / "data")
+    [(shards, manifest)] = open_folder(tmp_path / "out")
+    card = str(dataset_card("org/pairs", {"train": manifest}, {"train": count_rows(shards)}))
+    assert "source_datasets" not in card and "| captions | `captions`, split `train`" in card
 
 
 def test_paths_of_images_are_not_pushed(options, tmp_path):

@@ -1,5 +1,6 @@
 """A run's resolved captions, generator, settings and folder."""
 
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def make_job(args: SynthesisArguments, rows: Dataset | None = None, generator_pa
         "guidance_scale": generator.guidance_scale,
     }
     source = {
-        "dataset_name": args.dataset,
+        # Relative to another folder, a path would pass for a Hub id.
+        "dataset_name": os.path.abspath(args.dataset) if os.path.exists(args.dataset) else args.dataset,
         "dataset_config_name": args.dataset_config,
         "dataset_revision": args.dataset_revision,
         "dataset_split": args.split,
