@@ -1,7 +1,7 @@
 """
 Model and data set cards for the Hub.
 
-All numbers in a card come from files that a training or `examples/evaluate_gmail.py` wrote. No function here takes a
+All numbers in a card come from files that a training or `gmail-hf evaluate` wrote. No function here takes a
 score.
 """
 

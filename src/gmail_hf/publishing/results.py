@@ -35,7 +35,7 @@ TRAINER_TASKS = {
 
 def add_results(card: str | os.PathLike, results: str | os.PathLike, model: str | None = None) -> ModelCard:
     """
-    Write the scores of `examples/evaluate_gmail.py` to a model card without changing the rest of the card.
+    Write the scores of `gmail-hf evaluate` to a model card without changing the rest of the card.
 
     The text replaces earlier scores in the card, or is added at its end. In the metadata, entries with the same task,
     data set and metric are replaced. Scores of other models, such as the captioner that was scored with a CLIP, are
@@ -43,7 +43,7 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike, model: str 
 
     Args:
         card: a README.md, or its folder.
-        results: output folder of the script.
+        results: output folder of the command.
         model: the card's model, by its name in the results. Defaults to the CLIP, or to the captioner if there is
             none.
 
@@ -66,7 +66,7 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike, model: str 
     if not measured:
         of = f" of '{model}'" if model else ""
         raise FileNotFoundError(
-            f"'{results}' has no results{of} from examples/evaluate_gmail.py: evaluate the model first."
+            f"'{results}' has no results{of} from gmail-hf evaluate: evaluate the model first."
         )
     with open(path, encoding="utf-8", newline="") as file:
         content = file.read()
@@ -119,7 +119,7 @@ def results_text(results: list[dict[str, Any]]) -> str:
             f"{where['date']}, {where['machine']}; {packages}."
         )
     bullets = "\n".join(lines)
-    return f"{to_markdown(results)}\nMeasured by `examples/evaluate_gmail.py`:\n\n{bullets}"
+    return f"{to_markdown(results)}\nMeasured by `gmail-hf evaluate`:\n\n{bullets}"
 
 
 def _trained_on(data: dict[str, Any]) -> str:
@@ -140,7 +140,7 @@ def _scored_by(result: dict[str, Any]) -> str:
 
 
 def benchmark_results(result: dict[str, Any]) -> list[EvalResult]:
-    """Convert the scores of one result file of `examples/evaluate_gmail.py` to entries of the model-index."""
+    """Convert the scores of one result file of `gmail-hf evaluate` to entries of the model-index."""
     data = result["dataset"]
     shared = {
         "dataset_type": public_name(data["name"]),
