@@ -1,11 +1,12 @@
 """What a pipeline takes is known before its weights are loaded."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from gmail_hf.generation.pipelines import describe_generator
+from gmail_hf.generation.pipelines import describe_generator, native_size
 
 
 @pytest.fixture
@@ -84,6 +85,23 @@ def test_scheduler_is_exchanged_and_dtype_obeyed(make_args):
     pipeline = found.load(torch.device("cpu"))
     assert type(pipeline.scheduler).__name__ == found.scheduler == "EulerDiscreteScheduler"
     assert pipeline.unet.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("parts", "size"),
+    [
+        ({"unet": {"sample_size": 64}, "vae_scale_factor": 8}, 512),
+        ({"unet": {"sample_size": 96}, "default_sample_size": 128, "vae_scale_factor": 8}, 1024),
+        ({"unet": {"sample_size": 64}}, 512),  # DeepFloyd IF
+        ({"unet": {}}, 512),  # Kandinsky 3
+        ({"vae_scale_factor": 8}, 512),
+    ],
+)
+def test_native_size(parts, size):
+    """Estimates the disk space of a run, for which any pipeline must do."""
+    if "unet" in parts:
+        parts = parts | {"unet": SimpleNamespace(config=SimpleNamespace(**parts["unet"]))}
+    assert native_size(SimpleNamespace(**parts)) == size
 
 
 def test_other_weights_are_another_revision(make_args, pipeline_folder, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, Features
 from PIL import Image
+from tiny import make_processor
 
 from gmail_hf.generation import generate_shard
 from gmail_hf.generation.captions import Captions
@@ -132,6 +133,27 @@ def test_safety_checker(captions, policy, count):
     assert len(rows) == count
     assert [row["caption"] for row in rows if row["nsfw"]] == (["a dog"] * 2 if policy == "keep" else [])
     assert {row["nsfw"] for row in shard(Painter(), captions)} == {None}
+
+
+def test_verdicts_of_deepfloyd(captions):
+    class DeepFloyd(Painter):
+        def __call__(self, *args, **call):
+            output = super().__call__(*args, **call)
+            return SimpleNamespace(images=output.images, nsfw_detected=output.nsfw_content_detected)
+
+    assert len(shard(DeepFloyd(unsafe=("a dog",)), captions, safety_policy="drop")) == 8
+
+
+def test_a_processor_tokenizes_by_its_tokenizer(captions):
+    """FLUX.2 has a processor, whose first argument is an image."""
+
+    class WithProcessor(Painter):
+        tokenizer = make_processor()
+
+    WithProcessor.tokenizer.tokenizer.model_max_length = 20
+    rows = shard(WithProcessor(), captions)
+    assert len(rows) == 12
+    assert {row["caption"] for row in rows if row["truncated"]} == {"six words are one too many"}
 
 
 def test_jpeg(captions):

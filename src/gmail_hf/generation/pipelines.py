@@ -148,9 +148,10 @@ def device_of_process() -> torch.device:
 
 def native_size(pipeline: Any) -> int:
     """Return the default height and width of a pipeline's images in pixels, or 512 if unknown."""
-    unet = getattr(pipeline, "unet", None)
-    latents = getattr(pipeline, "default_sample_size", None) or (unet.config.sample_size if unet is not None else None)
-    return latents * pipeline.vae_scale_factor if isinstance(latents, int) else 512
+    config = getattr(getattr(pipeline, "unet", None), "config", None)
+    latents = getattr(pipeline, "default_sample_size", None) or getattr(config, "sample_size", None)
+    scale = getattr(pipeline, "vae_scale_factor", None)  # missing in DeepFloyd IF and Kandinsky
+    return latents * scale if isinstance(latents, int) and isinstance(scale, int) else 512
 
 
 def _check_scheduler(name: str, own: str | None) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from datasets import Features, Image, Value
 from PIL import Image as PILImage
+from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from ..publishing.provenance import public_name
@@ -19,6 +20,7 @@ from .captions import Captions
 
 ENCODER_THREADS = 4
 SAVE_OPTIONS = {"png": {}, "jpeg": {"quality": 95, "subsampling": 0}}
+VERDICTS = ("nsfw_content_detected", "nsfw_detected")  # of safety checkers; the latter in DeepFloyd IF
 
 logger = logging.get_logger(__name__)
 
@@ -107,7 +109,7 @@ def generate_shard(
                     f"{settings['batch_size']}. This changes images by rounding errors."
                 )
                 continue
-            verdicts = getattr(output, "nsfw_content_detected", None) or [None] * len(batch)
+            verdicts = next(filter(None, (getattr(output, name, None) for name in VERDICTS)), [None] * len(batch))
             for row, seed, image, nsfw in zip(batch, seeds, output.images, verdicts, strict=True):
                 if nsfw and settings["safety_policy"] == "drop":
                     continue
@@ -143,6 +145,7 @@ def _repeated(call: dict[str, Any], count: int) -> dict[str, Any]:
 def _usable(pipeline: Any, captions: Captions, rows: range, per_caption: int) -> tuple[list[int], set[int]]:
     """Return the rows whose captions can be tokenized, and the indices of captions that all tokenizers truncate."""
     own = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+    own = [part.tokenizer if isinstance(part, ProcessorMixin) else part for part in own]  # as in FLUX.2
     longest = inspect.signature(pipeline).parameters.get("max_sequence_length")  # SD3 cuts T5's 512 tokens to 256
     longest = getattr(longest, "default", None) or math.inf
     limits = [(tokenizer, min(tokenizer.model_max_length, longest)) for tokenizer in own if tokenizer is not None]
