@@ -185,6 +185,14 @@ def test_mistakes_are_named_before_data_is_loaded(command, option, message, tmp_
     assert message in capsys.readouterr().err
 
 
+def test_a_missing_extra_is_named_before_data_is_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(SystemExit):
+        cli.main(["diagnose", "--model", "digits", "--dataset", "absent"])
+    assert 'sklearn is missing; install it with `pip install "gmail-hf[evaluation]"`' in capsys.readouterr().err
+
+
 def test_no_heavy_import_before_a_command_is_chosen():
     code = "import sys; from gmail_hf.commands.cli import main; main(['--help']); main(['--version'])\n"
     code += "print(sorted({'torch', 'transformers', 'datasets', 'diffusers'} & set(sys.modules)))"

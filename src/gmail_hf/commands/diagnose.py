@@ -43,8 +43,10 @@ def main(argv: Sequence[str]) -> dict:
 
     from ..evaluation import diagnose, diagnosis_html, environment
     from ..metrics import to_markdown
+    from ..metrics._checks import optional_import
     from ..training.checks import check_pairs
 
+    optional_import("sklearn")
     pairs = args.load_pairs()
     check_pairs(pairs, f"Split '{args.split}' of '{args.dataset}'", with_negatives=False)
     model, processor = args.load_model(args.model, args.model_revision)
