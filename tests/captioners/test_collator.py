@@ -173,3 +173,19 @@ def test_the_card_names_the_language_model_or_nothing(gpt2_captioner, tmp_path, 
     card = (tmp_path / "README.md").read_text()
     assert f"This model {sentence}" in card
     assert ("base_model: org/gpt" in card) == (language_model == "org/gpt")
+
+
+def test_a_card_that_a_user_wrote_is_kept(gpt2_captioner, tmp_path, monkeypatch):
+    made, card = trainer(gpt2_captioner, tmp_path), tmp_path / "README.md"
+    for dataset in ("org/pairs", "org/others"):  # written again until somebody edits it
+        made.create_model_card(dataset=dataset, model_name="captioner")
+        assert f"the {dataset} dataset" in card.read_text()
+    edited = card.read_text() + "Mine.\n"
+    card.write_text(edited)
+    made.create_model_card(dataset="org/pairs", model_name="captioner")
+    assert card.read_text() == edited
+    card.unlink()
+    made.hub_model_id = "org/captioner"
+    monkeypatch.setattr("gmail_hf.publishing.model_cards.card_of_others", lambda *args, **options: "# On the Hub")
+    made.create_model_card(dataset="org/pairs", model_name="captioner")
+    assert card.read_text() == "# On the Hub"

@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import write_file
+from ..publishing.marker import MARKER, signed
+from ..publishing.model_cards import keep_card
 from ..publishing.provenance import on_hub
 from ..training.safe_trainer import SafeTrainer
 
@@ -42,15 +44,22 @@ class CaptionTrainer(SafeTrainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save and output_dir and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR):
             save_file({"image_embeds": self._sample()}, Path(output_dir, SAMPLE_NAME))
+            keep_card(output_dir, self.hub_model_id, self.args.hub_token)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """As in `Trainer`, with the language model as the base if it is on the Hub; a captioner has no name itself."""
+        """
+        As in `Trainer`, with the language model as the base if it is on the Hub; a captioner has no name itself. A
+        card that a user wrote or edited is kept.
+        """
+        folder = self.args.output_dir
+        if not self.is_world_process_zero() or keep_card(folder, self.hub_model_id, self.args.hub_token):
+            return
         base = self.model.config.text_config.name_or_path
         super().create_model_card(*args, **{"finetuned_from": base if on_hub(base) else None, **kwargs})
-        if self.is_world_process_zero():
-            card = Path(self.args.output_dir, "README.md")
-            nameless = "a fine-tuned version of [](https://huggingface.co/) on"
-            write_file(card, card.read_text(encoding="utf-8").replace(nameless, "trained on"))
+        card = Path(folder, "README.md")
+        nameless = "a fine-tuned version of [](https://huggingface.co/) on"
+        text = card.read_text(encoding="utf-8").replace(nameless, "trained on")
+        write_file(card, signed(f"{text.rstrip()}\n\n{MARKER}\n"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         theirs, config = PreTrainedConfig.get_config_dict(resume_from_checkpoint)[0], self.model.config

@@ -129,16 +129,30 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, token: str
 
     Args:
         folder: folder of the saved model.
+        repo_id, token: see [`keep_card`].
+        fields: `name`, `language`, `license`, `tags`, see [`model_card`].
+    """
+    if not keep_card(folder, repo_id, token):
+        content = str(model_card(folder, repo_id, **fields))
+        write_file(Path(folder, "README.md"), content.encode(errors="surrogateescape"))
+
+
+def keep_card(folder: str | os.PathLike, repo_id: str | None = None, token: str | None = None) -> bool:
+    """
+    Return whether a user wrote the card of a folder or of a repository.
+
+    Args:
+        folder: folder of a model.
         repo_id: repository to which the folder will be pushed. If it has a card that a user wrote, that card is
             downloaded, so that the push does not replace it.
         token: Hub token.
-        fields: `name`, `language`, `license`, `tags`, see [`model_card`].
     """
     if own_card(folder):
-        return
+        return True
     theirs = card_of_others(repo_id, token=token) if repo_id is not None else None
-    content = str(model_card(folder, repo_id, **fields)) if theirs is None else theirs
-    write_file(Path(folder, "README.md"), content.encode(errors="surrogateescape"))
+    if theirs is not None:
+        write_file(Path(folder, "README.md"), theirs.encode(errors="surrogateescape"))
+    return theirs is not None
 
 
 def take_card(
