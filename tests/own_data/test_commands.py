@@ -83,3 +83,23 @@ def test_shards_in_the_folder_of_the_captions_are_refused(photographs, monkeypat
         generate(".", photographs / "out")
     assert "is inside '.', which this command reads" in capsys.readouterr().err
     assert not (photographs / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", ["--output_dir", "model"]),
+        ("caption", ["--output_dir", "model", "--text_model", "x"]),
+        ("vlm", ["--output_dir", "model", "--text_model", "x"]),
+        ("prepare", ["--output_dir", "prepared"]),
+        ("embed", ["--output_file", "embeds.parquet"]),
+    ],
+)
+def test_output_in_a_folder_of_loose_files_is_refused(command, options, photographs, monkeypatch, capsys):
+    """Its train_results.json, or its Arrow and parquet files, would be the data of the next command."""
+    monkeypatch.chdir(photographs)
+    before = sorted(photographs.iterdir())
+    with pytest.raises(SystemExit):
+        run(command, "--dataset", ".", "--model", clip_path(), *options)
+    assert "is inside '.', which this command reads" in capsys.readouterr().err
+    assert sorted(photographs.iterdir()) == before

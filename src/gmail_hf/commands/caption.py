@@ -140,7 +140,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     from .bundled import entity_finder, text_model_path
     from .common import load_two_branches
 
-    checkpoint = start(training_args)
+    checkpoint = start(training_args, data_args.dataset)
     for metric, remedy in missing_metrics(data_args.caption_metrics).items():
         logger.warning(f"{metric} will be missing: {remedy}.")
     training_args.remove_unused_columns = False  # the collator needs the captions

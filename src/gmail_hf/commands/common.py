@@ -20,6 +20,8 @@ PAIRS = (
     "images; or digits, the bundled data, which is generated on first use."
 )
 DTYPES = ("float32", "bfloat16", "float16")
+# Files in folders that save_to_disk or generate wrote.
+LISTED = ("dataset_info.json", "dataset_dict.json", "manifest.json")
 REVISION = "Revision of --model on the Hub."
 
 logger = logging.getLogger("gmail_hf")
@@ -143,9 +145,18 @@ def check_output_outside(output_dir: str, *sources: str | None) -> None:
     for source in sources:
         if source and Path(source).is_dir() and folder.is_relative_to(Path(source).resolve()):
             raise ValueError(
-                f"--output_dir '{output_dir}' is inside '{source}', which this command reads: its files would look "
-                "like other data or another model. Choose a folder outside."
+                f"The output folder '{output_dir}' is inside '{source}', which this command reads: its files would "
+                "look like other data or another model. Choose a folder outside."
             )
+
+
+def check_output_not_read(output_dir: str, dataset: str | None) -> None:
+    """
+    As [`check_output_outside`], unless the folder of the data set lists its files. Others are searched with their
+    subfolders, and the output would pass for data of the next command.
+    """
+    if dataset and not any(Path(dataset, name).exists() for name in LISTED):
+        check_output_outside(output_dir, dataset)
 
 
 def hold_output_dir(args: Any) -> None:
@@ -158,12 +169,13 @@ def hold_output_dir(args: Any) -> None:
     weakref.finalize(args, unlock_folder, lock_folder(args.output_dir))
 
 
-def start(args: "TrainingArguments") -> str | None:
+def start(args: "TrainingArguments", dataset: str | None = None) -> str | None:
     """
     Set up logging and the seed, lock the output folder as long as `args` is in use, and return the checkpoint to
     resume from, if any. Only the main process logs, except warnings about unreadable images.
 
     Raises:
+        ValueError: see [`check_output_not_read`].
         FileExistsError: another process is writing to the folder; see also [`training.resuming.check_output_dir`].
         FileNotFoundError: see [`training.resuming.check_output_dir`].
     """
@@ -175,6 +187,7 @@ def start(args: "TrainingArguments") -> str | None:
     logger.setLevel(logging.INFO if args.should_log else logging.ERROR)
     bad_images.setLevel(logging.WARNING)
     set_seed(args.seed)
+    check_output_not_read(args.output_dir, dataset)
     if args.should_save:
         hold_output_dir(args)
     return check_output_dir(args.output_dir, args.resume_from_checkpoint)

@@ -26,7 +26,7 @@ from typing import Any
 
 from ..files import replacing, try_lock
 from .cli import run
-from .common import DTYPES, REVISION, device_of, load_two_branches, logger
+from .common import DTYPES, REVISION, check_output_not_read, device_of, load_two_branches, logger
 from .options import REQUIRED, option, parse
 
 FORMATS = (".parquet", ".safetensors")
@@ -44,7 +44,7 @@ class EmbeddingArguments:
     model_revision: str | None = option(REVISION)
     images: str | None = option("Folder of images, including its subfolders.")
     dataset: str | None = option(
-        "Data set instead of --images: a Hub id, a folder saved by datasets, parquet files, or digits."
+        "Data set instead of --images, in any layout that gmail-hf train reads, or digits."
     )
     dataset_config: str | None = option("Configuration of a data set on the Hub.")
     dataset_revision: str | None = option("Revision of --dataset on the Hub.")
@@ -73,6 +73,8 @@ class EmbeddingArguments:
 def main(argv: Sequence[str]) -> Path:
     """Embed the images, write the file and return its path."""
     (args,) = parse(argv, "embed", __doc__, (EmbeddingArguments,))
+    if args.output_file.endswith(".parquet"):
+        check_output_not_read(str(Path(args.output_file).parent), args.dataset)
 
     import numpy as np
     import torch

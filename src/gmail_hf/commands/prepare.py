@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .cli import run
-from .common import PAIRS
+from .common import PAIRS, check_output_not_read
 from .options import REQUIRED, option, parse
 
 
@@ -26,6 +26,7 @@ class PrepareArguments:
 
 def main(argv: Sequence[str]) -> None:
     (args,) = parse(argv, "prepare", __doc__, (PrepareArguments,))
+    check_output_not_read(args.output_dir, args.dataset)
 
     from ..generation.prepare import prepare_pairs
     from ..models.loading import load_processor

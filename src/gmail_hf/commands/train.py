@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     from ..training.loading import check_free_disk
     from ..training.trainer import GmailTrainer
 
-    checkpoint = start(training_args)
+    checkpoint = start(training_args, data_args.dataset)
 
     columns = {
         "real_image": data_args.real_image_column,

@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> dict[str, float]:
     from ..vlm.training import optimizer_of
     from .bundled import conversations
 
-    checkpoint = start(training_args)
+    checkpoint = start(training_args, data_args.dataset)
     if checkpoint is not None:
         adapter = Path(checkpoint, "adapter_config.json")
         written = "projector+lora" if adapter.exists() else "projector"
