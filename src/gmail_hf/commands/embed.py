@@ -43,9 +43,7 @@ class EmbeddingArguments:
     output_file: str = option("File to write, .parquet or .safetensors.", REQUIRED)
     model_revision: str | None = option(REVISION)
     images: str | None = option("Folder of images, including its subfolders.")
-    dataset: str | None = option(
-        "Data set instead of --images, in any layout that gmail-hf train reads, or digits."
-    )
+    dataset: str | None = option("Data set instead of --images, in any layout that gmail-hf train reads, or digits.")
     dataset_config: str | None = option("Configuration of a data set on the Hub.")
     dataset_revision: str | None = option("Revision of --dataset on the Hub.")
     split: str = option("Split of --dataset.", "train")

@@ -65,9 +65,7 @@ def add_results(card: str | os.PathLike, results: str | os.PathLike, model: str 
     measured = [result for result in measured if result["tasks"]]
     if not measured:
         of = f" of '{model}'" if model else ""
-        raise FileNotFoundError(
-            f"'{results}' has no results{of} from gmail-hf evaluate: evaluate the model first."
-        )
+        raise FileNotFoundError(f"'{results}' has no results{of} from gmail-hf evaluate: evaluate the model first.")
     with open(path, encoding="utf-8", newline="") as file:
         content = file.read()
     loaded = ModelCard(content)
