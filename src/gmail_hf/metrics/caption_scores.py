@@ -211,7 +211,8 @@ def _score(
                 scorer.lock.release()
             _meteor.cache_clear()
         # SPICE includes native code that does not run on every machine, and METEOR's process may run out of memory.
-        if not isinstance(error, (OSError, ValueError, subprocess.CalledProcessError)):
+        failures = (OSError, ValueError, subprocess.CalledProcessError)
+        if metric not in ("METEOR", "SPICE") or not isinstance(error, failures):
             raise
         warnings.warn(f"{metric} failed; Java's message is above, if there is one: {error}", stacklevel=2)
         return None

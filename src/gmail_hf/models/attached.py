@@ -26,8 +26,8 @@ from ..branches.routing import RoutedLinear, pickled_as
 from ..branches.tower import BranchedTower, Modality, is_adapter_weight
 from ..publishing.hub import hub_kwargs
 from .auto import MODELS
-from .base import unpadded
 from .loading import adapter_files
+from .packing import packed_features
 from .vision import GmailVisionOnly, VisionFields
 from .vision_language import take_modality
 
@@ -90,33 +90,14 @@ class AttachedTower(GmailVisionOnly):
         **kwargs: Any,
     ) -> Any:
         """The base's output with a `pooler_output` `(images, dim)`; arguments as in `forward`."""
-        kwargs["modality"] = modality
-        kept, merged = None, 1
-        if image_position_ids is not None:
-            kept, merged = (image_position_ids >= 0).all(dim=-1), self.config.pooling_kernel_size**2
-            outputs, patches = self(pixel_values, pixel_position_ids=image_position_ids, **kwargs), kept.sum(dim=-1)
-            tokens = outputs.last_hidden_state
-        elif image_grid_thw is not None:
-            merged = self.config.spatial_merge_size**2
-            patches = self.patches_of(pixel_values, image_grid_thw)
-            places = torch.arange(pixel_values.shape[1], device=patches.device)
-            outputs = self(pixel_values[places < patches[:, None]], grid_thw=image_grid_thw, **kwargs)
-            tokens = outputs.pooler_output
-        elif (patches := self.patches_of(pixel_values, image_sizes=image_sizes)) is not None:
-            outputs = self(pixel_values, image_sizes=image_sizes, **kwargs)
-            tokens = outputs.last_hidden_state[0]
-        else:
-            outputs = self(pixel_values, **kwargs)
-            if getattr(outputs, "pooler_output", None) is None:
-                tokens, mask = outputs.last_hidden_state, kwargs.get("pixel_attention_mask")
-                mask = tokens.new_ones(tokens.shape[:2]) if mask is None else mask  # (images, tokens)
-                outputs.pooler_output = (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-            return outputs
-        tokens = tokens.split((patches // merged).tolist())
-        outputs.pooler_output = torch.stack([image.mean(dim=0) for image in tokens])
-        if getattr(outputs, "hidden_states", None) is not None:
-            # Gemma 4's last hidden state has its merged tokens, without padding.
-            outputs.hidden_states = tuple(unpadded(states, patches, kept) for states in outputs.hidden_states)
+        sizes = image_grid_thw, image_position_ids, image_sizes
+        if "image_sizes" in self.keywords or any(size is not None for size in sizes):
+            return packed_features(self, pixel_values, *sizes, modality=modality, **kwargs)
+        outputs = self(pixel_values, modality=modality, **kwargs)
+        if getattr(outputs, "pooler_output", None) is None:
+            tokens, mask = outputs.last_hidden_state, kwargs.get("pixel_attention_mask")
+            mask = tokens.new_ones(tokens.shape[:2]) if mask is None else mask  # (images, tokens)
+            outputs.pooler_output = (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         return outputs
 
 

@@ -27,6 +27,7 @@ from ..branches.tower import (
     reject_unknown,
 )
 from .auto_modality import AutoModality, is_auto
+from .packing import unpadded
 
 SIDES = {"generated": "gen", "real": "real"}
 ONLY_PAIRS = "Pairs take no `pixel_values` and no `modality`: their branches are `gen` and `real`."
@@ -409,28 +410,6 @@ class GmailModel(AutoModality, ModalityMixin):
         if input_ids is not None:
             output["text_embeds"] = self.embed_text(input_ids, attention_mask)
         return output
-
-
-def unpadded(states: torch.Tensor, patches: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
-    """
-    Hidden states `(images, tokens, hidden)` without padding.
-
-    Args:
-        states (`torch.Tensor` of shape `(images, padded tokens, hidden)`): or one sequence of all images, without
-            padding, of shape `(tokens, hidden)` or `(1, tokens, hidden)`.
-        patches (`torch.LongTensor` of shape `(images,)`): the number of patches of each image.
-        kept (`torch.BoolTensor` of shape `(images, padded tokens)`, *optional*): the places without padding.
-
-    Raises:
-        ValueError: the images have different numbers of patches.
-    """
-    sizes = sorted(set(patches.tolist()))
-    if len(sizes) > 1:
-        raise ValueError(
-            f"`token_weight` needs the same number of patches in each image, got {sizes}: resize the images."
-        )
-    states = states.flatten(0, -2) if kept is None or states.dim() == 2 else states[kept]
-    return states.unflatten(0, (len(patches), -1))
 
 
 def takes_pairs(kwargs: dict[str, Any]) -> bool:
